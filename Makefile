@@ -1,0 +1,27 @@
+# Two commands: `make demo` (the main job on the built-in data) and `make test`. Each installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+STAMP = $(VENV)/.part_robust_installed
+
+.PHONY: demo test lint install clean
+
+demo: $(STAMP)
+	$(RUN) tools/run_demo.py
+
+test: lint
+	$(RUN) -m pytest tests
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy part_robust/attacks part_robust/evaluation
+
+install: $(STAMP)
+
+$(STAMP): requirements.txt setup.py tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,106 @@
+"""What the attacker may do: a ball around the image and the range of pixels.
+
+Letters: N images, each (3, H, W). All lengths in 0..255 pixel units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from part_robust.attacks import noise
+
+NORMS = ("linf", "l2")
+
+
+class ThreatModelViolation(RuntimeError):
+    """An attack returned something that its threat model does not allow."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """All images x' with ||x' - x|| <= eps and low <= x' <= high.
+
+    Attributes:
+        norm: "linf" or "l2".
+        eps: radius, 0..255 units.
+        low: smallest pixel value.
+        high: largest pixel value.
+    """
+
+    norm: str = "linf"
+    eps: float = 8.0
+    low: float = 0.0
+    high: float = 255.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {NORMS}, is {self.norm!r}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps must not be negative, is {self.eps}")
+
+    def scaled(self, factor: float) -> ThreatModel:
+        """The same with radius `factor` * eps."""
+        return replace(self, eps=self.eps * factor)
+
+    def describe(self) -> dict:
+        return asdict(self)
+
+    def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """(N,) norms of the perturbations."""
+        delta = (adversarial - images).flatten(1)
+        return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
+
+    def random_start(self, images: Tensor, keys: Tensor) -> Tensor:
+        """A point drawn uniformly from each image's ball, then clamped to the pixel range; keys int64 (N,)."""
+        shape = images.shape[1:]
+        if self.norm == "linf":
+            delta = (2.0 * noise.uniform(keys, shape) - 1.0) * self.eps
+        else:
+            direction = _unit(noise.normal(keys, shape))
+            # A radius r in d dimensions encloses a share r^d of the ball's volume.
+            radius = noise.uniform(keys, (1, 1, 1), stream=2) ** (1.0 / images[0].numel())
+            delta = direction * radius * self.eps
+        return self.project(images + delta, images)
+
+    def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """Nearest allowed point for "linf"; for "l2" the ball first, then the range. Never moves an allowed point."""
+        if self.norm == "linf":
+            lower = (images - self.eps).clamp_(min=self.low)
+            upper = (images + self.eps).clamp_(max=self.high)
+            return torch.minimum(torch.maximum(adversarial, lower), upper)
+        delta = adversarial - images
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        # Clamping to the range afterwards only shortens the way to an image that lies inside the range.
+        factor = torch.where(length > self.eps, self.eps / length.clamp(min=1e-12), torch.ones_like(length))
+        return (images + delta * factor).clamp(self.low, self.high)
+
+    def ascent_direction(self, gradient: Tensor) -> Tensor:
+        """Steepest ascent of length 1 in the norm: the sign, or the gradient over its length (0 stays 0)."""
+        return gradient.sign() if self.norm == "linf" else _unit(gradient)
+
+    def verify(self, adversarial: Tensor, images: Tensor) -> None:
+        """Raises:
+        ThreatModelViolation: a perturbation is too long, a pixel is out of range or not a number.
+        """
+        tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 resolves 1.5e-5 per pixel
+        distance = self.distance(adversarial, images)
+        in_range = ((adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)).flatten(1).all(dim=1)
+        allowed = (distance <= self.eps + tolerance) & in_range  # False for NaN, too
+        if not bool(allowed.all()):
+            index = int((~allowed).nonzero()[0])
+            raise ThreatModelViolation(
+                f"image {index} of the batch: {self.norm} distance {float(distance[index]):.4f} (allowed {self.eps}), "
+                f"pixels {float(adversarial[index].min()):.4f} .. {float(adversarial[index].max()):.4f} "
+                f"(allowed {self.low} .. {self.high})"
+            )
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each image of (N, ...) divided by its Euclidean length; zero stays zero."""
+    # Scaled by the largest entry first: squares of tiny gradients would underflow.
+    flat = x.flatten(1)
+    flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
+    return (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)).view_as(x)

@@ -1,0 +1,215 @@
+"""Every config key of part_robust, with its unit, its choices and where it comes from.
+
+Pixel quantities (eps, step sizes) are in the 0..255 unit of the images: 8/255 of the literature is 8.0 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+
+def add_part_robust_config(cfg: CfgNode) -> None:
+    """Adds our keys, with defaults, to a detectron2 config in place."""
+    add_deeplab_config(cfg)
+    _change_detectron2_defaults(cfg)
+    _add_input(cfg)
+    _add_model(cfg)
+    _add_attack(cfg)
+    _add_test(cfg)
+    # Schedule in epochs of the training set, whatever the batch size: sets SOLVER.MAX_ITER, and SOLVER.STEPS from
+    # STEP_EPOCHS, SOLVER.CHECKPOINT_PERIOD and TEST.EVAL_PERIOD from EVAL_EPOCHS. 0 keeps the iteration counts.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.STEP_EPOCHS = ()
+    cfg.SOLVER.EVAL_EPOCHS = 1.0
+    # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
+    cfg.DATASETS.VAL = ()
+
+
+def _change_detectron2_defaults(cfg: CfgNode) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "PartClassifier"
+    # torchvision's ImageNet statistics, RGB, 0..255.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    # torchvision's ResNet: stride in the 3x3 convolution, one ordinary stem, no multi-grid.
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    # Images without any part annotation are data too: never drop them.
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    # All images become one size anyway; batches grouped by aspect ratio would be less mixed.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.SEED = 0
+
+
+def _add_input(cfg: CfgNode) -> None:
+    # Side in pixels of the square that every model family sees, in training and in evaluation.
+    cfg.INPUT.SIZE = 224
+    # Training crop (torchvision's RandomResizedCrop): area relative to the image, and aspect ratio w / h.
+    # The thesis uses scale (0.5, 1) for PACO and (0.08, 1) for PartImageNet.
+    cfg.INPUT.CROP_SCALE = (0.5, 1.0)
+    cfg.INPUT.CROP_RATIO = (0.75, 1.3333)
+    # Probability of a horizontal flip in training.
+    cfg.INPUT.FLIP_PROB = 0.5
+    # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE) or
+    # "letterbox" (resize the long side to SIZE and pad to a square; the padding is never attacked or scored).
+    cfg.INPUT.TEST_TRANSFORM = "center_crop"
+    # Short side in pixels before the centre crop; 0 means SIZE (nothing but the ends of long images is cut).
+    cfg.INPUT.TEST_RESIZE = 0
+    # Part targets, in training and in scores: "masks", or "boxes" (each part's box painted as its mask, small parts
+    # on top of large ones), the box supervision of thesis section 2.2; data with boxes only need "boxes".
+    cfg.INPUT.PART_MASKS = "masks"
+    # Images per process in evaluation. Results do not depend on it.
+    cfg.DATALOADER.TEST_BATCH_SIZE = 32
+
+
+def _add_model(cfg: CfgNode) -> None:
+    node = cfg.MODEL.PART_CLASSIFIER = CfgNode()
+    # Object classes C and parts P (without background). 0 reads them from the first training set.
+    node.NUM_CLASSES = 0
+    node.NUM_PARTS = 0
+    # Name in PART_SEGMENTER_REGISTRY; "" for a plain classifier.
+    node.SEGMENTER = ""
+    # Name in CLASS_HEAD_REGISTRY; "" for segmentation only.
+    node.HEAD = "LinearHead"
+    # Normalisation inside class heads, a name of detectron2's get_norm (BN, SyncBN, GN, ...); "SyncBN" on many GPUs.
+    node.HEAD_NORM = "BN"
+    # c_seg of (1 - c_seg) loss_cls + c_seg loss_parts, 0..1. Without a head or a segmenter the one loss has weight 1.
+    node.SEG_LOSS_WEIGHT = 0.5
+    # Label smoothing of the class cross-entropy, 0..1.
+    node.LABEL_SMOOTHING = 0.0
+
+    node = cfg.MODEL.LINEAR_HEAD = CfgNode()
+    # Backbone feature whose spatial mean is classified.
+    node.IN_FEATURE = "res5"
+
+    node = cfg.MODEL.TWO_HEADED_HEAD = CfgNode()
+    node.IN_FEATURE = "res5"
+    # Side of the adaptive average pooling, in cells.
+    node.POOL_SIZE = 4
+    # Channels of the hidden convolution.
+    node.HIDDEN_DIM = 64
+
+    node = cfg.MODEL.DOWNSAMPLED_HEAD = CfgNode()
+    node.POOL_SIZE = 4
+    # Channels of the convolution, per part map.
+    node.CHANNELS_PER_PART = 5
+    node.HIDDEN_DIM = 50
+    # Leave the background map out of the head's input (the published scripts meant to, and kept it).
+    node.DROP_BACKGROUND = False
+
+    # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.IN_FEATURES = ["res2", "res5"]
+    head.PROJECT_FEATURES = ["res2"]
+    head.PROJECT_CHANNELS = [48]
+    head.ASPP_CHANNELS = 256
+    head.ASPP_DILATIONS = [12, 24, 36]
+    head.ASPP_DROPOUT = 0.1
+    head.CONVS_DIM = 256
+    head.COMMON_STRIDE = 4
+    head.NORM = "BN"
+    head.USE_DEPTHWISE_SEPARABLE_CONV = True
+
+
+def _attack_defaults() -> CfgNode:
+    node = CfgNode()
+    # Name in ATTACK_REGISTRY.
+    node.NAME = "PGD"
+    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits.
+    node.OBJECTIVE = "cross_entropy"
+    # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
+    node.NORM = "linf"
+    node.EPS = 8.0
+    node.STEPS = 10
+    # Step length in the norm, 0..255 units.
+    node.STEP_SIZE = 1.0
+    # Start uniformly in the ball instead of at the image.
+    node.RANDOM_START = True
+    # Independent runs; the worst result of each image is kept.
+    node.RESTARTS = 1
+    # Which iterate of a run counts: "last" (the thesis) or "best" (the worst for the model along the path).
+    node.KEEP = "last"
+    # Random starts depend on this seed, the image id and the restart only.
+    node.SEED = 0
+    return node
+
+
+def _add_attack(cfg: CfgNode) -> None:
+    cfg.ATTACK = CfgNode()
+
+    # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
+    # the model in eval mode during the attack and training on the attacked batch alone).
+    train = cfg.ATTACK.TRAIN = _attack_defaults()
+    train.ENABLED = False
+    # Fraction of each batch that is attacked, 0..1; the rest stays clean.
+    train.FRACTION = 1.0
+    # Grow eps and step size linearly from 0 over this many iterations.
+    train.EPS_WARMUP_ITERS = 0
+
+    # Names in ATTACK.SPECS that an evaluation runs, each on every image.
+    cfg.ATTACK.EVAL = ["pgd100x5"]
+    # The same during training, where time matters.
+    cfg.ATTACK.EVAL_DURING_TRAINING = ["pgd20"]
+
+    # Named attacks. A spec states what differs from `_attack_defaults`; users add their own under a new name and
+    # change any value from the command line (ATTACK.SPECS.pgd20.STEPS 50).
+    specs = cfg.ATTACK.SPECS = CfgNode(new_allowed=True)
+    # Thesis, evaluation: 100 steps of 0.255 (0.001 of the 0..1 range), 5 restarts, last iterate.
+    specs.pgd100x5 = _attack_defaults()
+    specs.pgd100x5.merge_from_list(["STEPS", 100, "STEP_SIZE", 0.255, "RESTARTS", 5])
+    # Thesis, model selection: 50 steps of 0.51 (0.002 of the 0..1 range).
+    specs.pgd50 = _attack_defaults()
+    specs.pgd50.merge_from_list(["STEPS", 50, "STEP_SIZE", 0.51])
+    # Common in the literature, cheap enough to watch a training run.
+    specs.pgd20 = _attack_defaults()
+    specs.pgd20.merge_from_list(["STEPS", 20, "STEP_SIZE", 2.0, "KEEP", "best"])
+    # One step from the image itself (Goodfellow et al., 2015).
+    specs.fgsm = _attack_defaults()
+    specs.fgsm.merge_from_list(["STEPS", 1, "STEP_SIZE", 8.0, "RANDOM_START", False])
+
+
+def _add_test(cfg: CfgNode) -> None:
+    # Metric whose best value keeps a checkpoint (model_best.pth): "auto" is accuracy under the first attack of
+    # ATTACK.EVAL_DURING_TRAINING when training adversarially, clean accuracy otherwise, and the pixel accuracy
+    # instead of the class accuracy for segmentation-only models.
+    cfg.TEST.BEST_METRIC = "auto"
+
+
+def attack_spec(cfg: CfgNode, name: str) -> CfgNode:
+    """The complete attack named `name` in ATTACK.SPECS: what the spec leaves out takes the default.
+
+    Raises:
+        KeyError: no such spec, or a key in it that attacks do not have.
+    """
+    if name not in cfg.ATTACK.SPECS:
+        known = ", ".join(sorted(cfg.ATTACK.SPECS))
+        raise KeyError(f"no attack {name!r} in ATTACK.SPECS, there are: {known}")
+    node = _attack_defaults()
+    node.merge_from_other_cfg(cfg.ATTACK.SPECS[name])
+    return node
+
+
+def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
+    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        KeyError: an unknown key, named in the message.
+    """
+    cfg = get_cfg()
+    add_part_robust_config(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"config file {config_file} does not exist")
+        cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    return cfg

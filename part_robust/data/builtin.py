@@ -1,0 +1,60 @@
+"""The data sets that ship with a name: where their files lie below $DETECTRON2_DATASETS (default: ./datasets)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from part_robust.data.register import register_part_dataset
+
+PREFIX = "part_robust_"  # never clashes with the names other packages use for the same data
+SPLITS = ("train", "val", "test")
+
+# name: (folder, image root inside it, how to prepare it)
+BUILTIN = {
+    "part_shapes": (
+        "part_shapes",
+        "images",
+        "Draw it with: python datasets/make_part_shapes.py --root {folder}",
+    ),
+    "paco": (
+        "paco",
+        "images",
+        "Prepare PACO with: python datasets/prepare_paco.py --output {folder} (see datasets/README.md)",
+    ),
+    "part_imagenet": (
+        "part_imagenet",
+        "images",
+        "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
+        "(see datasets/README.md)",
+    ),
+}
+
+
+def register_builtin(root: str | Path | None = None) -> list[str]:
+    """Registers `part_robust_<data>_<split>` lazily; names that exist already stay as they are.
+
+    Args:
+        root: folder of the data sets; default $DETECTRON2_DATASETS, else `datasets`.
+
+    Returns:
+        All built-in names.
+    """
+    root = Path(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    names = []
+    for data, (folder, images, hint) in BUILTIN.items():
+        for split in SPLITS:
+            name = f"{PREFIX}{data}_{split}"
+            names.append(name)
+            if name in DatasetCatalog.list():
+                continue
+            base = root / folder
+            register_part_dataset(
+                name,
+                json_file=base / "annotations" / f"{split}.json",
+                image_root=base / images,
+                hint=hint.format(folder=base),
+            )
+    return names

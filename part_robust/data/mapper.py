@@ -1,0 +1,210 @@
+"""Turns a record of the part json into what the model and the evaluators see, alike in training and evaluation.
+
+Letters: H, W side lengths after the transform (both INPUT.SIZE), P parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from part_robust.data.register import get_taxonomy
+from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
+
+
+class PartDatasetMapper:
+    """Record -> model input. Image, masks and boxes go through one geometry; targets are kept at test time.
+
+    The result has the record's `file_name`, `image_id`, `class_id`, `part_supervision` and
+        image: uint8 (3, H, W), RGB, 0..255.
+        sem_seg: int64 (H, W); 0..P-1 parts, P background, `ignore_label` for pixels that count nowhere.
+        instances: `Instances` with gt_boxes (XYXY pixels), gt_classes (0..P-1) and gt_masks, one per annotation
+            that is still visible after the transform.
+        content_size: (h, w) of the image's own pixels inside a letterbox, from the top left corner; only there.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        num_parts: int,
+        ignore_label: int,
+        masks_from: str = "masks",
+    ) -> None:
+        """
+        Args:
+            augmentations: geometry only; the result must be one size for all images.
+            num_parts: P.
+            ignore_label: semantic label of pixels that count nowhere.
+            masks_from: "masks", or "boxes" to paint each part's box as its mask (box supervision).
+        """
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.num_parts = num_parts
+        self.ignore_label = ignore_label
+        self.masks_from = masks_from
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool, dataset_name: str) -> dict:
+        taxonomy = get_taxonomy(dataset_name)
+        return {
+            "augmentations": build_train_augmentations(cfg) if is_train else build_test_augmentations(cfg),
+            "num_parts": taxonomy.num_parts,
+            "ignore_label": taxonomy.ignore_label,
+            "masks_from": cfg.INPUT.PART_MASKS,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        image = read_image(record)
+        height, width = image.shape[:2]
+        annotations = record["annotations"]
+        masks = [self._mask(annotation, record) for annotation in annotations]
+        ignore = _decode(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
+
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        # Masks stay uint8: detectron2 resizes those with Pillow, like the image; wider integers take another
+        # interpolation whose pixel centres lie elsewhere.
+        masks = [transforms.apply_segmentation(mask) for mask in masks]
+        ignore = transforms.apply_segmentation(ignore) if ignore is not None else None
+        content = _content_size(transforms)
+
+        result = {key: record[key] for key in ("file_name", "image_id", "class_id", "part_supervision")}
+        result["height"], result["width"] = image.shape[:2]
+        result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        result["sem_seg"] = self._paint(record, masks, ignore, image.shape[:2], content)
+        result["instances"] = _instances(annotations, masks, image.shape[:2])
+        if content is not None:
+            result["content_size"] = content
+        return result
+
+    def _mask(self, annotation: dict, record: dict) -> np.ndarray:
+        """uint8 0/1 (height, width) of one annotation in the image's own pixels."""
+        height, width = record["height"], record["width"]
+        if self.masks_from == "boxes":
+            x, y, w, h = annotation["bbox"]
+            mask = np.zeros((height, width), dtype=np.uint8)
+            # Every pixel the box touches, as a mask's bounding box would.
+            left, top = max(int(np.floor(x)), 0), max(int(np.floor(y)), 0)
+            mask[top : int(np.ceil(y + h)), left : int(np.ceil(x + w))] = 1
+            return mask
+        if "segmentation" not in annotation:
+            raise ValueError(
+                f"{record['file_name']}: annotation {annotation['id']} has only a box, no `segmentation`. "
+                "To train on boxes painted as masks set INPUT.PART_MASKS boxes"
+            )
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        return _decode(segmentation)
+
+    def _paint(
+        self,
+        record: dict,
+        masks: list[np.ndarray],
+        ignore: np.ndarray | None,
+        size: tuple[int, int],
+        content: tuple[int, int] | None,
+    ) -> torch.Tensor:
+        """Semantic label map. Small parts lie on top of large ones, the target object's on its neighbours'."""
+        # What an image without or with incomplete part labels does not show is unknown, not background.
+        complete = record["part_supervision"] == "full"
+        labels = np.full(size, self.num_parts if complete else self.ignore_label, dtype=np.int64)
+        order = sorted(
+            range(len(masks)),
+            key=lambda i: (
+                record["annotations"][i]["is_target"],
+                -record["annotations"][i]["area"],
+                record["annotations"][i]["id"],
+            ),
+        )
+        for index in order:
+            labels[masks[index] > 0] = record["annotations"][index]["category_id"]
+        if ignore is not None:
+            labels[ignore > 0] = self.ignore_label
+        if content is not None:
+            labels[content[0] :, :] = self.ignore_label
+            labels[:, content[1] :] = self.ignore_label
+        return torch.from_numpy(labels)
+
+
+def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    augmentations: list[T.Augmentation] = [
+        RandomResizedCrop(cfg.INPUT.SIZE, cfg.INPUT.CROP_SCALE, cfg.INPUT.CROP_RATIO)
+    ]
+    if cfg.INPUT.FLIP_PROB > 0:
+        augmentations.append(T.RandomFlip(prob=cfg.INPUT.FLIP_PROB))
+    return augmentations
+
+
+def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The same for every model family.
+
+    Raises:
+        ValueError: INPUT.TEST_TRANSFORM or INPUT.TEST_RESIZE is none of the possible ones.
+    """
+    size = cfg.INPUT.SIZE
+    if cfg.INPUT.TEST_TRANSFORM == "letterbox":
+        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN)]
+    if cfg.INPUT.TEST_TRANSFORM != "center_crop":
+        raise ValueError(f"INPUT.TEST_TRANSFORM must be center_crop or letterbox, is {cfg.INPUT.TEST_TRANSFORM}")
+    short_side = cfg.INPUT.TEST_RESIZE or size
+    if short_side < size:
+        raise ValueError(f"INPUT.TEST_RESIZE {short_side} is smaller than INPUT.SIZE {size}")
+    return [T.ResizeShortestEdge(short_side, max_size=1 << 30), CenterCrop(size)]
+
+
+def read_image(record: dict) -> np.ndarray:
+    """Reads the image of a record: uint8 (height, width, 3) RGB.
+
+    A camera's EXIF rotation is applied only if the json's size says that it was when the parts were drawn.
+
+    Raises:
+        ValueError: the file cannot be decoded, or its size is not the json's.
+    """
+    path = record["file_name"]
+    expected = (record["width"], record["height"])
+    try:
+        with Image.open(path) as file:
+            if "crop_xyxy" in record:
+                return np.asarray(file.crop(record["crop_xyxy"]).convert("RGB"))
+            image = file if file.size == expected else ImageOps.exif_transpose(file)
+            if image.size != expected:
+                raise ValueError(f"is {file.size[0]} x {file.size[1]}, the json says {expected[0]} x {expected[1]}")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"image {path} (image_id {record['image_id']}): {error}") from error
+
+
+def _content_size(transform: T.Transform) -> tuple[int, int] | None:
+    """Image part of a letterbox, if a transform somewhere in the (nested) list is one."""
+    if isinstance(transform, T.TransformList):
+        return next(filter(None, map(_content_size, transform.transforms)), None)
+    return getattr(transform, "content_size", None)
+
+
+def _decode(rle: dict) -> np.ndarray:
+    return coco_mask.decode(copy.copy(rle))
+
+
+def _instances(annotations: list[dict], masks: list[np.ndarray], size: tuple[int, int]) -> Instances:
+    """Boxes are those of the transformed masks, so they end where the crop ends."""
+    visible = [index for index, mask in enumerate(masks) if mask.any()]
+    stacked = np.zeros((len(visible), *size), dtype=bool)
+    for row, index in enumerate(visible):
+        stacked[row] = masks[index] > 0
+    gt_masks = BitMasks(torch.from_numpy(stacked))
+    instances = Instances(size)
+    instances.gt_boxes = gt_masks.get_bounding_boxes() if visible else Boxes(torch.zeros(0, 4))
+    instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in visible], dtype=torch.int64)
+    instances.gt_masks = gt_masks
+    return instances

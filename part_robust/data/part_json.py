@@ -1,0 +1,130 @@
+"""Loads the part json (docs/data_format.md) as detectron2's `list[dict]`, validated and in a stable order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from detectron2.structures import BoxMode
+
+from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
+from part_robust.data.validation import violations
+
+
+def read_part_json(json_file: str | Path) -> dict:
+    """Parses and validates one part json.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json, or a rule of the format is broken; names the file and the first violations.
+    """
+    path = Path(json_file)
+    if not path.is_file():
+        raise FileNotFoundError(f"annotation file {path} does not exist")
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid json: {error}") from error
+    found = list(itertools.islice(violations(data), 4))
+    if found:
+        more = "; and more" if len(found) > 3 else ""
+        raise ValueError(
+            f"{path} breaks the part format: {'; '.join(found[:3])}{more}. "
+            f"All of it: python -m part_robust.data.check {path}"
+        )
+    return data
+
+
+def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
+    """Reads a part json.
+
+    Args:
+        json_file: part json.
+        image_root: folder that `file_name` of the images is relative to.
+
+    Returns:
+        One dict per image in ascending image id, images without parts included, and the taxonomy. Keys:
+        `file_name` (joined with image_root), `height`, `width` (pixels), `image_id`, `class_id` (0..C-1),
+        `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE)
+        and `crop_xyxy` (the window of the file that is the image). An annotation has `id`, `bbox` XYWH in pixels,
+        `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless only
+        a box is known.
+
+    Raises:
+        FileNotFoundError: the json or some images do not exist; names the first ones.
+        ValueError: a rule of the format is broken.
+    """
+    data = read_part_json(json_file)
+    taxonomy = taxonomy_from_json(data)
+    part_index = {c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))}
+    class_index = _class_index(data)
+
+    annotations: dict[int, list[dict]] = defaultdict(list)
+    for annotation in sorted(data["annotations"], key=lambda a: a["id"]):
+        record = {
+            "id": annotation["id"],
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": part_index[annotation["category_id"]],
+            "area": annotation["area"],
+            "iscrowd": 0,
+            "is_target": int(annotation.get("is_target", 1)),
+        }
+        if "segmentation" in annotation:
+            record["segmentation"] = annotation["segmentation"]
+        annotations[annotation["image_id"]].append(record)
+
+    records = []
+    for image in sorted(data["images"], key=lambda i: i["id"]):
+        record = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "class_id": class_index(image),
+            "part_supervision": image.get("part_supervision", "full"),
+            "annotations": annotations[image["id"]],
+        }
+        if image.get("ignore_segmentation") is not None:
+            record["ignore_segmentation"] = image["ignore_segmentation"]
+        crop = (image.get("source") or {}).get("crop_xyxy")
+        if crop is not None:
+            record["crop_xyxy"] = crop
+        records.append(record)
+    _require_files(records, json_file)
+    return records, taxonomy
+
+
+def _class_index(data: Mapping):
+    classes = sorted(data.get("classes") or derive_classes(data["categories"]), key=lambda c: c["id"])
+    by_id = {c["id"]: i for i, c in enumerate(classes)}
+    by_name = {c["name"]: i for i, c in enumerate(classes)}
+
+    def index_of(image: Mapping) -> int:
+        if "class_id" in image:
+            return by_id[image["class_id"]]
+        return by_name[image["class_name"] if "class_name" in image else image["file_name"].split("/")[0]]
+
+    return index_of
+
+
+def _require_files(records: list[dict], json_file: str | Path) -> None:
+    """One directory listing per folder, not one look-up per image: network file systems are slow at those."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for record in records:
+        folder, name = os.path.split(record["file_name"])
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in folders[folder]:
+            missing.append(record["file_name"])
+    if missing:
+        shown = ", ".join(missing[:3])
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(records)} images of {json_file} do not exist, first: {shown}. "
+            "Is image_root the folder that the json's file_name is relative to?"
+        )

@@ -1,0 +1,1 @@
+"""Preparation of public data sets and import of users' annotations."""

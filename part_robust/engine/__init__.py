@@ -1,0 +1,16 @@
+"""Training and the runs of the command line."""
+
+from part_robust.engine.adversarial_loader import AdversarialLoader
+from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
+from part_robust.engine.setup import evaluate, setup, train
+from part_robust.engine.trainer import PartTrainer
+
+__all__ = [
+    "AdversarialLoader",
+    "CheckpointMismatch",
+    "PartCheckpointer",
+    "PartTrainer",
+    "evaluate",
+    "setup",
+    "train",
+]

@@ -1,0 +1,116 @@
+"""Checkpoints that are whole on disk, and never load half of what they should in silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointMismatch(ValueError):
+    """The file is a checkpoint of something else."""
+
+
+class PartCheckpointer(DetectionCheckpointer):
+    """Saves atomically; loading tells apart the three uses.
+
+    - Resuming or `strict` (evaluation): every weight of the model must be in the file, with its shape.
+    - Starting a training: the backbone must be complete. Other missing weights, and heads for another number of classes
+      or parts, start from random values, and a warning lists them.
+    """
+
+    def __init__(self, *args: Any, strict: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.strict = strict
+        self._complete = strict
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes `<save_dir>/<name>.pth` and makes it the one that `--resume` takes."""
+        self.write(name, **kwargs)
+        if self.save_dir and self.save_to_disk:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def write(self, name: str, **kwargs: Any) -> None:
+        """Writes `<save_dir>/<name>.pth`, under another name first: a killed process or a full disk leaves the old
+        file as it was."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        temporary = f"{path}.tmp"
+        logger.info("Saving checkpoint to %s", path)
+        try:
+            with PathManager.open(temporary, "wb") as file:
+                torch.save(data, file)
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with PathManager.open(f"{path}.tmp", "w") as file:
+            file.write(last_filename_basename)
+        os.replace(f"{path}.tmp", path)
+
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
+        """
+        Raises:
+            FileNotFoundError: the weights cannot be had.
+            CheckpointMismatch: they are of another model.
+        """
+        if path:
+            try:
+                self.path_manager.get_local_path(path.split("?")[0])
+                found = self.path_manager.isfile(path.split("?")[0])
+            except Exception as error:  # network errors come in many types
+                raise FileNotFoundError(_not_found(path, str(error))) from error
+            if not found:
+                raise FileNotFoundError(_not_found(path, "no such file"))
+        self._complete = self.strict or checkpointables is None
+        return super().load(path, checkpointables)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        total = [key for key in self.model.state_dict() if not key.endswith("num_batches_tracked")]
+        incompatible = super()._load_model(checkpoint)
+        wrong_shape = [key for key, *_ in incompatible.incorrect_shapes]
+        lacking = [key for key in incompatible.missing_keys if not key.endswith("num_batches_tracked")]
+        lacking = sorted({key.removeprefix("module.") for key in [*lacking, *wrong_shape]})
+        if not lacking:
+            return incompatible
+        fatal = lacking if self._complete else [key for key in lacking if key.startswith("backbone.")]
+        if fatal:
+            shapes = f"; {len(wrong_shape)} have another shape, first {wrong_shape[0]}" if wrong_shape else ""
+            raise CheckpointMismatch(
+                f"the checkpoint is of another model: {len(fatal)} of {len(total)} weights are not in it, "
+                f"first {fatal[0]}{shapes}. Give MODEL.WEIGHTS a file that fits this config "
+                "(or MODEL.WEIGHTS '' to start from random values)"
+            )
+        logger.warning(
+            "not in the checkpoint, or of another shape there; these start from random values: %s",
+            _summarise(lacking),
+        )
+        return incompatible
+
+
+def _not_found(path: str, reason: str) -> str:
+    return f"MODEL.WEIGHTS {path} cannot be had ({reason}). Give a file, or MODEL.WEIGHTS '' for random weights"
+
+
+def _summarise(keys: Sequence[str]) -> str:
+    """Counts by the first two components: "head.layers (8 weights), ..."."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        prefix = ".".join(key.split(".")[:2])
+        counts[prefix] = counts.get(prefix, 0) + 1
+    return ", ".join(f"{prefix} ({count} weights)" for prefix, count in counts.items())

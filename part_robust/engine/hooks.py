@@ -1,0 +1,90 @@
+"""Hooks: the eps warm-up, and a best checkpoint that survives a restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.engine import HookBase
+
+from part_robust.engine.adversarial_loader import AdversarialLoader
+from part_robust.evaluation.report import write_json
+
+logger = logging.getLogger(__name__)
+
+
+class AttackSchedule(HookBase):
+    """Grows the attack's radius, and its step with it, linearly to the full value over the first iterations.
+
+    Derived from the iteration alone, so resuming needs no state.
+    """
+
+    def __init__(self, loader: AdversarialLoader, warmup_iters: int) -> None:
+        self.loader = loader
+        self.warmup_iters = warmup_iters
+
+    def before_step(self) -> None:
+        iteration = self.trainer.iter
+        self.loader.iteration = iteration
+        self.loader.attack.scale = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
+
+
+class BestCheckpoint(HookBase):
+    """Keeps `model_best.pth`, the weights with the highest value of a metric so far.
+
+    The value stands in `best_checkpoint.json` beside it, written after the weights, so neither a restart nor a killed
+    process forgets it or replaces the weights by worse ones.
+    """
+
+    def __init__(self, checkpointer: Any, metric: str, eval_period: int) -> None:
+        """
+        Args:
+            checkpointer: with `save_dir` and `write`.
+            metric: name in the event storage, "task/metric".
+            eval_period: iterations between evaluations, as given to `EvalHook`.
+        """
+        self.checkpointer = checkpointer
+        self.metric = metric
+        self.eval_period = eval_period
+        self.path = os.path.join(checkpointer.save_dir, "best_checkpoint.json")
+        self.best: float | None = None
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:  # a new run in an old folder owes nothing to the old one
+            if os.path.exists(self.path):
+                os.remove(self.path)
+            return
+        if not os.path.isfile(self.path):
+            return
+        with open(self.path) as file:
+            record = json.load(file)
+        if record["metric"] == self.metric and record["iteration"] < self.trainer.start_iter:
+            self.best = record["value"]
+            logger.info("Best %s so far: %.4f", self.metric, self.best)
+
+    def after_step(self) -> None:
+        upcoming = self.trainer.iter + 1
+        if self.eval_period > 0 and upcoming % self.eval_period == 0 and upcoming != self.trainer.max_iter:
+            self._check()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._check()
+
+    def _check(self) -> None:
+        latest = self.trainer.storage.latest().get(self.metric)
+        if latest is None:
+            known = sorted(key for key in self.trainer.storage.latest() if "/" in key and "-" not in key)
+            raise KeyError(f"TEST.BEST_METRIC {self.metric!r} is not among the results: {', '.join(known)}")
+        value, iteration = float(latest[0]), int(latest[1])
+        if not np.isfinite(value) or (self.best is not None and not operator.gt(value, self.best)):
+            logger.info("%s %.4f is not better than %s", self.metric, value, self.best)
+            return
+        self.best = value
+        self.checkpointer.write("model_best", iteration=iteration)
+        write_json(self.path, {"metric": self.metric, "value": value, "iteration": iteration})
+        logger.info("Best %s so far: %.4f, saved as model_best.pth", self.metric, value)

@@ -1,0 +1,120 @@
+"""From the command line to a frozen config, a run, and its report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_setup
+from detectron2.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.logger import setup_logger
+
+from part_robust.config import get_part_robust_cfg
+from part_robust.data import register_builtin
+from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.trainer import PartTrainer, build_attacks, watched_datasets
+from part_robust.evaluation.report import build_record, results_table, write_json
+from part_robust.modeling.part_classifier import with_counts
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
+    """
+    cfg = get_part_robust_cfg(args.config_file, args.opts)
+    register_builtin()
+    cfg = with_counts(cfg)
+    if not args.eval_only:
+        set_schedule(cfg)
+        # A wrong name must not come up after the first epoch.
+        build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
+    return cfg
+
+
+def set_schedule(cfg: CfgNode) -> None:
+    """Turns SOLVER.EPOCHS and its companions into iterations, in place. IMS_PER_BATCH is the total batch size."""
+    if cfg.SOLVER.EPOCHS <= 0:
+        return
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("SOLVER.EPOCHS needs DATASETS.TRAIN")
+    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+
+    def iterations(epochs: float) -> int:
+        return max(round(epochs * images / cfg.SOLVER.IMS_PER_BATCH), 1)
+
+    cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.EPOCHS)
+    cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEP_EPOCHS)
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.TEST.EVAL_PERIOD = iterations(cfg.SOLVER.EVAL_EPOCHS)
+
+
+def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
+    """Trains, and returns the last evaluation's results on the main process."""
+    if not cfg.DATASETS.VAL and cfg.DATASETS.TEST:
+        logger.warning(
+            "DATASETS.VAL is empty: the best checkpoint is chosen on DATASETS.TEST, whose numbers are then optimistic"
+        )
+    trainer = PartTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return getattr(trainer, "_last_eval_results", None)
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
+    """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL.
+
+    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json.
+
+    Returns:
+        `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
+    """
+    attacks = build_attacks(cfg, cfg.ATTACK.EVAL)
+    model = PartTrainer.build_model(cfg)
+    checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
+    weights = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    if not weights:
+        logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
+    iteration = checkpointer.load(weights).get("iteration", 0)
+    results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
+    if not comm.is_main_process():
+        return OrderedDict()
+    record = build_record(
+        results=results,
+        attacks=attacks,
+        warnings=warnings,
+        checkpoint=checkpointer.path_manager.get_local_path(weights) if weights else "",
+        config=cfg.dump(),
+    )
+    write_json(os.path.join(cfg.OUTPUT_DIR, "robustness.json"), record)
+    logger.info("Results:\n%s", results_table(results, attacks))
+    single = next(iter(results.values())) if len(results) == 1 else results
+    _append_metrics(cfg.OUTPUT_DIR, single, iteration)
+    print_csv_format(single)
+    verify_results(cfg, single)
+    return single
+
+
+def _append_metrics(output_dir: str, results: OrderedDict, iteration: int) -> None:
+    """The line that training would have written, for whatever reads metrics.json."""
+    with EventStorage(iteration) as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        writer = JSONWriter(os.path.join(output_dir, "metrics.json"))
+        writer.write()
+        writer.close()
+
+
+__all__ = ["evaluate", "set_schedule", "setup", "train", "watched_datasets"]

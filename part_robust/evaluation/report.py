@@ -1,0 +1,101 @@
+"""The record a robust number travels in: json, and a table for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from tabulate import tabulate
+
+import part_robust
+from part_robust.attacks import Attack
+
+SCHEMA = 1
+
+
+def file_sha256(path: str | Path) -> str | None:
+    """Hash of a checkpoint, None where there is no local file."""
+    if not path or not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def build_record(
+    *,
+    results: Mapping[str, Mapping],
+    attacks: Mapping[str, Attack],
+    warnings: Mapping[str, Sequence[str]],
+    checkpoint: str,
+    config: str,
+) -> dict:
+    """Everything needed to judge and to repeat the numbers.
+
+    Args:
+        results: data set -> task -> metric -> value.
+        attacks: those that ran, by name.
+        warnings: data set -> sentences.
+        checkpoint: path of the weights; "" for random ones.
+        config: the complete config as YAML.
+    """
+    return {
+        "schema": SCHEMA,
+        "results": results,
+        "attacks": {name: attack.describe() for name, attack in attacks.items()},
+        "warnings": warnings,
+        "checkpoint": {"path": checkpoint, "sha256": file_sha256(checkpoint)},
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "config": config,
+        "versions": {
+            "part_robust": part_robust.__version__,
+            "torch": torch.__version__,
+            "detectron2": detectron2.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def write_json(path: str | Path, record: Mapping) -> None:
+    """Atomic: a killed process leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack]) -> str:
+    """One row per data set and attack: accuracy, pixel accuracy, mIoU, images."""
+    rows = []
+    for dataset, tasks in results.items():
+        for name in ("", *attacks):
+            suffix = f"_{name}" if name else ""
+            classes = tasks.get(f"classification{suffix}", {})
+            parts = tasks.get(f"part_seg{suffix}", {})
+            threat = attacks[name].threat_model if name else None
+            rows.append(
+                [
+                    dataset,
+                    f"{name} ({threat.norm} {threat.eps:g}/255)" if threat else "clean",
+                    classes.get("accuracy"),
+                    parts.get("pixel_accuracy"),
+                    parts.get("mIoU"),
+                    int(classes.get("num_images") or parts.get("num_images") or 0),
+                ]
+            )
+    headers = ["data set", "images are", "accuracy %", "pixel accuracy %", "mIoU %", "images"]
+    return tabulate(rows, headers, tablefmt="github", floatfmt=".2f", missingval="-")

@@ -1,0 +1,1 @@
+"""Building blocks without state of their own: boxes, encodings, attention."""

@@ -1,0 +1,41 @@
+"""Pixel loss of dense part segmenters.
+
+Letters: N images, P parts (label P is background), H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def global_mean_weight(count: Tensor) -> Tensor:
+    """1 / (mean of `count` over the processes), at least 1 as denominator.
+
+    Sums divided by it and averaged over processes (as DistributedDataParallel does with gradients) are the mean over
+    all that was counted, however it is spread over the processes.
+    """
+    count = count.detach().float()
+    world = comm.get_world_size()
+    if world > 1:
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        count = count / world
+    # The floor must be one element of the whole job, or a lone pixel's weight would depend on the process count.
+    return 1.0 / count.clamp(min=1.0 / world)
+
+
+def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Tensor:
+    """Mean cross-entropy over labelled pixels; ignored pixels enter neither numerator nor denominator.
+
+    Args:
+        logits: (N, P + 1, H, W).
+        target: int64 (N, H, W), 0..P, or `ignore_label`.
+
+    Returns:
+        Scalar; zero, with zero gradient, when every pixel is ignored.
+    """
+    summed = F.cross_entropy(logits.float(), target, ignore_index=ignore_label, reduction="sum")
+    return summed * global_mean_weight((target != ignore_label).sum())

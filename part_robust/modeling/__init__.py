@@ -1,0 +1,23 @@
+"""Part models: importing this registers the meta-architecture, the segmenters and the heads."""
+
+from part_robust.modeling.heads import downsampled, linear, two_headed  # noqa: F401  (registration)
+from part_robust.modeling.part_classifier import PartClassifier
+from part_robust.modeling.registry import (
+    CLASS_HEAD_REGISTRY,
+    PART_SEGMENTER_REGISTRY,
+    ClassHead,
+    PartOutput,
+    PartSegmenter,
+    PartTargets,
+)
+from part_robust.modeling.segmenters import deeplab  # noqa: F401  (registration)
+
+__all__ = [
+    "CLASS_HEAD_REGISTRY",
+    "PART_SEGMENTER_REGISTRY",
+    "ClassHead",
+    "PartClassifier",
+    "PartOutput",
+    "PartSegmenter",
+    "PartTargets",
+]

@@ -1,0 +1,189 @@
+"""The meta-architecture: backbone, and a part segmenter or a class head or both.
+
+Letters: N images, C classes, P parts, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from part_robust.modeling.preprocess import class_targets, padding_mask, part_targets, stack_images
+from part_robust.modeling.registry import (
+    ClassHead,
+    PartSegmenter,
+    build_class_head,
+    build_part_segmenter,
+)
+
+
+@META_ARCH_REGISTRY.register()
+class PartClassifier(nn.Module):
+    """Part-based image classifier.
+
+    Training: `list[dict]` of the mapper -> dict of weighted losses, `(1 - c_seg) loss_cls + c_seg loss_parts`.
+    Evaluation: `list[dict]` -> `list[dict]` with `class_logits` (C,) if there is a head, and the segmenter's `sem_seg`
+    (P + 1, H, W) and / or `instances` if there is one.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        segmenter: PartSegmenter | None,
+        head: ClassHead | None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        seg_loss_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            backbone: a detectron2 backbone.
+            segmenter: part segmenter, or None for a plain classifier.
+            head: class head, or None for segmentation only.
+            pixel_mean: three values, RGB, 0..255.
+            pixel_std: likewise.
+            seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
+            label_smoothing: of the class cross-entropy, 0..1.
+
+        Raises:
+            ValueError: neither segmenter nor head; a head that needs parts without a segmenter; c_seg outside 0..1.
+        """
+        super().__init__()
+        if segmenter is None and head is None:
+            raise ValueError("a model needs MODEL.PART_CLASSIFIER.SEGMENTER, MODEL.PART_CLASSIFIER.HEAD, or both")
+        if head is not None and head.needs_parts and segmenter is None:
+            raise ValueError(f"{type(head).__name__} reads parts: set MODEL.PART_CLASSIFIER.SEGMENTER")
+        if not 0.0 <= seg_loss_weight <= 1.0:
+            raise ValueError(f"MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT must lie in 0..1, is {seg_loss_weight}")
+        self.backbone = backbone
+        self.segmenter = segmenter
+        self.head = head
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        both = segmenter is not None and head is not None
+        self.class_loss_weight = 1.0 - seg_loss_weight if both else 1.0
+        self.part_loss_weight = seg_loss_weight if both else 1.0
+        self.label_smoothing = label_smoothing
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        if cfg.INPUT.FORMAT != "RGB":
+            raise ValueError(f"INPUT.FORMAT must be RGB, is {cfg.INPUT.FORMAT}")
+        cfg = with_counts(cfg)
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "segmenter": build_part_segmenter(cfg, backbone.output_shape()),
+            "head": build_class_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "seg_loss_weight": cfg.MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT,
+            "label_smoothing": cfg.MODEL.PART_CLASSIFIER.LABEL_SMOOTHING,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """The shortest differentiable path from pixels to classes; what attacks maximise a loss of.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding.
+
+        Returns:
+            (N, C) logits.
+        """
+        if self.head is None:
+            raise ValueError("this model has no class head (MODEL.PART_CLASSIFIER.HEAD is empty)")
+        features = self.backbone(self.normalize(images))
+        parts = None
+        if self.head.needs_parts:
+            assert self.segmenter is not None
+            parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
+        return self.head(features, parts)
+
+    def part_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
+        if self.segmenter is None:
+            raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
+        output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
+        return torch.stack([r["sem_seg"] for r in self.segmenter.inference(output, images.shape[-2:])])
+
+    def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
+        """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
+        return stack_images(batched_inputs, self.device), padding_mask(batched_inputs, self.device)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        images, padding = self.preprocess(batched_inputs)
+        if self.training:
+            return self.losses(images, padding, batched_inputs)
+        return self.inference(images, padding)
+
+    def losses(self, images: Tensor, padding: Tensor | None, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """Weighted losses of one batch: `loss_cls`, and the segmenter's own names for the part losses."""
+        features = self.backbone(self.normalize(images))
+        losses = {}
+        parts = None
+        if self.segmenter is not None:
+            targets = part_targets(batched_inputs, self.device)
+            parts = self.segmenter(features, images.shape[-2:], padding, targets)
+            for name, loss in self.segmenter.losses(parts, targets).items():
+                losses[name] = self.part_loss_weight * loss
+        if self.head is not None:
+            logits = self.head(features, parts).float()
+            target = class_targets(batched_inputs, self.device)
+            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+            losses["loss_cls"] = self.class_loss_weight * loss
+        return losses
+
+    def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
+        features = self.backbone(self.normalize(images))
+        parts = None
+        results: list[dict] = [{} for _ in images]
+        if self.segmenter is not None:
+            parts = self.segmenter(features, images.shape[-2:], padding)
+            results = self.segmenter.inference(parts, images.shape[-2:])
+        if self.head is not None:
+            for result, logits in zip(results, self.head(features, parts), strict=True):
+                result["class_logits"] = logits
+        return results
+
+
+def with_counts(cfg: CfgNode) -> CfgNode:
+    """A copy of `cfg` whose NUM_CLASSES and NUM_PARTS are numbers: 0 is read from the first training set.
+
+    Raises:
+        ValueError: a number is 0 and no training set with part metadata is named.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = cfg.MODEL.PART_CLASSIFIER
+    if node.NUM_CLASSES > 0 and (node.NUM_PARTS > 0 or not node.SEGMENTER):
+        return cfg
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            "MODEL.PART_CLASSIFIER.NUM_CLASSES and NUM_PARTS are 0 and DATASETS.TRAIN is empty: set one or the other"
+        )
+    name = cfg.DATASETS.TRAIN[0]
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("object_classes"):
+        DatasetCatalog.get(name)  # reads the json, which fills the metadata in
+    if not metadata.get("object_classes"):
+        raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
+    node.NUM_CLASSES = node.NUM_CLASSES or len(metadata.object_classes)
+    node.NUM_PARTS = node.NUM_PARTS or len(metadata.thing_classes)
+    return cfg

@@ -1,0 +1,67 @@
+"""DeepLabv3+ (Chen et al., 2018) as a part segmenter: an adapter over detectron2's own head."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.projects.deeplab import DeepLabV3PlusHead
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from part_robust.losses.part_segmentation import part_cross_entropy
+from part_robust.modeling.registry import (
+    PART_SEGMENTER_REGISTRY,
+    PartOutput,
+    PartSegmenter,
+    PartTargets,
+)
+
+
+@PART_SEGMENTER_REGISTRY.register()
+class DeepLabSegmenter(PartSegmenter):
+    """Backbone features -> part logits at stride 4 (`MODEL.SEM_SEG_HEAD.COMMON_STRIDE`)."""
+
+    @configurable
+    def __init__(self, *, head: nn.Module, ignore_label: int) -> None:
+        """
+        Args:
+            head: a `DeepLabV3PlusHead` with P + 1 outputs, background last.
+            ignore_label: label of pixels that count nowhere.
+        """
+        super().__init__()
+        self.head = head
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = parts + 1
+        # Its own loss is never used: it would upsample by the stride, which is wrong for odd sizes.
+        cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "cross_entropy"
+        cfg.INPUT.CROP.ENABLED = False  # the head would fix its pooling to the crop size
+        return {"head": DeepLabV3PlusHead(cfg, input_shape), "ignore_label": 255 if parts <= 254 else 65535}
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        image_size: tuple[int, int],
+        padding_mask: Tensor | None = None,
+        targets: PartTargets | None = None,
+        class_only: bool = False,
+    ) -> PartOutput:
+        # The head's forward() returns no logits in training, layers() always does.
+        return PartOutput(sem_seg_logits=self.head.layers(features))
+
+    def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
+        logits = upsample(output.sem_seg_logits, targets.sem_seg.shape[-2:])
+        return {"loss_part_seg": part_cross_entropy(logits, targets.sem_seg, self.ignore_label)}
+
+    def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
+        return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, K, h, w) -> (N, K, H, W), bilinear."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

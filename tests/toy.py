@@ -1,0 +1,128 @@
+"""A toy data set with every case the real ones have, and tiny models for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from part_robust.config import get_part_robust_cfg
+
+CLASSES = ("lamp", "plain", "sign")
+PARTS = ("lamp:base", "lamp:shade", "sign:board")
+SIZE = 32
+
+
+def encode(mask: np.ndarray) -> dict:
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+
+
+def toy_json(count: int = 12) -> tuple[dict, list[np.ndarray]]:
+    """A valid part json and its images, uint8 (SIZE, SIZE, 3).
+
+    Class k is a square of its own place and brightness, so it can be learned. Image 2, 5, 8... are of the class without
+    parts; image 4 is `none`, image 7 `partial`, image 1 has an ignored corner.
+    """
+    generator = np.random.default_rng(0)
+    images, annotations, pixels = [], [], []
+    for index in range(count):
+        class_index = index % 3
+        picture = generator.integers(90, 130, (SIZE, SIZE, 3)).astype(np.uint8)
+        left = 4 + 8 * class_index
+        boxes = {0: [(left, 4, 8, 8, 2), (left, 12, 8, 12, 1)], 1: [], 2: [(left, 8, 8, 12, 3)]}[class_index]
+        picture[4:24, left : left + 8] = (220, 20, 240)[class_index]
+        supervision = {4: "none", 7: "partial"}.get(index + 1, "full")
+        image = {
+            "id": index + 1,
+            "file_name": f"{index + 1}.png",
+            "width": SIZE,
+            "height": SIZE,
+            "class_id": class_index + 1,
+            "part_supervision": supervision,
+        }
+        if index == 0:
+            corner = np.zeros((SIZE, SIZE))
+            corner[24:, 24:] = 1
+            image["ignore_segmentation"] = encode(corner)
+        images.append(image)
+        pixels.append(picture)
+        for x, y, w, h, category in boxes if supervision != "none" else ():
+            mask = np.zeros((SIZE, SIZE))
+            mask[y : y + h, x : x + w] = 1
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": category,
+                    "bbox": [float(x), float(y), float(w), float(h)],
+                    "area": float(w * h),
+                    "iscrowd": 0,
+                    "segmentation": encode(mask),
+                }
+            )
+    data = {
+        "info": {"version": "1.0"},
+        "licenses": [],
+        "classes": [
+            {"id": 1, "name": "lamp", "part_category_ids": [1, 2]},
+            {"id": 2, "name": "plain", "part_category_ids": []},
+            {"id": 3, "name": "sign", "part_category_ids": [3]},
+        ],
+        "categories": [
+            {"id": i + 1, "name": name, "supercategory": name.split(":")[0]} for i, name in enumerate(PARTS)
+        ],
+        "images": images,
+        "annotations": annotations,
+    }
+    return data, pixels
+
+
+def write_toy(folder: Path, count: int = 12) -> tuple[Path, Path]:
+    """Writes the toy data set; returns the json and the image root."""
+    data, pixels = toy_json(count)
+    root = folder / "images"
+    root.mkdir(parents=True, exist_ok=True)
+    for image, picture in zip(data["images"], pixels, strict=True):
+        Image.fromarray(picture).save(root / image["file_name"])
+    path = folder / "toy.json"
+    path.write_text(json.dumps(data))
+    return path, root
+
+
+TINY = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 4),
+    *("MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [4]),
+    *("MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 8),
+    *("MODEL.SEM_SEG_HEAD.ASPP_DILATIONS", [1, 2, 3]),
+    *("INPUT.SIZE", SIZE),
+    *("DATALOADER.NUM_WORKERS", 0),
+    *("SOLVER.IMS_PER_BATCH", 4),
+    *("SOLVER.WARMUP_ITERS", 0),
+]
+
+MODELS = {
+    "resnet": ["MODEL.PART_CLASSIFIER.HEAD", "LinearHead"],
+    "deeplab_segmenter": [
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res5"]),
+        *("MODEL.RESNETS.RES5_DILATION", 2),
+        *("MODEL.PART_CLASSIFIER.SEGMENTER", "DeepLabSegmenter"),
+        *("MODEL.PART_CLASSIFIER.HEAD", ""),
+    ],
+}
+for _name, _head in (("deeplab_two_headed", "TwoHeadedHead"), ("deeplab_downsampled", "DownsampledHead")):
+    MODELS[_name] = [*MODELS["deeplab_segmenter"], "MODEL.PART_CLASSIFIER.HEAD", _head]
+
+
+def tiny_cfg(model: str = "deeplab_two_headed", *opts):
+    """Config of a tiny model on the toy data (datasets `toy_train`, `toy_val`)."""
+    datasets = ["DATASETS.TRAIN", ("toy_train",), "DATASETS.VAL", ("toy_val",), "DATASETS.TEST", ("toy_val",)]
+    return get_part_robust_cfg(opts=[*TINY, *datasets, *MODELS[model], *opts])

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Trains or evaluates a part model.
+
+    python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed.yaml
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
+
+Flags are detectron2's; KEY VALUE pairs that change the config come last.
+"""
+
+import argparse
+import sys
+
+from detectron2.engine import default_argument_parser, launch
+
+from part_robust.engine import CheckpointMismatch, evaluate, setup, train
+
+
+def main(args: argparse.Namespace):
+    cfg = setup(args)
+    return evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except (FileNotFoundError, CheckpointMismatch) as error:
+        # What a user can mend needs a sentence, not a traceback.
+        sys.exit(f"{type(error).__name__}: {error}")
