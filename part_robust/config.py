@@ -211,5 +211,8 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
         if not Path(config_file).is_file():
             raise FileNotFoundError(f"config file {config_file} does not exist")
         cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
+        raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
     return cfg

@@ -74,6 +74,7 @@ class PartTrainer(DefaultTrainer):
         Returns:
             As detectron2's: `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several.
         """
+        share_buffers(model)
         names = cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED else ()
         results, _ = cls.evaluate(cfg, model, watched_datasets(cfg), build_attacks(cfg, names), evaluators)
         return next(iter(results.values())) if len(results) == 1 else results
@@ -101,6 +102,17 @@ class PartTrainer(DefaultTrainer):
 
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the buffers of the main one, whose checkpoint is saved.
+
+    detectron2 trains without broadcasting them, so ordinary batch norm keeps other statistics in every process, and
+    each would evaluate its share of the images with another model than the saved one.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in unwrap(model).buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:

@@ -1,0 +1,275 @@
+"""The real trainer on the toy data: files, schedules, resuming, two processes, kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from part_robust.data import register_part_dataset
+from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, evaluate, train
+from part_robust.engine.setup import set_schedule
+from part_robust.engine.trainer import best_metric
+from part_robust.modeling.part_classifier import with_counts
+from tests.toy import tiny_cfg
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ADVERSARIAL = [
+    *("ATTACK.TRAIN.ENABLED", True),
+    *("ATTACK.TRAIN.STEPS", 1),
+    *("ATTACK.TRAIN.EPS_WARMUP_ITERS", 4),
+    *("ATTACK.SPECS.pgd20.STEPS", 1),
+]
+
+
+def run_cfg(folder: Path, *opts, model: str = "deeplab_two_headed"):
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = tiny_cfg(model, "OUTPUT_DIR", str(folder), "SOLVER.STEPS", (), "SOLVER.MAX_ITER", 6, *opts)
+    cfg = with_counts(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(toy_data, tmp_path_factory):
+    """A run of 6 adversarial iterations with an evaluation every 3."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = run_cfg(folder, *ADVERSARIAL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 3)
+    return folder, cfg, train(cfg)
+
+
+def test_files_and_metrics(finished):
+    folder, _, results = finished
+    names = {path.name for path in folder.iterdir()}
+    wanted = {"model_final.pth", "model_0000002.pth", "model_best.pth", "last_checkpoint", "metrics.json"}
+    assert wanted <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
+    written = {key for line in lines(folder) for key in line}
+    for key in ("total_loss", "loss_cls", "loss_part_seg", "lr", "adv/attack_time", "adv/eps"):
+        assert key in written, key
+    assert set(results) >= {"classification", "classification_pgd20", "part_seg", "part_seg_pgd20"}
+    assert 0 <= results["classification_pgd20"]["accuracy"] <= results["classification"]["accuracy"] <= 100
+
+
+def test_best_checkpoint_is_chosen_by_attacked_accuracy(finished):
+    folder, cfg, _ = finished
+    assert best_metric(cfg) == "classification_pgd20/accuracy"
+    record = json.loads((folder / "best_checkpoint.json").read_text())
+    seen = [line["classification_pgd20/accuracy"] for line in lines(folder) if "classification_pgd20/accuracy" in line]
+    assert record["value"] == max(seen)
+    assert torch.load(folder / "model_best.pth")["iteration"] == record["iteration"]
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth", "--resume goes on from the newest"
+
+
+def test_evaluation_of_the_checkpoint_equals_the_training_run(finished):
+    folder, cfg, during = finished
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    cfg.ATTACK.EVAL = ["pgd20"]
+    cfg.TEST.EXPECTED_RESULTS = [["classification", "accuracy", during["classification"]["accuracy"], 0.001]]
+    after = evaluate(cfg)
+    assert after == during
+    record = json.loads((folder / "robustness.json").read_text())
+    assert record["results"]["toy_val"]["classification_pgd20"] == during["classification_pgd20"]
+    assert record["attacks"]["pgd20"]["threat_model"]["eps"] == 8.0
+    assert len(record["checkpoint"]["sha256"]) == 64
+    assert yaml.safe_load(record["config"])["ATTACK"]["EVAL"] == ["pgd20"]
+    assert "classification_pgd20/accuracy" in lines(folder)[-1]
+
+
+def test_resume_goes_on_where_it_was(finished):
+    folder, cfg, _ = finished
+    best = json.loads((folder / "best_checkpoint.json").read_text())
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = 9
+    trainer = PartTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 6
+    assert trainer.scheduler.last_epoch == 6
+    trainer.train()
+    assert trainer.data_loader.iteration == 8
+    assert trainer.data_loader.attack.scale == 1.0
+    assert json.loads((folder / "best_checkpoint.json").read_text())["value"] >= best["value"]
+    assert torch.load(folder / "model_final.pth")["iteration"] == 8
+
+
+def test_eps_warms_up(toy_data, tmp_path):
+    cfg = run_cfg(tmp_path, *ADVERSARIAL, "TEST.EVAL_PERIOD", 0)
+    trainer = PartTrainer(cfg)
+    seen = []
+    attack_batch = trainer.data_loader.attack_batch
+    trainer.data_loader.attack_batch = lambda batch: (
+        seen.append(trainer.data_loader.attack.scale) or attack_batch(batch)
+    )
+    trainer.train()
+    assert seen == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_attacked_batches_are_what_is_trained_on(toy_data, tmp_path):
+    """All images move, by no more than eps, and labels and part-free images stay."""
+    trainer = PartTrainer(run_cfg(tmp_path, *ADVERSARIAL, "ATTACK.TRAIN.EPS_WARMUP_ITERS", 0))
+    clean = next(iter(trainer.data_loader.loader))
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    attacked = trainer.data_loader.attack_batch(clean)
+    assert trainer.model.training
+    assert all(torch.equal(before[key], value) for key, value in trainer.model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in trainer.model.parameters())
+    for old, new in zip(clean, attacked, strict=True):
+        change = (new["image"] - old["image"].float()).abs().max()
+        assert 0 < float(change) <= 8.0 + 1e-3
+        assert {key: new[key] for key in ("image_id", "class_id")} == {
+            key: old[key] for key in ("image_id", "class_id")
+        }
+        assert torch.equal(new["sem_seg"], old["sem_seg"])
+    trainer.data_loader.fraction = 0.5
+    half = trainer.data_loader.attack_batch(clean)
+    moved = [not torch.equal(new["image"].float(), old["image"].float()) for old, new in zip(clean, half, strict=True)]
+    assert moved == [True, True, False, False]
+
+
+def test_training_learns_the_toy(toy_data, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.05, "TEST.EVAL_PERIOD", 0, "INPUT.FLIP_PROB", 0.0]
+    cfg = run_cfg(tmp_path, *opts, "INPUT.CROP_SCALE", (0.9, 1.0), "ATTACK.EVAL", [])
+    train(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    results = evaluate(cfg)
+    assert results["classification"]["accuracy"] >= 90
+    assert results["part_seg"]["pixel_accuracy"] >= 90
+
+
+def test_schedule_in_epochs(toy_data):
+    cfg = tiny_cfg("resnet", "SOLVER.EPOCHS", 10.0, "SOLVER.STEP_EPOCHS", (8, 9), "SOLVER.EVAL_EPOCHS", 2.0)
+    set_schedule(cfg)  # 12 images, 4 per batch
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (30, (24, 27))
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == 6
+
+
+def test_foreign_and_missing_checkpoints_are_refused(finished, tmp_path):
+    folder, cfg, _ = finished
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "nothing.pth")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth.*random"):
+        evaluate(cfg)
+    torch.save({"model": {"some.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointMismatch, match="another model"):
+        evaluate(cfg)
+    with pytest.raises(CheckpointMismatch, match="another model"):
+        train(cfg)
+
+
+def test_a_new_head_on_old_features_starts_with_a_warning(finished, caplog):
+    folder, cfg, _ = finished
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES = 5
+    model = PartTrainer.build_model(cfg)
+    PartCheckpointer(model).load(str(folder / "model_best.pth"), checkpointables=[])
+    assert "head.layers (2 weights)" in caplog.text
+    with pytest.raises(CheckpointMismatch):
+        PartCheckpointer(model, strict=True).load(str(folder / "model_best.pth"))
+
+
+def test_a_failed_save_keeps_the_old_file(finished, tmp_path, monkeypatch):
+    _, cfg, _ = finished
+    checkpointer = PartCheckpointer(PartTrainer.build_model(cfg), str(tmp_path))
+    checkpointer.save("model", iteration=1)
+    old = (tmp_path / "model.pth").read_bytes()
+
+    def disk_full(data, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        checkpointer.save("model", iteration=2)
+    assert (tmp_path / "model.pth").read_bytes() == old
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "last_checkpoint"}
+
+
+def _two_processes(json_file: str, root: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    for name in ("toy_train", "toy_val"):
+        register_part_dataset(name, json_file, root)
+    cfg = run_cfg(Path(folder), *ADVERSARIAL, "TEST.EVAL_PERIOD", 3, "SOLVER.IMS_PER_BATCH", 4)
+    trainer = PartTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    everyone = comm.all_gather(weights)
+    assert torch.equal(everyone[0], everyone[1]), "processes must stay in step"
+    # Ordinary batch norm leaves each process with statistics of its own; evaluation must not see that.
+    next(trainer.model.module.backbone.buffers()).add_(0.5 * comm.get_rank())
+    results = PartTrainer.test(cfg, trainer.model)
+    if comm.is_main_process():
+        with open(os.path.join(folder, "results.json"), "w") as file:
+            json.dump(results, file)
+
+
+def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
+    json_file, root = toy_data
+    launch(_two_processes, 2, dist_url="auto", args=(str(json_file), str(root), str(tmp_path)))
+    two = json.loads((tmp_path / "results.json").read_text())
+    cfg = run_cfg(tmp_path, *ADVERSARIAL)
+    model = PartTrainer.build_model(cfg)
+    PartCheckpointer(model, strict=True).load(str(tmp_path / "model_final.pth"))
+    one = PartTrainer.test(cfg, model)
+    assert one.keys() == two.keys()
+    for task, metrics in one.items():
+        assert two[task] == pytest.approx(metrics, abs=1e-6), task
+
+
+def test_kill_and_resume(toy_data, tmp_path):
+    """kill -9 in the middle; --resume ends with the iteration it should and a good last checkpoint."""
+    script = tmp_path / "run.py"
+    json_file, root = toy_data
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from part_robust.data import register_part_dataset\n"
+        "from part_robust.engine import train\n"
+        "from tests.engine.test_trainer import run_cfg\n"
+        "torch.set_num_threads(1)\n"
+        f"register_part_dataset('toy_train', {str(json_file)!r}, {str(root)!r})\n"
+        f"register_part_dataset('toy_val', {str(json_file)!r}, {str(root)!r})\n"
+        f"cfg = run_cfg(Path({str(tmp_path / 'out')!r}), 'SOLVER.MAX_ITER', int(sys.argv[1]), 'TEST.EVAL_PERIOD', 0,\n"
+        "              'SOLVER.CHECKPOINT_PERIOD', 5)\n"
+        "train(cfg, resume=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, str(script), "100000"], env=environment, stderr=subprocess.DEVNULL)
+    last = tmp_path / "out" / "last_checkpoint"
+    deadline = time.time() + 120
+    while not last.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.exists(), "no checkpoint within two minutes"
+    reached = torch.load(tmp_path / "out" / last.read_text())["iteration"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(reached + 4)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"Starting training from iteration {reached + 1}" in done.stdout + done.stderr
+    assert torch.load(tmp_path / "out" / "model_final.pth")["iteration"] == reached + 3

@@ -1,0 +1,113 @@
+"""Evaluation under attack: the same numbers for any batch size, and numbers that mean what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from part_robust.attacks import build_attack
+from part_robust.engine import PartTrainer
+from part_robust.evaluation import AttackedModel, build_evaluator, evaluate_under_attacks
+from tests.toy import MODELS, tiny_cfg
+
+
+@pytest.fixture(scope="module")
+def model(toy_data):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg("deeplab_two_headed"))
+    # A few steps, so that the logits depend on the image and some images are right.
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loader = iter(PartTrainer.build_train_loader(tiny_cfg("deeplab_two_headed", "SEED", 1)))
+    for _ in range(15):
+        optimizer.zero_grad()
+        sum(model(next(loader)).values()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def loader(batch_size: int):
+    return PartTrainer.build_test_loader(tiny_cfg("resnet", "DATALOADER.TEST_BATCH_SIZE", batch_size), "toy_val")
+
+
+def run(model, attacks, batch_size=4, name="deeplab_two_headed"):
+    return evaluate_under_attacks(model, loader(batch_size), build_evaluator(tiny_cfg(name), "toy_val"), attacks)[0]
+
+
+def test_batch_size_does_not_matter(model):
+    attacks = {"pgd": build_attack({"STEPS": 5, "STEP_SIZE": 2.0, "RESTARTS": 2, "KEEP": "best"})}
+    one, eight = run(model, attacks, 1), run(model, attacks, 8)
+    assert one.keys() == eight.keys()
+    for task in one:
+        assert one[task] == pytest.approx(eight[task], abs=1e-6), task
+
+
+def test_eps_zero_is_the_clean_result_and_more_eps_is_no_better(model):
+    attacks = {
+        f"eps{eps}": build_attack({"EPS": float(eps), "STEPS": 5, "STEP_SIZE": eps / 3, "KEEP": "best"})
+        for eps in (0, 4, 64)
+    }
+    results = run(model, attacks)
+    assert results["classification_eps0"] == results["classification"]
+    accuracies = [results[f"classification_eps{eps}"]["accuracy"] for eps in (0, 4, 64)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] > accuracies[2]
+
+
+def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
+    attack = build_attack({"STEPS": 2})
+    seen = []
+    inference = model.inference
+    model.inference = lambda images, padding: seen.append(images) or inference(images, padding)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        for batch in loader(4):
+            AttackedModel(model, attack)(batch)
+            clean = torch.stack([item["image"] for item in batch]).float()
+            attack.threat_model.verify(seen[-1], clean)
+            assert (seen[-1] != clean).flatten(1).any(dim=1).all()
+    finally:
+        del model.inference
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_blind_attacks_are_counted_and_warned_about(model):
+    class Saturated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def preprocess(self, batch):
+            return self.inner.preprocess(batch)
+
+        def class_logits(self, images, padding=None):
+            return 1e8 * self.inner.class_logits(images, padding)
+
+        def inference(self, images, padding):
+            return self.inner.inference(images, padding)
+
+        def forward(self, batch):
+            return self.inner(batch)
+
+    evaluator = build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val")
+    attacks = {"pgd": build_attack({"STEPS": 2})}
+    _, warnings = evaluate_under_attacks(Saturated().eval(), loader(4), evaluator, attacks)
+    assert len(warnings) == 1 and "all-zero gradient" in warnings[0] and "of 12 images" in warnings[0]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "segmenter" in MODELS[name][-3:] or name != "resnet"])
+def test_part_objective_lowers_pixel_accuracy(name, toy_data):
+    if not tiny_cfg(name).MODEL.PART_CLASSIFIER.SEGMENTER.startswith("DeepLab"):
+        pytest.skip("dense segmenters only")
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(name)).eval()
+    attack = build_attack({"OBJECTIVE": "pixel_cross_entropy", "STEPS": 10, "STEP_SIZE": 4.0, "EPS": 32.0})
+    results = run(model, {"parts": attack}, name=name)
+    assert results["part_seg_parts"]["pixel_accuracy"] < results["part_seg"]["pixel_accuracy"]
+
+
+def test_wrong_data_set_is_named(toy_data):
+    cfg = tiny_cfg("resnet", "MODEL.PART_CLASSIFIER.NUM_CLASSES", 7)
+    with pytest.raises(ValueError, match="toy_val.*3 classes.*7"):
+        build_evaluator(cfg, "toy_val")

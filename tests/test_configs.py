@@ -1,0 +1,108 @@
+"""Every leaf config loads, builds its model (on a machine without the data), and is about what its name says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from part_robust.attacks import ATTACK_REGISTRY, build_attack
+from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.data import register_builtin, register_part_dataset
+from part_robust.engine.setup import set_schedule
+from part_robust.engine.trainer import best_metric, build_attacks
+from part_robust.modeling.part_classifier import with_counts
+from tests.toy import toy_json, write_toy
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "car_parts", "quick_schedules")
+LEAVES = [
+    path
+    for folder in LEAF_FOLDERS
+    for path in sorted((CONFIGS / folder).glob("*.yaml"))
+    if not path.stem.startswith("schedule")
+]
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """For each size of taxonomy a data set with that many classes and parts and one image."""
+    made = {}
+
+    def make(classes: int, parts: int) -> str:
+        name = f"stand_in_{classes}_{parts}"
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            data, _ = toy_json(1)
+            data["categories"] = [{"id": i + 1, "name": f"part {i}"} for i in range(parts)]
+            data["classes"] = [
+                {"id": i + 1, "name": f"class {i}", "part_category_ids": list(range(1 + i, parts + 1, classes))}
+                for i in range(classes)
+            ]
+            _, root = write_toy(folder, 1)
+            (folder / "toy.json").write_text(json.dumps(data))
+            register_part_dataset(name, folder / "toy.json", root)
+            made[name] = name
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(CONFIGS).with_suffix("")))
+def test_leaf_builds(path, stand_in):
+    cfg = get_part_robust_cfg(path, ["MODEL.DEVICE", "meta"])  # shapes without memory
+    assert path.stem in cfg.OUTPUT_DIR and path.parent.name in cfg.OUTPUT_DIR, "runs must not share a folder"
+    assert len(path.read_text().splitlines()) <= 15, "a leaf is a few lines"
+    assert set(cfg.DATASETS.TRAIN) | set(cfg.DATASETS.VAL) | set(cfg.DATASETS.TEST) <= set(register_builtin())
+    assert len({*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST}) == 3, "three different splits"
+    node = cfg.MODEL.PART_CLASSIFIER
+    cfg.DATASETS.TRAIN = (stand_in(node.NUM_CLASSES or 8, node.NUM_PARTS or 24),)
+    cfg = with_counts(cfg)
+    set_schedule(cfg)
+    attacks = build_attacks(cfg, [*cfg.ATTACK.EVAL, *cfg.ATTACK.EVAL_DURING_TRAINING])
+    assert attacks and best_metric(cfg)
+    assert cfg.ATTACK.TRAIN.ENABLED == path.stem.endswith("_adv")
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert (model.head is None) == (not node.HEAD)
+    assert (model.segmenter is None) == (not node.SEGMENTER)
+
+
+def test_there_are_leaves_for_every_folder():
+    assert {path.parent.name for path in LEAVES} >= {"paco", "part_imagenet", "part_shapes"}
+
+
+def test_unknown_key_and_missing_file_are_named():
+    with pytest.raises(KeyError, match="MODEL.PART_CLASIFIER"):
+        get_part_robust_cfg(None, ["MODEL.PART_CLASIFIER.HEAD", ""])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        get_part_robust_cfg("nowhere.yaml")
+
+
+def test_attack_specs():
+    cfg = get_part_robust_cfg(None, ["ATTACK.SPECS.pgd20.STEPS", 7])
+    assert build_attack(attack_spec(cfg, "pgd20")).steps == 7
+    cfg.ATTACK.SPECS.mine = cfg.ATTACK.SPECS.pgd20.__class__({"STEPS": 3})
+    assert attack_spec(cfg, "mine").STEP_SIZE == cfg.ATTACK.TRAIN.STEP_SIZE, "missing keys take the defaults"
+    with pytest.raises(KeyError, match="pgd20"):
+        attack_spec(cfg, "pgd21")
+    cfg.ATTACK.SPECS.bad = cfg.ATTACK.SPECS.pgd20.__class__({"STEP": 3})
+    with pytest.raises(KeyError, match="STEP"):
+        attack_spec(cfg, "bad")
+
+
+def test_attack_defaults_in_code_and_config_agree():
+    cfg = get_part_robust_cfg()
+    assert build_attack({}).describe() == build_attack(cfg.ATTACK.TRAIN).describe()
+    assert "PGD" in ATTACK_REGISTRY
+
+
+def test_thesis_protocol():
+    attack = build_attack(attack_spec(get_part_robust_cfg(), "pgd100x5"))
+    assert (attack.steps, attack.restarts, attack.step_size, attack.keep) == (100, 5, 0.255, "last")
+    assert attack.threat_model.eps == 8.0
+    assert "part_robust_paco_train" in register_builtin() and "part_robust_paco_train" in DatasetCatalog.list()

@@ -1,0 +1,66 @@
+"""The one direction of imports: tools -> engine -> {evaluation, attacks, modeling, data}, and so on down."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "part_robust"
+
+# Who may import whom, by the first component below part_robust; everyone may import their own component.
+ALLOWED = {
+    "config": set(),
+    "layers": set(),
+    "attacks": set(),
+    "losses": {"layers"},
+    "data": {"layers"},
+    "modeling": {"losses", "layers"},
+    "evaluation": {"attacks", "layers", "config"},
+    "visualize": {"data", "layers"},
+    "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "visualize"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Components of part_robust that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            names = [node.module or ""]
+            if node.module == "part_robust":
+                names = [f"part_robust.{alias.name}" for alias in node.names]
+        found.update(name.split(".")[1] for name in names if name.startswith("part_robust."))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path):
+    component = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if component == "__init__":
+        assert not imports_of(path)
+        return
+    forbidden = imports_of(path) - ALLOWED[component] - {component}
+    assert not forbidden, f"{component} must not import {sorted(forbidden)}"
+
+
+def test_every_component_has_a_rule():
+    components = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PACKAGE.rglob("*.py")}
+    assert components - {"__init__"} <= set(ALLOWED)
+
+
+def test_devices_come_from_tensors():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert ".cuda(" not in text, path
+        assert 'device="cuda"' not in text and "device='cuda'" not in text, path
+
+
+def test_entry_point_is_thin():
+    assert len((ROOT / "tools" / "train_net.py").read_text().splitlines()) <= 100
