@@ -12,12 +12,14 @@ import sys
 
 from detectron2.engine import default_argument_parser, launch
 
-from part_robust.engine import CheckpointMismatch, evaluate, setup, train
+from part_robust.engine import CheckpointMismatch, end_process_group, evaluate, setup, train
 
 
 def main(args: argparse.Namespace):
     cfg = setup(args)
-    return evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
+    results = evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
+    end_process_group()
+    return results
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
-from part_robust.engine.setup import evaluate, setup, train
+from part_robust.engine.setup import end_process_group, evaluate, setup, train
 from part_robust.engine.trainer import PartTrainer
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointMismatch",
     "PartCheckpointer",
     "PartTrainer",
+    "end_process_group",
     "evaluate",
     "setup",
     "train",

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import OrderedDict
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
@@ -18,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_builtin
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.trainer import PartTrainer, build_attacks, watched_datasets
+from part_robust.engine.trainer import PartTrainer, build_attacks
 from part_robust.evaluation.report import build_record, results_table, write_json
 from part_robust.modeling.part_classifier import with_counts
 
@@ -42,6 +43,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
+
+
+def end_process_group() -> None:
+    """Waits for all processes, then takes the group down: a process that just exits can abort its neighbours."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
 
 
 def set_schedule(cfg: CfgNode) -> None:
@@ -117,4 +125,4 @@ def _append_metrics(output_dir: str, results: OrderedDict, iteration: int) -> No
         writer.close()
 
 
-__all__ = ["evaluate", "set_schedule", "setup", "train", "watched_datasets"]
+__all__ = ["end_process_group", "evaluate", "set_schedule", "setup", "train"]

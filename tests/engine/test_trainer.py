@@ -17,7 +17,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from part_robust.data import register_part_dataset
-from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, evaluate, train
+from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, end_process_group, evaluate, train
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric
 from part_robust.modeling.part_classifier import with_counts
@@ -224,6 +224,7 @@ def _two_processes(json_file: str, root: str, folder: str) -> None:
     if comm.is_main_process():
         with open(os.path.join(folder, "results.json"), "w") as file:
             json.dump(results, file)
+    end_process_group()
 
 
 def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):

@@ -1,0 +1,91 @@
+"""Pictures for people: part masks over images, perturbations, and grids of panels.
+
+Letters: H, W pixels, P parts.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a grid: uint8 (H, W, 3) RGB and a title."""
+
+    image: np.ndarray
+    title: str = ""
+
+
+def part_colors(num_parts: int) -> np.ndarray:
+    """uint8 (P, 3): neighbouring labels get distant hues."""
+    golden = 0.61803398875
+    colors = [colorsys.hsv_to_rgb((0.02 + golden * index) % 1.0, 0.85, 1.0) for index in range(num_parts)]
+    return (255 * np.array(colors).reshape(-1, 3)).round().astype(np.uint8)
+
+
+def overlay_parts(image: np.ndarray, labels: np.ndarray, num_parts: int, strength: float = 0.6) -> np.ndarray:
+    """Part labels over an image.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        labels: int (H, W); 0..P-1 parts, P background (shown as it is), more: ignored (shown as grey stripes).
+        num_parts: P.
+        strength: opacity of the colours, 0..1.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    result = image.astype(np.float32)
+    is_part = labels < num_parts
+    colors = part_colors(num_parts).astype(np.float32)
+    result[is_part] = (1 - strength) * result[is_part] + strength * colors[labels[is_part]]
+    rows, columns = np.indices(labels.shape)
+    stripes = (labels > num_parts) & ((rows + columns) % 8 < 3)
+    result[stripes] = 128.0
+    return result.round().astype(np.uint8)
+
+
+def amplify(perturbation: np.ndarray, eps: float) -> np.ndarray:
+    """A perturbation (H, W, 3) in 0..255 units as a picture: grey is 0, black -eps, white +eps."""
+    return (127.5 + 127.5 * np.clip(perturbation / max(eps, 1e-6), -1, 1)).round().astype(np.uint8)
+
+
+def legend_patches(labels: Sequence[np.ndarray], part_names: Sequence[str]) -> list[Patch]:
+    """Entries for the parts that occur in any of the label maps."""
+    colors = part_colors(len(part_names)) / 255.0
+    present = sorted({int(value) for label_map in labels for value in np.unique(label_map)})
+    return [Patch(color=colors[i], label=part_names[i]) for i in present if i < len(part_names)]
+
+
+def save_grid(
+    rows: Sequence[Sequence[Panel]],
+    path: str | Path,
+    legend: Sequence[Patch] = (),
+    panel_inches: float = 1.7,
+) -> Path:
+    """Writes a grid of panels as PNG or JPEG, by the ending of `path`."""
+    columns = max(len(row) for row in rows)
+    height = panel_inches * 1.22 * len(rows) + (0.25 + 0.2 * -(-len(legend) // 5) if legend else 0)
+    figure = Figure(figsize=(panel_inches * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, panels in zip(axes, rows, strict=True):
+        for axis, panel in zip(row, panels, strict=False):
+            axis.imshow(panel.image, interpolation="nearest")
+            axis.set_title(panel.title, fontsize=7)
+    if legend:
+        figure.legend(handles=list(legend), loc="outside lower center", ncols=5, fontsize=6, frameon=False)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
