@@ -106,6 +106,31 @@ def _add_model(cfg: CfgNode) -> None:
     # Leave the background map out of the head's input (the published scripts meant to, and kept it).
     node.DROP_BACKGROUND = False
 
+    node = cfg.MODEL.BOUNDING_BOX_HEAD = CfgNode()
+    # Units of the hidden layer.
+    node.HIDDEN_DIM = 50
+    # Where centroids and spreads are measured: "image" (-1..1 from edge to edge) or "object" (from the foreground's
+    # centroid, in units of its spread). Sitawarin et al. compare both and publish "image".
+    node.NORMALIZE = "image"
+    # Tell the head how sure each part is (its foreground-weighted mean logit), not only where it is.
+    node.USE_SCORE = True
+    # Leave the background map's box out of the head's input.
+    node.DROP_BACKGROUND = True
+
+    node = cfg.MODEL.PIXEL_HEAD = CfgNode()
+    # Weigh each pixel's part logits by its probability to be foreground instead of equally.
+    node.FOREGROUND_WEIGHTS = False
+
+    # The part-to-class matrix of the first training set, for heads that read the class through it.
+    node = cfg.MODEL.PART_TO_CLASS = CfgNode()
+    # Train the matrix, from the data set's on, instead of keeping it.
+    node.LEARNED = False
+    # Divide each column by its number of parts (1 to 25 in PACO): a class of many parts has no head start then.
+    node.NORMALIZE = False
+    # Under a fixed matrix, classes without parts (PACO's ball, napkin) would have the logit 0 on every image. "column"
+    # learns their columns; "bias" learns one number for each, and can only ever predict the largest one's class.
+    node.EMPTY_CLASSES = "column"
+
     # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.IN_FEATURES = ["res2", "res5"]
@@ -182,6 +207,8 @@ def _add_test(cfg: CfgNode) -> None:
     # ATTACK.EVAL_DURING_TRAINING when training adversarially, clean accuracy otherwise, and the pixel accuracy
     # instead of the class accuracy for segmentation-only models.
     cfg.TEST.BEST_METRIC = "auto"
+    # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
+    cfg.TEST.PART_BOX_AP = True
 
 
 def attack_spec(cfg: CfgNode, name: str) -> CfgNode:

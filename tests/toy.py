@@ -118,7 +118,12 @@ MODELS = {
         *("MODEL.PART_CLASSIFIER.HEAD", ""),
     ],
 }
-for _name, _head in (("deeplab_two_headed", "TwoHeadedHead"), ("deeplab_downsampled", "DownsampledHead")):
+for _name, _head in (
+    ("deeplab_two_headed", "TwoHeadedHead"),
+    ("deeplab_downsampled", "DownsampledHead"),
+    ("deeplab_bounding_box", "BoundingBoxHead"),
+    ("deeplab_pixel", "PixelHead"),
+):
     MODELS[_name] = [*MODELS["deeplab_segmenter"], "MODEL.PART_CLASSIFIER.HEAD", _head]
 
 

@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from part_robust.evaluation.classification import ClassificationEvaluator
+from part_robust.evaluation.part_detection import PartDetectionEvaluator
 from part_robust.evaluation.part_segmentation import PartSegmentationEvaluator
 
 
@@ -32,4 +33,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         evaluators.append(ClassificationEvaluator(metadata.object_classes))
     if model.SEGMENTER:
         evaluators.append(PartSegmentationEvaluator(metadata.thing_classes))
+        if cfg.TEST.PART_BOX_AP:
+            evaluators.append(PartDetectionEvaluator(metadata.thing_classes))
     return DatasetEvaluators(evaluators)

@@ -14,13 +14,15 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from part_robust.evaluation.conversion import predicted_labels
+
 
 class PartSegmentationEvaluator(DatasetEvaluator):
     """Results: `{"part_seg": {"pixel_accuracy", "mIoU", ..., "IoU-<part>"...}}`, percent.
 
     One confusion matrix over the whole data set. Ignored pixels count nowhere; images without part labels are left out
     and counted in `num_unlabelled_images`. mIoU is the mean over labels that occur in the truth or the prediction
-    (`num_labels` of them), background included.
+    (`num_labels` of them), background included. The boxes of a detector are painted as labels (`boxes_to_sem_seg`).
     """
 
     def __init__(self, part_names: Sequence[str]) -> None:
@@ -39,7 +41,8 @@ class PartSegmentationEvaluator(DatasetEvaluator):
                 continue
             self._images += 1
             # Stays on the model's device: one copy at the end instead of one per image.
-            matrix = confusion(output["sem_seg"].argmax(dim=0), item["sem_seg"], len(self.label_names))
+            labels = predicted_labels(output, len(self.label_names) - 1, tuple(item["sem_seg"].shape))
+            matrix = confusion(labels, item["sem_seg"], len(self.label_names))
             self._confusion = matrix if self._confusion is None else self._confusion + matrix
 
     def evaluate(self) -> OrderedDict | None:

@@ -79,13 +79,14 @@ def write_json(path: str | Path, record: Mapping) -> None:
 
 
 def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack]) -> str:
-    """One row per data set and attack: accuracy, pixel accuracy, mIoU, images."""
+    """One row per data set and attack: accuracy, pixel accuracy, mIoU, AP and AP50 of part boxes, images."""
     rows = []
     for dataset, tasks in results.items():
         for name in ("", *attacks):
             suffix = f"_{name}" if name else ""
             classes = tasks.get(f"classification{suffix}", {})
             parts = tasks.get(f"part_seg{suffix}", {})
+            boxes = tasks.get(f"part_box{suffix}", {})
             threat = attacks[name].threat_model if name else None
             rows.append(
                 [
@@ -94,8 +95,10 @@ def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack])
                     classes.get("accuracy"),
                     parts.get("pixel_accuracy"),
                     parts.get("mIoU"),
+                    boxes.get("AP"),
+                    boxes.get("AP50"),
                     int(classes.get("num_images") or parts.get("num_images") or 0),
                 ]
             )
-    headers = ["data set", "images are", "accuracy %", "pixel accuracy %", "mIoU %", "images"]
+    headers = ["data set", "images are", "accuracy %", "pixel accuracy %", "mIoU %", "AP", "AP50", "images"]
     return tabulate(rows, headers, tablefmt="github", floatfmt=".2f", missingval="-")

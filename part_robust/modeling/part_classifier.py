@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.modeling.part_to_class import part_metadata
 from part_robust.modeling.preprocess import class_targets, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
     ClassHead,
@@ -178,12 +178,7 @@ def with_counts(cfg: CfgNode) -> CfgNode:
         raise ValueError(
             "MODEL.PART_CLASSIFIER.NUM_CLASSES and NUM_PARTS are 0 and DATASETS.TRAIN is empty: set one or the other"
         )
-    name = cfg.DATASETS.TRAIN[0]
-    metadata = MetadataCatalog.get(name)
-    if not metadata.get("object_classes"):
-        DatasetCatalog.get(name)  # reads the json, which fills the metadata in
-    if not metadata.get("object_classes"):
-        raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
+    metadata = part_metadata(cfg.DATASETS.TRAIN[0])
     node.NUM_CLASSES = node.NUM_CLASSES or len(metadata.object_classes)
     node.NUM_PARTS = node.NUM_PARTS or len(metadata.thing_classes)
     return cfg

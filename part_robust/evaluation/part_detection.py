@@ -1,0 +1,197 @@
+"""COCO's average precision of part boxes over a data set, at the resolution the network sees.
+
+Letters: P parts (label P is background), H W pixels, G true and D predicted boxes of an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import COCOeval_opt  # pycocotools' own where detectron2 built no faster one
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from part_robust.evaluation.conversion import predicted_boxes
+
+
+@dataclass(frozen=True)
+class _ImageBoxes:
+    """Boxes of one image, XYXY pixels: (G, 4) and (D, 4), with classes (G,), (D,) and scores (D,)."""
+
+    true_boxes: np.ndarray
+    true_classes: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+
+class PartDetectionEvaluator(DatasetEvaluator):
+    """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent.
+
+    The truth are the boxes of the mapper's `instances`, after its crop: stock evaluators read the json, whose boxes are
+    those of the whole image. Predictions are the model's `instances`, or boxes around the connected components of its
+    `sem_seg`. The thesis's conversion keeps even a perfect segmenter under 100: it drops parts of less than 1 % of the
+    image, and a part in several pieces, such as four legs, gives several boxes.
+
+    AP is the mean over IoU 0.5, 0.55 .. 0.95 and over the parts that occur in the truth; it is left out, as is
+    `AP-<part>`, where there is no truth at all. Images without part labels are left out and counted. A prediction with
+    more than half of its area on ignored pixels counts nowhere, unless it could match a true box of its class (IoU 0.5
+    or more): what lies there is unknown, so it is no false alarm. Stock COCO evaluation counts it as one.
+    """
+
+    def __init__(self, part_names: Sequence[str]) -> None:
+        self.part_names = list(part_names)
+        self.reset()
+
+    def reset(self) -> None:
+        self._images: dict[int, _ImageBoxes] = {}
+        self._unlabelled: set[int] = set()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        self._unlabelled.update(item["image_id"] for item in inputs if item["part_supervision"] == "none")
+        labelled = [
+            (item, output) for item, output in zip(inputs, outputs, strict=True) if item["part_supervision"] != "none"
+        ]
+        predictions = predicted_boxes([output for _, output in labelled], len(self.part_names))
+        for (item, _), prediction in zip(labelled, predictions, strict=True):
+            self._images[item["image_id"]] = self._boxes(item, prediction.to(torch.device("cpu")))
+
+    def _boxes(self, item: dict, prediction: Instances) -> _ImageBoxes:
+        truth = item["instances"].to(torch.device("cpu"))
+        ignored = item["sem_seg"].cpu() > len(self.part_names)
+        # True boxes end at the edge of the crop.
+        boxes = Boxes(prediction.pred_boxes.tensor.detach().float().clone())
+        boxes.clip(tuple(ignored.shape))
+        if ignored.any() and len(boxes):
+            could_match = pairwise_iou(boxes, truth.gt_boxes) >= 0.5
+            could_match &= prediction.pred_classes[:, None] == truth.gt_classes[None]
+            keep = could_match.any(dim=1) | (_covered_share(boxes.tensor, ignored) <= 0.5)
+            prediction, boxes = prediction[keep], boxes[keep]
+        return _ImageBoxes(
+            true_boxes=truth.gt_boxes.tensor.double().numpy(),
+            true_classes=truth.gt_classes.numpy(),
+            boxes=boxes.tensor.double().numpy(),
+            classes=prediction.pred_classes.numpy(),
+            scores=prediction.scores.detach().double().numpy(),
+        )
+
+    def evaluate(self) -> OrderedDict | None:
+        gathered = comm.gather((self._images, self._unlabelled), dst=0)
+        if not comm.is_main_process():
+            return None
+        images: dict[int, _ImageBoxes] = {}
+        unlabelled: set[int] = set()
+        for own_images, own_unlabelled in gathered:
+            images.update(own_images)
+            unlabelled |= own_unlabelled
+        counts = {"num_images": float(len(images)), "num_unlabelled_images": float(len(unlabelled))}
+        headline, per_part = _average_precision(images, self.part_names)
+        return OrderedDict(part_box={**headline, **counts, **per_part})
+
+
+def _covered_share(boxes: Tensor, mask: Tensor) -> Tensor:
+    """Share of each box (D, 4), in pixels of the mask (H, W), where the mask is True; 0 for empty boxes."""
+    # Sums over rectangles from the corner: one look-up per corner of a box instead of its pixels.
+    table = torch.zeros(mask.shape[0] + 1, mask.shape[1] + 1)
+    table[1:, 1:] = mask.float().cumsum(dim=0).cumsum(dim=1)
+    left, top, right, bottom = boxes.round().long().unbind(dim=1)
+    inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+    return inside / ((right - left) * (bottom - top)).clamp(min=1)
+
+
+def _average_precision(
+    images: Mapping[int, _ImageBoxes], part_names: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """AP and AP50, and `AP-<part>` of each part that occurs in the truth, percent; both empty where none does."""
+    # Sorted, so that equal scores rank the same however the images were spread over processes.
+    order = sorted(images)
+    if not order:
+        return {}, {}
+    records = [images[image_id] for image_id in order]
+    true_boxes = np.concatenate([record.true_boxes for record in records])
+    true_classes = np.concatenate([record.true_classes for record in records])
+    true_images = np.repeat(order, [len(record.true_boxes) for record in records])
+    boxes = np.concatenate([record.boxes for record in records])
+    classes = np.concatenate([record.classes for record in records])
+    scores = np.concatenate([record.scores for record in records])
+    found_images = np.repeat(order, [len(record.boxes) for record in records])
+    precision = {}
+    with _quiet():
+        # Part by part, each over the images where it is: COCO's own loop takes minutes for PACO's parts x images.
+        for part in np.unique(true_classes):
+            true, found = true_classes == part, classes == part
+            precision[part_names[part]] = 100.0 * _precision(
+                _coco(true_images[true], true_boxes[true]), _coco(found_images[found], boxes[found], scores[found])
+            )
+    if not precision:
+        return {}, {}
+    headline = {
+        "AP": float(np.mean(list(precision.values()))),
+        "AP50": float(np.mean([curve[0] for curve in precision.values()])),
+    }
+    # A "-" keeps per-part numbers out of detectron2's one-line summary.
+    return headline, {f"AP-{name}": float(curve.mean()) for name, curve in precision.items()}
+
+
+def _precision(truth: COCO, found: COCO) -> np.ndarray:
+    """Precision (10, 101), 0..1, by IoU threshold and recall; COCO's limit of 100 boxes per image and part."""
+    evaluation = COCOeval_opt(truth, found, "bbox")
+    evaluation.params.imgIds = sorted({*truth.getImgIds(), *found.getImgIds()})
+    # Only what is reported: COCO's size classes and smaller limits would quadruple the work.
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0.0, 1e10]], ["all"]
+    evaluation.params.maxDets = [100]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, 0, 0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """COCO's tools print, or log, their progress; one evaluation per attack would fill the log with it."""
+    log = logging.getLogger(COCOeval_opt.__module__)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _coco(image_ids: np.ndarray, boxes: np.ndarray, scores: np.ndarray | None = None) -> COCO:
+    """COCO's own index over the boxes of one part: image ids (K,), XYXY boxes (K, 4), and scores (K,) of predictions.
+
+    Built from scratch, ids from 1: COCO's matching takes annotation 0 for "no match", a missing `iscrowd` for an error,
+    and `COCO.loadRes` cannot read an empty list.
+    """
+    annotations: list[dict] = []
+    for row, (image_id, (left, top, right, bottom)) in enumerate(zip(image_ids.tolist(), boxes.tolist(), strict=True)):
+        annotation = {
+            "id": row + 1,
+            "image_id": image_id,
+            "category_id": 1,
+            "bbox": [left, top, right - left, bottom - top],
+            "area": (right - left) * (bottom - top),
+            "iscrowd": 0,
+        }
+        if scores is not None:
+            annotation["score"] = float(scores[row])
+        annotations.append(annotation)
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image_id} for image_id in np.unique(image_ids).tolist()],
+        "categories": [{"id": 1}],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco

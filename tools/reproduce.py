@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""Trains and evaluates every model of a table, and writes the table.
+
+    python tools/reproduce.py part_shapes_deeplab
+    python tools/reproduce.py part_shapes_deeplab --only deeplab_pixel --only resnet50 SOLVER.EPOCHS 1
+
+Each model is trained on clean images, then goes on adversarially; both are evaluated clean and attacked. Interrupted,
+it goes on where it was; runs that are finished are not repeated. KEY VALUE pairs change the config of every run.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from part_robust.data.part_shapes import make_part_shapes
+from part_robust.engine.experiment import Phase, run_phase
+
+ROOT = Path(__file__).resolve().parent.parent
+DEEPLAB = {
+    "deeplab_segmenter": "DeepLabv3+, parts only",
+    "deeplab_downsampled": "Downsampled",
+    "deeplab_bounding_box": "Bounding-Box",
+    "deeplab_two_headed": "Two-Headed",
+    "deeplab_pixel": "Pixel",
+}
+BASELINE = {"resnet50": "ResNet, no parts"}
+# Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision. The DeepLab rows of
+# the thesis's Tables 2.1 to 2.3 are those of part_imagenet_deeplab under "boxes", Table 3.4's are in paco_deeplab.
+TABLES = {
+    "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
+}
+METRICS = {
+    "acc.": ("classification", "accuracy"),
+    "pixel acc.": ("part_seg", "pixel_accuracy"),
+    "AP": ("part_box", "AP"),
+    "AP50": ("part_box", "AP50"),
+}
+HEADERS = [
+    "model",
+    "supervision",
+    "training",
+    *(f"{metric}, {on}" for metric in METRICS for on in ("clean", "attacked")),
+]
+
+
+def runs(table: str, only: Sequence[str] = ()) -> list[tuple[list[str], str]]:
+    """(first cells of the row, config file) of every run of a table, clean trainings before what goes on from them.
+
+    Raises:
+        ValueError: a name in `only` is none of the table's models.
+    """
+    folder, models, supervisions = TABLES[table]
+    if unknown := set(only) - set(models):
+        raise ValueError(f"{table} has no model {sorted(unknown)}, only {', '.join(models)}")
+    result = []
+    for model, title in models.items():
+        # The baseline sees no parts, so its supervision makes no difference.
+        for supervision, suffix in (supervisions if model not in BASELINE else {"none": ""}).items():
+            for training, end in (("clean", ""), ("adversarial", "_adv")):
+                if not only or model in only:
+                    result.append(([title, supervision, training], f"configs/{folder}/{model}{suffix}{end}.yaml"))
+    return result
+
+
+def numbers(record: dict) -> list[float | None]:
+    """Cells of a row: each metric on clean images and under the first attack; None where a model has no such metric."""
+    (tasks,) = record["results"].values()
+    attack = next(iter(record["attacks"]))
+    return [
+        tasks.get(task + suffix, {}).get(metric) for task, metric in METRICS.values() for suffix in ("", f"_{attack}")
+    ]
+
+
+def notes(cells: Sequence[str], record: dict) -> list[str]:
+    """What must be known beside a row's numbers: images, attack, warnings."""
+    ((dataset, tasks),) = record["results"].items()
+    attack, settings = next(iter(record["attacks"].items()))
+    images = int(next(iter(tasks.values()))["num_images"])
+    lines = [f"Percent, {images} images of {dataset}; attack {attack}: {settings}"]
+    lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--only", action="append", default=[], metavar="MODEL", help="this model; may be repeated")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for every run")
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        todo = runs(args.table, args.only)
+    except ValueError as error:
+        parser.error(str(error))
+    os.chdir(ROOT)
+    if args.table.startswith("part_shapes"):
+        make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")
+    path = Path("output", "-".join([args.table, *args.only]) + ".md")
+    path.parent.mkdir(exist_ok=True)
+    rows: list[list] = []
+    footnotes: dict[str, None] = {}  # in order, each once
+    for cells, config in todo:
+        record = run_phase(Phase(", ".join(cells), config, args.opts))
+        rows.append([*cells, *numbers(record)])
+        # After every run: an interrupted table is worth something too.
+        table = tabulate(rows, HEADERS, tablefmt="github", floatfmt=".1f", missingval="-")
+        footnotes.update(dict.fromkeys(notes(cells, record)))
+        path.write_text("\n".join([table, "", *(f"- {line}" for line in footnotes), ""]))
+    print(f"\n{path.read_text()}\ntable: {path}")
+
+
+if __name__ == "__main__":
+    main()
