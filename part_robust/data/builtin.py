@@ -30,6 +30,15 @@ BUILTIN = {
         "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
         "(see datasets/README.md)",
     ),
+    "car_parts": (
+        "car_parts",
+        "images",
+        "With the Car Parts data set (docs/import_coco.md) in the folder RAW, import it with: "
+        "python datasets/import_coco.py --json RAW/trainingset/annotations.json RAW/testset/annotations.json "
+        "--image-root RAW/trainingset/JPEGImages RAW/testset/JPEGImages --split fractions test "
+        "--split-fractions 0.85 0.15 0 --group-by near --class-rule datasets/rules/car_view.yaml "
+        "--class-part-share 0.1 --copy-images --output {folder}",
+    ),
 }
 
 
