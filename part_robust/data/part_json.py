@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from detectron2.structures import BoxMode
 
@@ -23,12 +24,7 @@ def read_part_json(json_file: str | Path) -> dict:
         ValueError: not json, or a rule of the format is broken; names the file and the first violations.
     """
     path = Path(json_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
+    data = parse_json(path)
     found = list(itertools.islice(violations(data), 4))
     if found:
         more = "; and more" if len(found) > 3 else ""
@@ -37,6 +33,22 @@ def read_part_json(json_file: str | Path) -> dict:
             f"All of it: python -m part_robust.data.check {path}"
         )
     return data
+
+
+def parse_json(path: Path) -> Any:
+    """The json value in a file, unchecked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"annotation file {path} does not exist")
+    try:
+        # From bytes: any of json's encodings, with or without a byte order mark.
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid json: {error}") from error
 
 
 def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
@@ -50,9 +62,9 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
         One dict per image in ascending image id, images without parts included, and the taxonomy. Keys:
         `file_name` (joined with image_root), `height`, `width` (pixels), `image_id`, `class_id` (0..C-1),
         `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE)
-        and `crop_xyxy` (the window of the file that is the image). An annotation has `id`, `bbox` XYWH in pixels,
-        `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless only
-        a box is known.
+        and `crop_xyxy` (window of the file that is the image, see `read_image`). An annotation has `id`, `bbox` XYWH
+        in pixels, `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless
+        only a box is known.
 
     Raises:
         FileNotFoundError: the json or some images do not exist; names the first ones.
@@ -80,23 +92,33 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
 
     records = []
     for image in sorted(data["images"], key=lambda i: i["id"]):
-        record = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "class_id": class_index(image),
-            "part_supervision": image.get("part_supervision", "full"),
-            "annotations": annotations[image["id"]],
-        }
+        record = image_record(image, image_root)
+        record["class_id"] = class_index(image)
+        record["part_supervision"] = image.get("part_supervision", "full")
+        record["annotations"] = annotations[image["id"]]
         if image.get("ignore_segmentation") is not None:
             record["ignore_segmentation"] = image["ignore_segmentation"]
-        crop = (image.get("source") or {}).get("crop_xyxy")
-        if crop is not None:
-            record["crop_xyxy"] = crop
         records.append(record)
     _require_files(records, json_file)
     return records, taxonomy
+
+
+def crop_of(image: Mapping) -> list[int] | None:
+    """Window XYXY, in the stored pixels of the file, that an image of the json is; None where it says nothing."""
+    return (image.get("source") or {}).get("crop_xyxy")
+
+
+def image_record(image: Mapping, image_root: str | Path) -> dict:
+    """What `read_image` needs to know of an image of the json."""
+    record = {
+        "file_name": os.path.join(image_root, image["file_name"]),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+    }
+    if crop_of(image) is not None:
+        record["crop_xyxy"] = crop_of(image)
+    return record
 
 
 def _class_index(data: Mapping):

@@ -24,17 +24,22 @@ def register_part_dataset(name: str, json_file: str | Path, image_root: str | Pa
         hint: sentence added to the error when the json does not exist: how to make it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or was, and its metadata are still there.
     """
     if name in DatasetCatalog.list():
         raise ValueError(f"a dataset named {name!r} is already registered: choose another name")
+    try:
+        MetadataCatalog.get(name).set(
+            json_file=str(json_file),
+            image_root=str(image_root),
+            evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
+            part_robust=True,
+        )
+    except AssertionError as error:  # detectron2's, when a value is there already and differs
+        raise ValueError(
+            f"metadata of another dataset named {name!r} are still there: MetadataCatalog.remove({name!r}) first"
+        ) from error
     DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), str(image_root), hint))
-    MetadataCatalog.get(name).set(
-        json_file=str(json_file),
-        image_root=str(image_root),
-        evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
-        part_robust=True,
-    )
 
 
 def _load(name: str, json_file: str, image_root: str, hint: str) -> list[dict]:
@@ -62,6 +67,8 @@ def set_metadata(name: str, taxonomy: PartTaxonomy) -> None:
         part_classes=sorted({bare_part_name(part) for part in taxonomy.part_names}),
         part_to_class=taxonomy.part_to_class.astype(int).tolist(),
         part_to_class_ids=[list(parts) for parts in taxonomy.class_parts],
+        # COCOEvaluator writes its results with the json's ids.
+        thing_dataset_id_to_contiguous_id={part_id: i for i, part_id in enumerate(taxonomy.part_ids)},
         ignore_label=taxonomy.ignore_label,
     )
 
@@ -78,10 +85,11 @@ def get_taxonomy(name: str) -> PartTaxonomy:
         if name not in DatasetCatalog.list():
             raise KeyError(f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first")
         raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
-    if not metadata.get("thing_classes"):
+    if not metadata.get("object_classes"):
         DatasetCatalog.get(name)
     return PartTaxonomy(
         class_names=tuple(metadata.object_classes),
         part_names=tuple(metadata.thing_classes),
         class_parts=tuple(tuple(parts) for parts in metadata.part_to_class_ids),
+        part_ids=tuple(metadata.thing_dataset_id_to_contiguous_id),
     )
