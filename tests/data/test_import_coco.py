@@ -126,6 +126,21 @@ TRAPS = {
         {"rle_unusable": 1, "box_only": 1},
         SQUARE_PART,
     ),
+    "compressed RLE, cut": (
+        {"segmentation": {**TEXT_RLE, "counts": TEXT_RLE["counts"][:-2]}},
+        {"rle_unusable": 1, "box_only": 1},
+        SQUARE_PART,
+    ),
+    "compressed RLE, no RLE": (
+        {"segmentation": {**TEXT_RLE, "counts": "\u20ac~"}},
+        {"rle_unusable": 1, "box_only": 1},
+        SQUARE_PART,
+    ),
+    "compressed RLE, no pixel": (
+        {"segmentation": list_counts(slice(0, 0), slice(0, 0))},
+        {"rle_list_counts": 1, "zero_area": 1},
+        None,
+    ),
     "RLE without counts": ({"segmentation": {"size": [H, W]}}, {"rle_unusable": 1, "box_only": 1}, SQUARE_PART),
     "crowd": ({"iscrowd": 1}, {"crowd_to_part": 1}, SQUARE_PART),
     "unknown image": ({"image_id": 77}, {"unknown_image": 1}, None),
