@@ -172,15 +172,17 @@ def test_windows_must_lie_in_their_file(toy, capsys):
     noise(50, 60, 3).save(root / "scene.png")
 
     def edit(data):
-        for index, (left, top) in enumerate([(0, 0), (28, 18), (29, 18)]):
+        for index, (left, top) in enumerate([(0, 0), (28, 18), (29, 18), (28, 19)]):
             window = [left, top, left + SIZE, top + SIZE]
             data["images"][index].update(file_name="scene.png", source={"crop_xyxy": window})
 
     change(path, edit)
-    expected = (
-        f"images[2]: image {root / 'scene.png'} (image_id 3): is 60 x 50, source.crop_xyxy [29, 18, 61, 50] leaves it"
-    )
-    assert run(capsys, path, "--image-root", root) == (1, [expected, f"{path}: 1 violation"])
+    place = "image {} (image_id {}): is 60 x 50, source.crop_xyxy"
+    expected = [
+        f"images[2]: {place.format(root / 'scene.png', 3)} [29, 18, 61, 50] leaves it",
+        f"images[3]: {place.format(root / 'scene.png', 4)} [28, 19, 60, 51] leaves it",
+    ]
+    assert run(capsys, path, "--image-root", root) == (1, [*expected, f"{path}: 2 violations"])
 
 
 def test_image_root_that_is_no_folder(toy, capsys):

@@ -282,12 +282,12 @@ OTHER_CASES = {
 }
 
 
-@pytest.mark.parametrize(("key", "value", "text"), IMAGE_CASES)
+@pytest.mark.parametrize(("key", "value", "text"), IMAGE_CASES, ids=lambda value: str(value)[:30])
 def test_one_broken_rule_of_images(key, value, text):
     assert list(violations(changed(image(key, value)))) == [f"{LAMP}: {text}"]
 
 
-@pytest.mark.parametrize(("key", "value", "text"), ANNOTATION_CASES)
+@pytest.mark.parametrize(("key", "value", "text"), ANNOTATION_CASES, ids=lambda value: str(value)[:30])
 def test_one_broken_rule_of_annotations(key, value, text):
     assert list(violations(changed(annotation(key, value)))) == [f"{SHADE}: {text}"]
 
