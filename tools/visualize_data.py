@@ -10,7 +10,7 @@ import argparse
 from detectron2.data import DatasetCatalog
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin
+from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
 from part_robust.visualize import Panel, legend_patches, overlay_parts, save_grid
 
 
@@ -29,6 +29,7 @@ def main() -> None:
     args = parse_arguments()
     cfg = get_part_robust_cfg(args.config_file, args.opts)
     register_builtin()
+    register_from_config(cfg)
     name = args.dataset or cfg.DATASETS.TRAIN[0]
     taxonomy = get_taxonomy(name)
     records = DatasetCatalog.get(name)
