@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _close_logs() -> None:
-    """Takes the log handlers of an earlier run in this process away: each line would come twice, and in both folders."""
+    """Takes the handlers of an earlier run in this process away: lines would come twice, and in both folders."""
     for name in ("fvcore", "detectron2", "part_robust"):
         log = logging.getLogger(name)
         for handler in list(log.handlers):
