@@ -131,6 +131,8 @@ def _add_model(cfg: CfgNode) -> None:
     # learns their columns; "bias" learns one number for each, and can only ever predict the largest one's class.
     node.EMPTY_CLASSES = "column"
 
+    _add_dino(cfg)
+
     # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
     head = cfg.MODEL.SEM_SEG_HEAD
     head.IN_FEATURES = ["res2", "res5"]
@@ -143,6 +145,51 @@ def _add_model(cfg: CfgNode) -> None:
     head.COMMON_STRIDE = 4
     head.NORM = "BN"
     head.USE_DEPTHWISE_SEPARABLE_CONV = True
+
+
+def _add_dino(cfg: CfgNode) -> None:
+    # DINO, 4-scale (Zhang et al., 2023); numbers without another source are the published ones.
+    node = cfg.MODEL.DINO = CfgNode()
+    # Backbone features, fine to coarse, and the number of levels the transformer sees: the missing ones are made from
+    # the last feature by strided convolutions.
+    node.IN_FEATURES = ["res3", "res4", "res5"]
+    node.LEVELS = 4
+    # Thesis: 6 and 6, or 1 and 1.
+    node.ENCODER_LAYERS = 6
+    node.DECODER_LAYERS = 6
+    # Thesis: 900 or 100. At most the number of pixels of all levels together: 1045 at 224 px, 895 at 208.
+    node.NUM_QUERIES = 900
+    node.DIM = 256
+    node.HEADS = 8
+    # Sampling points per head and level.
+    node.POINTS = 4
+    node.FEEDFORWARD_DIM = 2048
+    # One class and one box head for all decoder layers (the authors), or one each (detrex).
+    node.SHARE_HEADS = True
+    # Sine position embedding: 20 and 0.0 (the authors), 10000 and -0.5 (detrex).
+    node.POSITION_TEMPERATURE = 20.0
+    node.POSITION_OFFSET = 0.0
+    # Rows of the denoising embedding less one; never fewer than there are parts. The published 91 keeps parameter
+    # counts comparable.
+    node.LABEL_BOOK_SIZE = 91
+    # Contrastive denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how
+    # far corners move (1.0 in the published runs; their config file says 0.4).
+    node.DENOISING_NUMBER = 100
+    node.LABEL_NOISE = 0.5
+    node.BOX_NOISE = 1.0
+    # Training passes boxes between decoder layers as constants. Attacks do not, unless ATTACK.FULL_GRADIENT is False.
+    node.DETACH_REFERENCES = True
+    # Weights of the costs that assign queries to true parts, and of the losses: focal, L1, generalised IoU.
+    node.MATCH_CLASS_COST = 2.0
+    node.MATCH_BOX_COST = 5.0
+    node.MATCH_GIOU_COST = 2.0
+    node.CLASS_WEIGHT = 1.0
+    node.BOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Boxes per image in evaluation.
+    node.MAX_DETECTIONS = 300
+    # Multi-scale deformable attention: "auto" (the fastest), "embedding_bag", or "gather" (twice differentiable).
+    node.MS_DEFORM_ATTN = "auto"
 
 
 def _attack_defaults() -> CfgNode:
