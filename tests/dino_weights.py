@@ -64,3 +64,27 @@ def fill(model: torch.nn.Module) -> None:
     for name, key in official_names(list(state)).items():
         if not name.endswith("num_batches_tracked"):
             state[name].copy_(make_weight(key, tuple(state[name].shape)))
+
+
+# The small network of tests/fixtures/dino_small.npz.
+PARITY = {"classes": 12, "encoder_layers": 2, "decoder_layers": 3, "queries": 40, "size": 96}
+
+
+def parity_image() -> tuple[Tensor, Tensor]:
+    """Normalised images (2, 3, 96, 96), the second with padding, which is 0; and the padding mask."""
+    size = PARITY["size"]
+    image = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, size, size)).astype(np.float32))
+    mask = torch.zeros(2, size, size, dtype=torch.bool)
+    mask[1, 80:] = True
+    mask[1, :, 72:] = True
+    return image.masked_fill(mask[:, None], 0.0), mask
+
+
+def parity_targets() -> tuple[list[Tensor], list[Tensor]]:
+    """Labels (G,) and boxes (G, 4) cxcywh, 0..1 of the unpadded image, of both images."""
+    labels = [torch.tensor([3, 3, 7]), torch.tensor([11, 0])]
+    boxes = [
+        torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.8, 0.2, 0.1, 0.1]]),
+        torch.tensor([[0.5, 0.5, 0.9, 0.8], [0.2, 0.7, 0.3, 0.4]]),
+    ]
+    return labels, boxes
