@@ -25,6 +25,11 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.STEP_EPOCHS = ()
     cfg.SOLVER.EVAL_EPOCHS = 1.0
+    # "SGD" (the thesis) or "AdamW"; BASE_LR is that of everything but the backbone, which learns at
+    # BASE_LR * BACKBONE_MULTIPLIER (DINO: 0.1). SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of
+    # all gradients together is at most CLIP_VALUE (DINO: 0.1).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
 
@@ -117,6 +122,14 @@ def _add_model(cfg: CfgNode) -> None:
     # Leave the background map's box out of the head's input.
     node.DROP_BACKGROUND = True
 
+    node = cfg.MODEL.SEQUENTIAL_HEAD = CfgNode()
+    # Units of the hidden layer. The thesis's parameter counts fit 64, the predecessor's code; its release has 50.
+    node.HIDDEN_DIM = 64
+    # What is read of a query's part logits: "softmax" over the parts, or "sigmoid" of each.
+    node.PROBABILITIES = "softmax"
+    # Order of the queries: "decoded", or "confidence" (most probable part first).
+    node.ORDER = "decoded"
+
     node = cfg.MODEL.PIXEL_HEAD = CfgNode()
     # Weigh each pixel's part logits by its probability to be foreground instead of equally.
     node.FOREGROUND_WEIGHTS = False
@@ -196,7 +209,9 @@ def _attack_defaults() -> CfgNode:
     node = CfgNode()
     # Name in ATTACK_REGISTRY.
     node.NAME = "PGD"
-    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits.
+    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits,
+    # "pixel_cross_entropy" of dense parts, and of detectors "part_loss" (matched anew at every step), "part_loss_fixed"
+    # (matched on the image before the attack), or "joint" and "joint_fixed": class and part loss as in training.
     node.OBJECTIVE = "cross_entropy"
     # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
     node.NORM = "linf"
@@ -217,6 +232,9 @@ def _attack_defaults() -> CfgNode:
 
 def _add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK = CfgNode()
+    # Attacks follow the whole gradient, also where a model cuts it in training (DINO's boxes between decoder layers).
+    # False repeats the published evaluation, which overestimates robustness.
+    cfg.ATTACK.FULL_GRADIENT = True
 
     # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
     # the model in eval mode during the attack and training on the attacked batch alone).

@@ -20,10 +20,11 @@ def sine_embedding(values: Tensor, channels: int, temperature: float) -> Tensor:
         temperature: ratio of the highest frequency to the lowest, nearly.
 
     Returns:
-        float32 (..., C).
+        (..., C), float32 or wider.
     """
-    exponent = torch.arange(0, channels, 2, device=values.device, dtype=torch.float32) / channels
-    angles = values.float()[..., None] * temperature**-exponent
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    exponent = torch.arange(0, channels, 2, device=values.device, dtype=values.dtype) / channels
+    angles = values[..., None] * temperature**-exponent
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
@@ -59,7 +60,7 @@ def box_embedding(boxes: Tensor, channels: int, temperature: float = 10000.0) ->
         channels: per number.
 
     Returns:
-        float32 (..., 4 * channels).
+        (..., 4 * channels), float32 or wider.
     """
     x, y, w, h = boxes.unbind(dim=-1)
     return sine_embedding(torch.stack([y, x, w, h], dim=-1) * (2 * math.pi), channels, temperature).flatten(-2)

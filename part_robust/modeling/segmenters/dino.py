@@ -236,6 +236,7 @@ class DinoSegmenter(PartSegmenter):
             levels.append(projection(source))
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
         device = levels[0].device
+        dtype = torch.promote_types(levels[0].dtype, torch.float32)
         if padding_mask is None:
             valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
         else:
@@ -243,9 +244,9 @@ class DinoSegmenter(PartSegmenter):
             valid = [F.interpolate(whole, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
         position = [
             sine_position(mask, level.shape[1], self.position_temperature, self.position_offset).flatten(1, 2) + embed
-            for mask, level, embed in zip(valid, levels, self.level_embed.float(), strict=True)
+            for mask, level, embed in zip(valid, levels, self.level_embed.to(dtype), strict=True)
         ]
-        ratio = [torch.stack([m[:, 0].float().mean(dim=1), m[:, :, 0].float().mean(dim=1)], dim=-1) for m in valid]
+        ratio = [torch.stack([m[:, 0].to(dtype).mean(dim=1), m[:, :, 0].to(dtype).mean(dim=1)], dim=-1) for m in valid]
         return Tokens(
             features=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
             position=torch.cat(position, dim=1).to(levels[0].dtype),
