@@ -344,7 +344,7 @@ def reset_class_bias(head: nn.Linear, probability: float = 0.01) -> None:
 
 def _projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequential:
     size = 1 if stride == 1 else 3
-    return nn.Sequential(nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, dim), dim))
+    return nn.Sequential(nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, max(dim // 8, 1)), dim))
 
 
 def _content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
