@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.layers.sparse_sampling import SparseSampling
+
 Shapes = Sequence[tuple[int, int]]
-BACKENDS = ("auto", "embedding_bag", "gather")
+BACKENDS = ("auto", "sparse", "embedding_bag", "gather")
 
 
 def ms_deform_attn(
@@ -29,14 +31,14 @@ def ms_deform_attn(
         shapes: (h, w) of each of the L levels.
         locations: (N, Q, H, L, P, 2), x and y, 0..1 of the map, any finite value.
         weights: (N, Q, H, L, P).
-        backend: "embedding_bag" never writes the samples to memory, and is the fastest on a CPU; "gather" does,
-            and can be differentiated twice; "auto" takes the fastest.
+        backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory; "gather" does, and can be
+            differentiated twice. "auto" takes "sparse" on a CPU, except inside torch.compile, and else "embedding_bag".
 
     Returns:
         (N, Q, H * D), in the dtype of `value`; the sum itself is in float32 at least.
 
     Raises:
-        ValueError: an unknown backend; `shapes` do not add up to S.
+        ValueError: an unknown backend, or "sparse" off the CPU; `shapes` do not add up to S.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, is {backend!r}")
@@ -45,6 +47,13 @@ def ms_deform_attn(
         raise ValueError(f"levels of shapes {list(shapes)} have {sum(h * w for h, w in shapes)} pixels, not {tokens}")
     queries = locations.shape[1]
     dtype = torch.promote_types(value.dtype, torch.float32)
+    if backend == "auto":
+        backend = "sparse" if value.device.type == "cpu" and not torch.compiler.is_compiling() else "embedding_bag"
+    if backend == "sparse":
+        if value.device.type != "cpu":
+            raise ValueError(f"backend sparse runs on a CPU only, the tensors are on {value.device}")
+        result = SparseSampling.apply(value.to(dtype), locations.to(dtype), weights.to(dtype), shapes)
+        return result.to(value.dtype)
     token, share = _corners(shapes, locations.to(dtype), weights.to(dtype))
     # Row of (n, s, h) in the table of all value vectors: nothing has to be transposed.
     image = torch.arange(images, device=value.device).view(-1, 1, 1, 1)

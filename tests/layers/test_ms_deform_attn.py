@@ -12,7 +12,7 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn, ms_deform_attn
 
 SHAPES = [(3, 4), (2, 2), (1, 1)]
 TOKENS = sum(h * w for h, w in SHAPES)
-BACKENDS = ["embedding_bag", "gather"]
+BACKENDS = ["sparse", "embedding_bag", "gather"]
 
 
 def inputs(images: int = 2, queries: int = 3, heads: int = 2, channels: int = 3, points: int = 2, spread: float = 0.4):
@@ -75,8 +75,9 @@ def test_far_away_is_zero_with_zero_gradient(backend):
 
 def test_backends_are_equal_in_float32_and_bfloat16():
     value, locations, weights = (x.float() for x in inputs())
-    first, second = (ms_deform_attn(value, SHAPES, locations, weights, backend) for backend in BACKENDS)
-    torch.testing.assert_close(first, second)
+    first, *others = (ms_deform_attn(value, SHAPES, locations, weights, backend) for backend in BACKENDS)
+    for other in others:
+        torch.testing.assert_close(first, other)
     for backend in BACKENDS:
         low = ms_deform_attn(value.bfloat16(), SHAPES, locations, weights, backend)
         assert low.dtype == torch.bfloat16

@@ -304,7 +304,9 @@ class DinoSegmenter(PartSegmenter):
             sums = self.criterion.sums(predictions, repeated, matching, queries.counted)
             losses |= self.criterion.batch_losses(sums, true_parts, queries.groups, prefix="loss_part_denoising_")
         elif self.training:
-            losses["loss_part_denoising_class"] = zero_loss(self.label_enc.weight)
+            # The same names in every process, and every parameter reached, also where one has no true part.
+            nothing = zero_loss(self.label_enc.weight)
+            losses |= {f"loss_part_denoising_{name}": nothing for name in self.criterion.weights}
         return losses
 
     def match(self, output: PartOutput) -> Matching:
