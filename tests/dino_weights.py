@@ -1,7 +1,7 @@
 """Weights as a function of public parameter names and shapes, so that parity needs numbers only, no checkpoint.
 
-The reference numbers were computed by the authors' implementation (IDEA-Research/DINO, commit faa8520) with weights from
-the same function; tests/fixtures/make_dino_small.py says how the small file was cut out of them.
+The reference numbers were computed by the authors' implementation (IDEA-Research/DINO, commit faa8520) with weights
+from the same function, see tests/fixtures/make_dino_small.py.
 """
 
 from __future__ import annotations

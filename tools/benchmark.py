@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Times of the detectors' parts; every ratio comes from one run in which the two sides take turns.
 
-    python tools/benchmark.py dino
-    python tools/benchmark.py dino --official /tmp/DINO
-    python tools/benchmark.py ms_deform_attn
+python tools/benchmark.py dino
+python tools/benchmark.py dino --official /tmp/DINO
+python tools/benchmark.py ms_deform_attn
 """
 
 import argparse
@@ -19,7 +19,6 @@ import part_robust.modeling  # noqa: F401  (registration)
 from part_robust.config import get_part_robust_cfg
 from part_robust.layers.ms_deform_attn import ms_deform_attn
 from part_robust.modeling.gradients import full_gradient
-
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -108,7 +107,8 @@ def dino(args: argparse.Namespace) -> None:
             rows.append([count, name, value, value / times["official"] if official is not None else None])
     print(
         f"DINO {args.layers}/{args.layers} layers, {args.queries} queries, {args.parts} parts, {args.size} px, "
-        f"forward and backward to the input, {device}, {torch.get_num_threads()} threads, {args.clock} clock, best of {args.repeats}"
+        f"forward and backward to the input, {device}, {torch.get_num_threads()} threads, {args.clock} clock, "
+        f"best of {args.repeats}"
     )
     print(tabulate(rows, ["images", "model", "ms", "ratio to official"], "github", (".0f", "", ".0f", ".2f")))
 
@@ -139,7 +139,10 @@ def attention(args: argparse.Namespace) -> None:
             for name, value in times.items():
                 memory = _peak_memory(sides[name], device)
                 rows.append([queries, "forward + backward" if backward else "forward", name, value, memory])
-    print(f"{args.images} images, {tokens} pixels, 8 heads of 32, 4 levels, 4 points, {device}, {args.clock} clock, best of {args.repeats}")
+    print(
+        f"{args.images} images, {tokens} pixels, 8 heads of 32, 4 levels, 4 points, {device}, {args.clock} clock, "
+        f"best of {args.repeats}"
+    )
     print(tabulate(rows, ["queries", "what", "backend", "ms", "peak MB"], "github", floatfmt=".1f", missingval="-"))
 
 
@@ -181,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         each.add_argument("--device", default="cpu")
         each.add_argument("--threads", type=int, default=1)
         each.add_argument("--repeats", type=int, default=5)
-        each.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process's own time (busy machines)")
+        each.add_argument(
+            "--clock", choices=CLOCKS, default="wall", help="cpu: this process's own time (busy machines)"
+        )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     # Numbers next to zero are slow on many CPUs.

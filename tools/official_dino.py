@@ -73,4 +73,3 @@ def _installed(name: str) -> bool:
     except ImportError:
         return False
     return True
-

@@ -21,8 +21,8 @@ class Objective:
     Attributes:
         name: its name in the config.
         reads: what `outputs` are: "class_logits" (N, C) with labels (N,) as targets, or "part_logits" (N, P + 1, H, W)
-            with label maps (N, H, W), where labels above P count nowhere; "part_losses" is a pair of class logits (N, C)
-            or None, and the loss to maximise (N,), with labels (N,).
+            with label maps (N, H, W), where labels above P count nowhere; "part_losses" is a pair of class logits
+            (N, C) or None, and the loss to maximise (N,), with labels (N,).
         loss: (outputs, targets) -> (N,), larger is worse for the model.
         fooled: (outputs, targets) -> bool (N,), True where the model is wrong.
         options: of the model's view that gives the outputs.
@@ -85,7 +85,11 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("pixel_cross_entropy", "part_logits", pixel_cross_entropy, most_pixels_wrong),
         *(
             Objective(
-                name + suffix, "part_losses", given_loss, class_is_wrong, {"joint": name == "joint", "fixed": bool(suffix)}
+                name + suffix,
+                "part_losses",
+                given_loss,
+                class_is_wrong,
+                {"joint": name == "joint", "fixed": bool(suffix)},
             )
             for name in ("part_loss", "joint")
             for suffix in ("", "_fixed")

@@ -37,9 +37,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return maybe_add_gradient_clipping(cfg, kind)(parameters, **options)
 
 
-def clipped(
-    kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0
-) -> type[torch.optim.Optimizer]:
+def clipped(kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0) -> type[torch.optim.Optimizer]:
     """A subclass whose step first scales all gradients so that their common norm is at most `max_norm`.
 
     detectron2's own clips every parameter by itself. Gradient scalers unscale before they call `step`.

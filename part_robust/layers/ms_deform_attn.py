@@ -19,9 +19,7 @@ Shapes = Sequence[tuple[int, int]]
 BACKENDS = ("auto", "sparse", "embedding_bag", "gather")
 
 
-def ms_deform_attn(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str = "auto"
-) -> Tensor:
+def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
     """Weighted sum of bilinear samples: out[n, q, h] = sum over l, p of weights * value_l[n, h] at locations.
 
     Samples are zero outside of the map; pixel i of w has its centre at (i + 0.5) / w.

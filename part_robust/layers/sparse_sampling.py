@@ -23,7 +23,9 @@ class SparseSampling(torch.autograd.Function):
     """`ms_deform_attn` of CPU tensors of one floating type; differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
         images, tokens, heads, channels = value.shape
         queries = locations.shape[1]
         size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.int32)
@@ -76,7 +78,9 @@ class SparseSampling(torch.autograd.Function):
             on_left, on_right = top * a + bottom * c, top * b + bottom * d
             weights_gradient = left * on_left + right * on_right
             along_x = on_right * _is_inside(x0 + 1, width) - on_left * _is_inside(x0, width)
-            along_y = (left * c + right * d) * _is_inside(y0 + 1, height) - (left * a + right * b) * _is_inside(y0, height)
+            along_y = (left * c + right * d) * _is_inside(y0 + 1, height) - (left * a + right * b) * _is_inside(
+                y0, height
+            )
             locations_gradient = torch.stack([along_x * weights * width, along_y * weights * height], dim=-1)
         return value_gradient, locations_gradient, weights_gradient, None
 

@@ -129,7 +129,9 @@ def test_gradients_are_clipped_together(toy_data, tmp_path, optimizer):
     count = sum(p.numel() for p in model.parameters())
     result.step()
     for parameter in model.parameters():
-        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, 0.1 / math.sqrt(count)), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            parameter.grad, torch.full_like(parameter, 0.1 / math.sqrt(count)), rtol=1e-3, atol=0
+        )
 
 
 def test_detectron2s_clipping_still_works_and_unknown_optimizers_are_named(toy_data, tmp_path):

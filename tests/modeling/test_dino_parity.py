@@ -57,9 +57,7 @@ def targets(mask: torch.Tensor) -> PartTargets:
     for labels, boxes, own in zip(*parity_targets(), mask, strict=True):
         height, width = int((~own[:, 0]).sum()), int((~own[0]).sum())
         scale = torch.tensor([width, height, width, height])
-        instances.append(
-            Instances(tuple(own.shape), gt_classes=labels, gt_boxes=Boxes(cxcywh_to_xyxy(boxes) * scale))
-        )
+        instances.append(Instances(tuple(own.shape), gt_classes=labels, gt_boxes=Boxes(cxcywh_to_xyxy(boxes) * scale)))
     return PartTargets(sem_seg=torch.zeros(0), instances=instances, labelled=torch.ones(2, dtype=torch.bool))
 
 

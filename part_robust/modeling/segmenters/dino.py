@@ -122,9 +122,7 @@ class DinoSegmenter(PartSegmenter):
         self.encoder = Encoder(layers=encoder_layers, **layer_options)
         self.query_selection = QuerySelection(dim=dim, num_classes=num_classes, num_queries=num_queries)
         self.tgt_embed = nn.Embedding(num_queries, dim)
-        self.decoder = Decoder(
-            layers=decoder_layers, detach_references=detach_references, eps=EPS, **layer_options
-        )
+        self.decoder = Decoder(layers=decoder_layers, detach_references=detach_references, eps=EPS, **layer_options)
         head_count = 1 if share_heads else decoder_layers
         self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(head_count))
         self.bbox_embed = nn.ModuleList(MLP([dim, dim, dim, 4]) for _ in range(head_count))
@@ -285,9 +283,7 @@ class DinoSegmenter(PartSegmenter):
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
         true_parts = output.aux["true_parts"]
         decoder, encoder = output.aux["decoder"], output.aux["encoder"]
-        every = PredictedParts(
-            torch.cat([decoder.logits, encoder.logits]), torch.cat([decoder.boxes, encoder.boxes])
-        )
+        every = PredictedParts(torch.cat([decoder.logits, encoder.logits]), torch.cat([decoder.boxes, encoder.boxes]))
         sums = self.criterion.sums(every, true_parts)
         losses = self.criterion.batch_losses({k: v[:-1] for k, v in sums.items()}, true_parts)
         losses |= self.criterion.batch_losses(
@@ -346,7 +342,9 @@ def reset_class_bias(head: nn.Linear, probability: float = 0.01) -> None:
 
 def _projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequential:
     size = 1 if stride == 1 else 3
-    return nn.Sequential(nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, max(dim // 8, 1)), dim))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
+    )
 
 
 def _content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
