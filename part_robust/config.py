@@ -201,8 +201,8 @@ def _add_dino(cfg: CfgNode) -> None:
     node.GIOU_WEIGHT = 2.0
     # Boxes per image in evaluation.
     node.MAX_DETECTIONS = 300
-    # Multi-scale deformable attention: "auto" (the fastest), "sparse" (CPU), "embedding_bag", or "gather" (twice
-    # differentiable).
+    # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or
+    # "triton" (CUDA, once, optional).
     node.MS_DEFORM_ATTN = "auto"
 
 

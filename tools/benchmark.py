@@ -133,7 +133,7 @@ def attention(args: argparse.Namespace) -> None:
                 torch.autograd.grad(result.sum(), (value, locations, weights))
 
         for backward in (False, True):
-            backends = ["embedding_bag", "gather", *(["sparse"] if device.type == "cpu" else [])]
+            backends = ["embedding_bag", "gather", "sparse" if device.type == "cpu" else "triton"]
             sides = {name: lambda name=name, backward=backward: run(name, backward) for name in backends}
             times = best_times(sides, args.repeats, device, CLOCKS[args.clock])
             for name, value in times.items():

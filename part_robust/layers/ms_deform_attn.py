@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from part_robust.layers.sparse_sampling import SparseSampling
 
 Shapes = Sequence[tuple[int, int]]
-BACKENDS = ("auto", "sparse", "embedding_bag", "gather")
+BACKENDS = ("auto", "sparse", "embedding_bag", "gather", "triton")
 
 
 def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
@@ -30,13 +30,16 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         locations: (N, Q, H, L, P, 2), x and y, 0..1 of the map, any finite value.
         weights: (N, Q, H, L, P).
         backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory; "gather" does, and can be
-            differentiated twice. "auto" takes "sparse" on a CPU, except inside torch.compile, and else "embedding_bag".
+            differentiated twice; "triton" is a kernel for CUDA tensors, whose parity has been tested in Triton's
+            interpreter, and whose speed has not been measured. "auto" takes "sparse" on a CPU, except inside
+            torch.compile, and else "embedding_bag".
 
     Returns:
         (N, Q, H * D), in the dtype of `value`; the sum itself is in float32 at least.
 
     Raises:
-        ValueError: an unknown backend, or "sparse" off the CPU; `shapes` do not add up to S.
+        ValueError: an unknown backend, or "sparse" off the CPU, or "triton" off CUDA; `shapes` do not add up to S.
+        ImportError: "triton" without the package triton.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, is {backend!r}")
@@ -52,6 +55,13 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
             raise ValueError(f"backend sparse runs on a CPU only, the tensors are on {value.device}")
         result = SparseSampling.apply(value.to(dtype), locations.to(dtype), weights.to(dtype), shapes)
         return result.to(value.dtype)
+    if backend == "triton":
+        if value.device.type != "cuda":
+            raise ValueError(f"backend triton runs on CUDA only, the tensors are on {value.device}")
+        # Here, so that the package does not need Triton.
+        from part_robust.layers.triton_sampling import TritonSampling
+
+        return TritonSampling.apply(value, locations, weights, shapes)
     token, share = _corners(shapes, locations.to(dtype), weights.to(dtype))
     # Row of (n, s, h) in the table of all value vectors: nothing has to be transposed.
     image = torch.arange(images, device=value.device).view(-1, 1, 1, 1)

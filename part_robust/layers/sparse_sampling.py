@@ -9,6 +9,7 @@ Autograd's way to the first needs a sort, and to the second the samples in memor
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+# Of torch.sparse as a whole; the one function used here is tested against others.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 class SparseSampling(torch.autograd.Function):
