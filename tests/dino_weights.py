@@ -80,11 +80,14 @@ def parity_image() -> tuple[Tensor, Tensor]:
     return image.masked_fill(mask[:, None], 0.0), mask
 
 
-def parity_targets() -> tuple[list[Tensor], list[Tensor]]:
-    """Labels (G,) and boxes (G, 4) cxcywh, 0..1 of the unpadded image, of both images."""
+def parity_targets(equal: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    """Labels (G,) and boxes (G, 4) cxcywh, 0..1 of the unpadded image, of both images: 3 and 2, or 3 and 3."""
     labels = [torch.tensor([3, 3, 7]), torch.tensor([11, 0])]
     boxes = [
         torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.8, 0.2, 0.1, 0.1]]),
         torch.tensor([[0.5, 0.5, 0.9, 0.8], [0.2, 0.7, 0.3, 0.4]]),
     ]
+    if equal:
+        labels[1] = torch.cat([labels[1], torch.tensor([5])])
+        boxes[1] = torch.cat([boxes[1], torch.tensor([[0.4, 0.4, 0.2, 0.2]])])
     return labels, boxes

@@ -68,7 +68,9 @@ class PartSegmenter(nn.Module):
     """Interface of a part segmenter.
 
     Attributes:
-        attack_objective: what an attack on the parts alone maximises (attacks/objective.py).
+        attack_objective: what an attack on the parts alone maximises (attacks/objective.py). For "part_loss" and
+            "joint" a segmenter also offers `match(output)`, which queries answer for which true parts, and
+            `image_losses(output, matching=None)`, the loss (N,) of each image for itself, of outputs made with targets.
     """
 
     attack_objective: str = "pixel_cross_entropy"

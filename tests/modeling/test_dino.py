@@ -320,6 +320,8 @@ def test_part_loss_needs_a_detector_and_joint_a_head(batch):
     images = torch.zeros(len(batch), 3, SIZE, SIZE)
     with pytest.raises(ValueError, match="pixel_cross_entropy"):
         build("deeplab_segmenter").part_loss_view(batch, images, None, joint=False, fixed=False)
+    with pytest.raises(ValueError, match="part_loss"):
+        build("dino_detector").eval().part_logits(images)
     with pytest.raises(ValueError, match="class head"):
         build("dino_detector").part_loss_view(batch, images, None, joint=True, fixed=False)
 

@@ -16,6 +16,8 @@ from part_robust.layers.box_ops import cxcywh_to_xyxy
 from part_robust.losses.set_criterion import PredictedParts
 from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.registry import PartTargets
+from part_robust.modeling.segmenters import dino
+from part_robust.modeling.segmenters.denoising import make_denoising_queries
 from tests.dino_weights import PARITY, fill, parity_image, parity_targets
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -51,10 +53,10 @@ def model():
     return build(PARITY["classes"], PARITY["queries"], PARITY["encoder_layers"], PARITY["decoder_layers"])
 
 
-def targets(mask: torch.Tensor) -> PartTargets:
+def targets(mask: torch.Tensor, equal: bool = False) -> PartTargets:
     """The fixture's true parts, in pixels."""
     instances = []
-    for labels, boxes, own in zip(*parity_targets(), mask, strict=True):
+    for labels, boxes, own in zip(*parity_targets(equal), mask, strict=True):
         height, width = int((~own[:, 0]).sum()), int((~own[0]).sum())
         scale = torch.tensor([width, height, width, height])
         instances.append(Instances(tuple(own.shape), gt_classes=labels, gt_boxes=Boxes(cxcywh_to_xyxy(boxes) * scale)))
@@ -138,6 +140,30 @@ def test_the_two_gradients_differ(expected):
     for name in ("functional", "loss"):
         cut, whole = expected[f"gradient_{name}_cut"].flatten(), expected[f"gradient_{name}_whole"].flatten()
         assert torch.cosine_similarity(cut, whole, dim=0) < 0.99
+
+
+def test_denoising_losses(model, monkeypatch, expected):
+    """On the published queries: their noise is random, everything else about them is not."""
+    groups, number = expected["denoising_labels"].shape[1] // 6, 100
+
+    def make(true_parts, embedding, **options):
+        queries = make_denoising_queries(true_parts, embedding, **{**options, "number": number})
+        assert queries.groups == groups and queries.counted.all()
+        queries.content = embedding(expected["denoising_labels"])
+        queries.boxes = expected["denoising_boxes"]
+        return queries
+
+    monkeypatch.setattr(dino, "make_denoising_queries", make)
+    monkeypatch.setattr(model.segmenter.query_selection, "select", lambda scores: expected["selected"])
+    image, mask = parity_image()
+    true_parts = targets(mask, equal=True)
+    model.train()
+    output = model.segmenter(model.backbone(image), tuple(mask.shape[1:]), mask, true_parts)
+    model.eval()
+    losses = model.segmenter.losses(output, true_parts)
+    for name, weight in (("class", 1.0), ("box", 5.0), ("giou", 2.0)):
+        wanted = weight * expected[f"loss_denoising_{name}"].mean()
+        torch.testing.assert_close(losses[f"loss_part_denoising_{name}"].detach(), wanted, rtol=1e-4, atol=0)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the full fixture is not part of the repository")
