@@ -27,6 +27,7 @@ from part_robust.engine.hooks import AttackSchedule, BestCheckpoint
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.gradients import cuts_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,11 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             loader = cls.build_test_loader(cfg, name)
             results[name], warnings[name] = evaluate_under_attacks(model, loader, evaluator, attacks)
+            if attacks and not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+                warnings[name].append(
+                    "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
+                    "robustness is overestimated"
+                )
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
         return results, warnings

@@ -15,7 +15,7 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
     The published detectors pass boxes between decoder layers as constants, which steadies training. An attack that
     follows the remaining gradient misses a part of the truth: robust accuracy measured with it is too high.
     """
-    cut = [module for module in model.modules() if getattr(module, "detach_references", False)]
+    cut = _cutting_modules(model)
     try:
         for module in cut:
             module.detach_references = False
@@ -23,3 +23,12 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
     finally:
         for module in cut:
             module.detach_references = True
+
+
+def cuts_gradient(model: nn.Module) -> bool:
+    """Whether `full_gradient` would change anything."""
+    return bool(_cutting_modules(model))
+
+
+def _cutting_modules(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if getattr(module, "detach_references", False)]

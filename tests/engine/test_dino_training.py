@@ -14,7 +14,7 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_part_dataset
 from part_robust.engine import train
 from part_robust.engine.optimizer import build_optimizer
-from part_robust.engine.trainer import PartTrainer, aimed, best_metric
+from part_robust.engine.trainer import PartTrainer, aimed, best_metric, build_attacks
 from part_robust.modeling.part_classifier import with_counts
 from tests.engine.test_trainer import ADVERSARIAL, lines, run_cfg
 from tests.toy import toy_json, write_toy
@@ -50,6 +50,14 @@ def test_attack_on_a_model_without_a_head_aims_at_its_boxes(toy_data, tmp_path):
     assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "pixel_cross_entropy"
     cfg = run_cfg(tmp_path, "ATTACK.TRAIN.OBJECTIVE", "joint", model="dino_sequential")
     assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "joint"
+
+
+@pytest.mark.parametrize(("model", "full"), [("dino_two_headed", True), ("dino_two_headed", False), ("resnet", False)])
+def test_attacks_on_a_cut_gradient_are_warned_of(toy_data, tmp_path, model, full):
+    cfg = run_cfg(tmp_path, "ATTACK.FULL_GRADIENT", full, "ATTACK.SPECS.pgd20.STEPS", 1, model=model)
+    attacks = build_attacks(cfg, ["pgd20"])
+    _, warnings = PartTrainer.evaluate(cfg, PartTrainer.build_model(cfg), ("toy_val",), attacks)
+    assert any("FULL_GRADIENT" in w for w in warnings["toy_val"]) == (model != "resnet" and not full)
 
 
 @pytest.fixture(scope="module")
