@@ -25,6 +25,11 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.STEP_EPOCHS = ()
     cfg.SOLVER.EVAL_EPOCHS = 1.0
+    # "SGD" (the thesis) or "AdamW"; BASE_LR is that of everything but the backbone, which learns at
+    # BASE_LR * BACKBONE_MULTIPLIER (DINO: 0.1). SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of
+    # all gradients together is at most CLIP_VALUE (DINO: 0.1).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
@@ -120,6 +125,14 @@ def _add_model(cfg: CfgNode) -> None:
     # Leave the background map's box out of the head's input.
     node.DROP_BACKGROUND = True
 
+    node = cfg.MODEL.SEQUENTIAL_HEAD = CfgNode()
+    # Units of the hidden layer. The thesis's parameter counts fit 64, the predecessor's code; its release has 50.
+    node.HIDDEN_DIM = 64
+    # What is read of a query's part logits: "softmax" over the parts, or "sigmoid" of each.
+    node.PROBABILITIES = "softmax"
+    # Order of the queries: "decoded", or "confidence" (most probable part first).
+    node.ORDER = "decoded"
+
     node = cfg.MODEL.PIXEL_HEAD = CfgNode()
     # Weigh each pixel's part logits by its probability to be foreground instead of equally.
     node.FOREGROUND_WEIGHTS = False
@@ -133,6 +146,8 @@ def _add_model(cfg: CfgNode) -> None:
     # Under a fixed matrix, classes without parts (PACO's ball, napkin) would have the logit 0 on every image. "column"
     # learns their columns; "bias" learns one number for each, and can only ever predict the largest one's class.
     node.EMPTY_CLASSES = "column"
+
+    _add_dino(cfg)
 
     # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -148,11 +163,59 @@ def _add_model(cfg: CfgNode) -> None:
     head.USE_DEPTHWISE_SEPARABLE_CONV = True
 
 
+def _add_dino(cfg: CfgNode) -> None:
+    # DINO, 4-scale (Zhang et al., 2023); numbers without another source are the published ones.
+    node = cfg.MODEL.DINO = CfgNode()
+    # Backbone features, fine to coarse, and the number of levels the transformer sees: the missing ones are made from
+    # the last feature by strided convolutions.
+    node.IN_FEATURES = ["res3", "res4", "res5"]
+    node.LEVELS = 4
+    # Thesis: 6 and 6, or 1 and 1.
+    node.ENCODER_LAYERS = 6
+    node.DECODER_LAYERS = 6
+    # Thesis: 900 or 100. At most the number of pixels of all levels together: 1045 at 224 px, 895 at 208.
+    node.NUM_QUERIES = 900
+    node.DIM = 256
+    node.HEADS = 8
+    # Sampling points per head and level.
+    node.POINTS = 4
+    node.FEEDFORWARD_DIM = 2048
+    # One class and one box head for all decoder layers (the authors), or one each (detrex).
+    node.SHARE_HEADS = True
+    # Sine position embedding: 20 and 0.0 (the authors), 10000 and -0.5 (detrex).
+    node.POSITION_TEMPERATURE = 20.0
+    node.POSITION_OFFSET = 0.0
+    # Rows of the denoising embedding less one; never fewer than there are parts. The published 91 keeps parameter
+    # counts comparable.
+    node.LABEL_BOOK_SIZE = 91
+    # Contrastive denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how
+    # far corners move (1.0 in the published runs; their config file says 0.4).
+    node.DENOISING_NUMBER = 100
+    node.LABEL_NOISE = 0.5
+    node.BOX_NOISE = 1.0
+    # Training passes boxes between decoder layers as constants. Attacks do not, unless ATTACK.FULL_GRADIENT is False.
+    node.DETACH_REFERENCES = True
+    # Weights of the costs that assign queries to true parts, and of the losses: focal, L1, generalised IoU.
+    node.MATCH_CLASS_COST = 2.0
+    node.MATCH_BOX_COST = 5.0
+    node.MATCH_GIOU_COST = 2.0
+    node.CLASS_WEIGHT = 1.0
+    node.BOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Boxes per image in evaluation.
+    node.MAX_DETECTIONS = 300
+    # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or
+    # "triton" (CUDA, once, optional).
+    node.MS_DEFORM_ATTN = "auto"
+
+
 def _attack_defaults() -> CfgNode:
     node = CfgNode()
     # Name in ATTACK_REGISTRY.
     node.NAME = "PGD"
-    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits.
+    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits,
+    # "pixel_cross_entropy" of dense parts, and of detectors "part_loss" (matched anew at every step), "part_loss_fixed"
+    # (matched on the image before the attack), or "joint" and "joint_fixed": class and part loss as in training.
     node.OBJECTIVE = "cross_entropy"
     # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
     node.NORM = "linf"
@@ -174,6 +237,9 @@ def _attack_defaults() -> CfgNode:
 
 def _add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK = CfgNode()
+    # Attacks follow the whole gradient, also where a model cuts it in training (DINO's boxes between decoder layers).
+    # False repeats the published evaluation, which overestimates robustness.
+    cfg.ATTACK.FULL_GRADIENT = True
 
     # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
     # the model in eval mode during the attack and training on the attacked batch alone).

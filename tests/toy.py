@@ -126,6 +126,23 @@ for _name, _head in (
 ):
     MODELS[_name] = [*MODELS["deeplab_segmenter"], "MODEL.PART_CLASSIFIER.HEAD", _head]
 
+MODELS["dino_detector"] = [
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.PART_CLASSIFIER.SEGMENTER", "DinoSegmenter"),
+    *("MODEL.PART_CLASSIFIER.HEAD", ""),
+    *("MODEL.DINO.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.DINO.ENCODER_LAYERS", 1),
+    *("MODEL.DINO.DECODER_LAYERS", 2),
+    *("MODEL.DINO.NUM_QUERIES", 20),
+    *("MODEL.DINO.DIM", 32),
+    *("MODEL.DINO.HEADS", 4),
+    *("MODEL.DINO.POINTS", 2),
+    *("MODEL.DINO.FEEDFORWARD_DIM", 64),
+    *("MODEL.DINO.DENOISING_NUMBER", 8),
+]
+MODELS["dino_sequential"] = [*MODELS["dino_detector"], "MODEL.PART_CLASSIFIER.HEAD", "SequentialHead"]
+MODELS["dino_two_headed"] = [*MODELS["dino_detector"], "MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
+
 
 def tiny_cfg(model: str = "deeplab_two_headed", *opts):
     """Config of a tiny model on the toy data (datasets `toy_train`, `toy_val`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ def attack_view(model: nn.Module) -> Iterator[Any]:
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
     every parameter, and torch's random state. Attacks take gradients by `autograd.grad` with respect to the images
-    alone, so no `.grad` is written; eval mode writes no buffers.
+    alone, so no `.grad` is written; eval mode writes no buffers. A model that cuts its gradient in training may offer a
+    context `attack_gradient()` in which it does not.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     training = {module: module.training for module in inner.modules()}
@@ -35,6 +36,7 @@ def attack_view(model: nn.Module) -> Iterator[Any]:
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
+            getattr(inner, "attack_gradient", nullcontext)(),
             torch.autocast(device.type, enabled=False),
         ):
             yield inner
@@ -53,7 +55,8 @@ def attack_batch(
     Args:
         attack: the attack; its objective says whether it is aimed at the class or at the parts.
         inner: the model, inside `attack_view`. It offers `preprocess(batched_inputs)` -> (images, padding), and
-            `class_logits(images, padding)` or `part_logits(images, padding)`, whichever the objective reads.
+            `class_logits(images, padding)`, `part_logits(images, padding)` or `part_loss_view(batched_inputs, images,
+            padding, ...)`, whichever the objective reads.
         batched_inputs: with `class_id`, and `sem_seg` for part objectives.
         keys: int64 (N,).
 
@@ -61,6 +64,10 @@ def attack_batch(
         The result and the padding mask of the batch.
     """
     images, padding = inner.preprocess(batched_inputs)
+    if attack.objective.reads == "part_losses":
+        view = inner.part_loss_view(batched_inputs, images, padding, **attack.objective.options)
+        labels = torch.tensor([item["class_id"] for item in batched_inputs], device=images.device)
+        return attack(view, images, labels, keys=keys, padding=padding), padding
     forward: Callable[[Tensor], Tensor] = functools.partial(getattr(inner, attack.objective.reads), padding=padding)
     if attack.objective.reads == "class_logits":
         targets = torch.tensor([item["class_id"] for item in batched_inputs], device=images.device)

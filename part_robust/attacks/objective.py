@@ -5,8 +5,8 @@ Letters: N images, C classes, P parts (label P is background), H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,15 +21,18 @@ class Objective:
     Attributes:
         name: its name in the config.
         reads: what `outputs` are: "class_logits" (N, C) with labels (N,) as targets, or "part_logits" (N, P + 1, H, W)
-            with label maps (N, H, W), where labels above P count nowhere.
+            with label maps (N, H, W), where labels above P count nowhere; "part_losses" is a pair of class logits
+            (N, C) or None, and the loss to maximise (N,), with labels (N,).
         loss: (outputs, targets) -> (N,), larger is worse for the model.
         fooled: (outputs, targets) -> bool (N,), True where the model is wrong.
+        options: of the model's view that gives the outputs.
     """
 
     name: str
     reads: str
     loss: Callable[[Any, Any], Tensor]
     fooled: Callable[[Any, Any], Tensor]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,12 +66,34 @@ def most_pixels_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     return 2 * right < counts.sum(dim=1)
 
 
+def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
+    """The model's own loss."""
+    return outputs[1]
+
+
+def class_is_wrong(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
+    """False where there are no class logits: a detection is never plainly wrong."""
+    logits = outputs[0]
+    return torch.zeros_like(labels, dtype=torch.bool) if logits is None else misclassified(logits, labels)
+
+
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective("cross_entropy", "class_logits", class_cross_entropy, misclassified),
         Objective("margin", "class_logits", class_margin, misclassified),
         Objective("pixel_cross_entropy", "part_logits", pixel_cross_entropy, most_pixels_wrong),
+        *(
+            Objective(
+                name + suffix,
+                "part_losses",
+                given_loss,
+                class_is_wrong,
+                {"joint": name == "joint", "fixed": bool(suffix)},
+            )
+            for name in ("part_loss", "joint")
+            for suffix in ("", "_fixed")
+        ),
     )
 }
 

@@ -18,13 +18,16 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from part_robust.attacks import Attack, build_attack
+from part_robust.attacks import Attack, build_attack, get_objective
 from part_robust.config import attack_spec
 from part_robust.data import PartDatasetMapper
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.hooks import AttackSchedule, BestCheckpoint
+from part_robust.engine.optimizer import build_optimizer
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
+from part_robust.modeling import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.gradients import cuts_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ class PartTrainer(DefaultTrainer):
             position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
             result.insert(position + 1, best)
         return result
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
@@ -95,6 +102,11 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             loader = cls.build_test_loader(cfg, name)
             results[name], warnings[name] = evaluate_under_attacks(model, loader, evaluator, attacks)
+            if attacks and not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+                warnings[name].append(
+                    "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
+                    "robustness is overestimated"
+                )
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
         return results, warnings
@@ -116,11 +128,13 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
-    """Builds an attack; for segmentation-only models, which have no class logits, one on the pixel loss."""
-    if cfg.MODEL.PART_CLASSIFIER.HEAD or spec.OBJECTIVE == "pixel_cross_entropy":
+    """Builds an attack; for models that have no class logits, one on the loss of their parts."""
+    node = cfg.MODEL.PART_CLASSIFIER
+    if node.HEAD or get_objective(spec.OBJECTIVE).reads != "class_logits":
         return build_attack(spec)
-    logger.info("The model has no class head: attack %s maximises pixel_cross_entropy", spec.NAME)
-    return build_attack(spec, OBJECTIVE="pixel_cross_entropy")
+    objective = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
+    logger.info("The model has no class head: attack %s maximises %s", spec.NAME, objective)
+    return build_attack(spec, OBJECTIVE=objective)
 
 
 def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:

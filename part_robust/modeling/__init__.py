@@ -1,7 +1,7 @@
 """Part models: importing this registers the meta-architecture, the segmenters and the heads."""
 
 from part_robust.modeling import backbone  # noqa: F401  (registration)
-from part_robust.modeling.heads import bounding_box, downsampled, linear, pixel, two_headed  # noqa: F401  (registration)
+from part_robust.modeling.heads import bounding_box, downsampled, linear, pixel, sequential, two_headed  # noqa: F401
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.modeling.registry import (
     CLASS_HEAD_REGISTRY,
@@ -11,7 +11,7 @@ from part_robust.modeling.registry import (
     PartSegmenter,
     PartTargets,
 )
-from part_robust.modeling.segmenters import deeplab  # noqa: F401  (registration)
+from part_robust.modeling.segmenters import deeplab, dino  # noqa: F401  (registration)
 
 __all__ = [
     "CLASS_HEAD_REGISTRY",

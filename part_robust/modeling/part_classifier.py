@@ -5,7 +5,8 @@ Letters: N images, C classes, P parts, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,10 +14,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.part_to_class import part_metadata
 from part_robust.modeling.preprocess import class_targets, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
     ClassHead,
+    PartOutput,
     PartSegmenter,
     build_class_head,
     build_part_segmenter,
@@ -43,6 +46,7 @@ class PartClassifier(nn.Module):
         pixel_std: Sequence[float],
         seg_loss_weight: float = 0.5,
         label_smoothing: float = 0.0,
+        full_gradient_attacks: bool = True,
     ) -> None:
         """
         Args:
@@ -53,6 +57,7 @@ class PartClassifier(nn.Module):
             pixel_std: likewise.
             seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
             label_smoothing: of the class cross-entropy, 0..1.
+            full_gradient_attacks: attacks see the gradient that the segmenter cuts in training.
 
         Raises:
             ValueError: neither segmenter nor head; a head that needs parts without a segmenter; c_seg outside 0..1.
@@ -73,6 +78,7 @@ class PartClassifier(nn.Module):
         self.class_loss_weight = 1.0 - seg_loss_weight if both else 1.0
         self.part_loss_weight = seg_loss_weight if both else 1.0
         self.label_smoothing = label_smoothing
+        self.full_gradient_attacks = full_gradient_attacks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -88,6 +94,7 @@ class PartClassifier(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "seg_loss_weight": cfg.MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT,
             "label_smoothing": cfg.MODEL.PART_CLASSIFIER.LABEL_SMOOTHING,
+            "full_gradient_attacks": cfg.ATTACK.FULL_GRADIENT,
         }
 
     @property
@@ -118,7 +125,56 @@ class PartClassifier(nn.Module):
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
         output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
-        return torch.stack([r["sem_seg"] for r in self.segmenter.inference(output, images.shape[-2:])])
+        results = self.segmenter.inference(output, images.shape[-2:])
+        if "sem_seg" not in results[0]:
+            raise ValueError("this model predicts boxes, no dense parts: set the attack's OBJECTIVE to part_loss")
+        return torch.stack([r["sem_seg"] for r in results])
+
+    def attack_gradient(self) -> AbstractContextManager[None]:
+        """The context in which attacks take their gradients."""
+        return full_gradient(self) if self.full_gradient_attacks else nullcontext()
+
+    def part_loss_view(
+        self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
+    ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
+        """What an attack on a detector sees.
+
+        Args:
+            batched_inputs: with the true parts.
+            images: (N, 3, H, W) before the attack.
+            padding: as of `class_logits`.
+            joint: class and part loss, weighted as in training, instead of the part loss.
+            fixed: keep the assignment of queries to true parts that `images` have.
+
+        Returns:
+            Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
+        """
+        if not hasattr(self.segmenter, "image_losses"):
+            raise ValueError("attack objectives part_loss and joint need a detector: use pixel_cross_entropy")
+        if joint and self.head is None:
+            raise ValueError("attack objective joint needs a class head: use part_loss")
+        targets = part_targets(batched_inputs, self.device)
+        labels = class_targets(batched_inputs, self.device)
+
+        def parts_of(images: Tensor) -> tuple[dict[str, Tensor], PartOutput]:
+            features = self.backbone(self.normalize(images))
+            return features, self.segmenter(features, images.shape[-2:], padding, targets)
+
+        matching = None
+        if fixed:
+            with torch.no_grad():
+                matching = self.segmenter.match(parts_of(images)[1])
+
+        def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
+            features, parts = parts_of(images)
+            loss = self.segmenter.image_losses(parts, matching)
+            if not joint:
+                return None, loss
+            logits = self.head(features, parts)
+            class_loss = F.cross_entropy(logits.float(), labels, reduction="none")
+            return logits, self.class_loss_weight * class_loss + self.part_loss_weight * loss
+
+        return view
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""

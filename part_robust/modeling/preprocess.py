@@ -49,6 +49,7 @@ def part_targets(batched_inputs: Sequence[dict], device: torch.device) -> PartTa
         sem_seg=torch.stack([item["sem_seg"].to(device, non_blocking=True) for item in batched_inputs]),
         instances=instances,
         labelled=torch.tensor([item["part_supervision"] != "none" for item in batched_inputs], device=device),
+        complete=torch.tensor([item["part_supervision"] == "full" for item in batched_inputs], device=device),
     )
 
 

@@ -55,15 +55,25 @@ class PartTargets:
         sem_seg: int64 (N, H, W), `ignore_label` where nothing is known.
         instances: one per image, on the model's device.
         labelled: bool (N,): images whose parts are annotated at all.
+        complete: bool (N,): images whose parts are all annotated; None means all that are labelled.
     """
 
     sem_seg: Tensor
     instances: list[Instances]
     labelled: Tensor
+    complete: Tensor | None = None
 
 
 class PartSegmenter(nn.Module):
-    """Interface of a part segmenter."""
+    """Interface of a part segmenter.
+
+    Attributes:
+        attack_objective: what an attack on the parts alone maximises (attacks/objective.py). For "part_loss" and
+            "joint" a segmenter also offers `match(output)`, which queries answer for which true parts, and
+            `image_losses(output, matching=None)`, the loss (N,) of each image for itself, of outputs made with targets.
+    """
+
+    attack_objective: str = "pixel_cross_entropy"
 
     def forward(
         self,

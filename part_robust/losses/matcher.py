@@ -1,0 +1,120 @@
+"""Which prediction answers for which true part (Carion et al., 2020): least cost, one to one.
+
+Letters: T sets of predictions (decoder layers), N images, Q queries, K part classes, G true parts (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from part_robust.layers.box_ops import cxcywh_to_xyxy, pairwise_generalized_iou
+
+
+@dataclass
+class PartBoxes:
+    """True parts of a batch, padded to the same number.
+
+    Attributes:
+        labels: int64 (N, G), 0..K-1; 0 where there is none.
+        boxes: (N, G, 4) cxcywh, 0..1 of the image without its padding.
+        present: bool (N, G).
+        known: bool (N,), False for images without part labels, which teach nothing.
+        complete: bool (N,), False where parts may be missing: there a prediction without a true part is not wrong.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    present: Tensor
+    known: Tensor
+    complete: Tensor
+
+
+@dataclass
+class Matching:
+    """query: int64 (T, N, G), the query of each true part; matched: bool (T, N, G), False for padding and for parts
+    that found no query."""
+
+    query: Tensor
+    matched: Tensor
+
+
+def pad_part_boxes(
+    labels: Sequence[Tensor], boxes: Sequence[Tensor], known: Tensor, complete: Tensor | None = None
+) -> PartBoxes:
+    """Pads per-image labels (G_n,) and boxes (G_n, 4); images that are not `known` get none."""
+    counts = torch.tensor([len(own) for own in labels], device=known.device)
+    present = torch.arange(int(counts.max()), device=known.device) < counts[:, None]
+    present_boxes = present[..., None].expand(-1, -1, 4)
+    all_labels, all_boxes = torch.cat(list(labels)), torch.cat(list(boxes))
+    return PartBoxes(
+        labels=torch.zeros_like(present, dtype=torch.int64).masked_scatter(present, all_labels),
+        boxes=torch.zeros_like(present_boxes, dtype=all_boxes.dtype).masked_scatter(present_boxes, all_boxes),
+        present=present & known[:, None],
+        known=known,
+        complete=known if complete is None else known & complete,
+    )
+
+
+class HungarianMatcher:
+    """Costs of all sets and images in one go; only the assignment itself runs image by image, on the CPU."""
+
+    def __init__(
+        self,
+        *,
+        class_cost: float = 2.0,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        """
+        Args:
+            class_cost: weight of the focal cost.
+            box_cost: weight of the L1 distance of cxcywh.
+            giou_cost: weight of the negative generalised IoU.
+            alpha: of the focal cost.
+            gamma: of the focal cost.
+        """
+        self.class_cost, self.box_cost, self.giou_cost = class_cost, box_cost, giou_cost
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, boxes: Tensor, targets: PartBoxes) -> Tensor:
+        """Logits (T, N, Q, K) and boxes (T, N, Q, 4) -> (T, N, Q, G)."""
+        probability = logits.float().sigmoid()
+        positive = -self.alpha * (1 - probability) ** self.gamma * (probability + 1e-8).log()
+        negative = -(1 - self.alpha) * probability**self.gamma * (1 - probability + 1e-8).log()
+        label = targets.labels[None, :, None].expand(*logits.shape[:-1], -1)
+        classes = (positive - negative).gather(-1, label)
+        distance = (boxes.float()[..., :, None, :] - targets.boxes[:, None]).abs().sum(dim=-1)
+        overlap = pairwise_generalized_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets.boxes))
+        return self.class_cost * classes + self.box_cost * distance - self.giou_cost * overlap
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: PartBoxes) -> Matching:
+        """
+        Args:
+            logits: (T, N, Q, K).
+            boxes: (T, N, Q, 4) cxcywh.
+            targets: G may exceed Q: then the parts that cost most stay without a query.
+
+        Raises:
+            ValueError: a cost is not finite, so the model has diverged.
+        """
+        cost = self.cost(logits, boxes, targets).cpu()
+        if not torch.isfinite(cost).all():
+            raise ValueError("part predictions are not finite: the model has diverged, lower SOLVER.BASE_LR")
+        sets, images, _, true = cost.shape
+        query = torch.zeros(sets, images, true, dtype=torch.int64)
+        matched = torch.zeros(sets, images, true, dtype=torch.bool)
+        counts = targets.present.sum(dim=1).tolist()
+        for number, image_costs in enumerate(cost.numpy()):
+            for image, count in enumerate(counts):
+                rows, columns = linear_sum_assignment(image_costs[image, :, :count])
+                query[number, image, torch.from_numpy(columns)] = torch.from_numpy(rows)
+                matched[number, image, torch.from_numpy(columns)] = True
+        return Matching(query.to(logits.device), matched.to(logits.device))

@@ -1,0 +1,195 @@
+"""Public DINO checkpoints -> our parameter names, with an account of every key.
+
+Two layouts: the authors' ("official": heads shared by all layers, torchvision backbone) and detrex's (a head for each
+layer, detectron2 backbone).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Pattern -> replacement, the first that matches the whole key counts; None drops it, for the reason that stands there.
+Rules = tuple[tuple[str, str | None, str], ...]
+
+_OFFICIAL: Rules = (
+    (r"backbone\.0\.body\.conv1\.(.+)", r"backbone.stem.conv1.\1", ""),
+    (r"backbone\.0\.body\.bn1\.(.+)", r"backbone.stem.conv1.norm.\1", ""),
+    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"backbone.res<\1>.\2.shortcut.\3", ""),
+    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"backbone.res<\1>.\2.shortcut.norm.\3", ""),
+    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.\4", ""),
+    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.norm.\4", ""),
+    (r"transformer\.decoder\.(bbox_embed|class_embed)\..+", None, "a second name of the head outside of the decoder"),
+    (r"transformer\.(enc_.+)", r"segmenter.query_selection.\1", ""),
+    (r"transformer\.((?:encoder|decoder)\..+|tgt_embed\.weight|level_embed)", r"segmenter.\1", ""),
+    (r"(input_proj|bbox_embed|class_embed|label_enc)\.(.+)", r"segmenter.\1.\2", ""),
+)
+
+_DETREX: Rules = (
+    (r"backbone\.((?:stem|res\d)\..+)", r"backbone.\1", ""),
+    (r"neck\.convs\.(\d)\.conv\.(.+)", r"segmenter.input_proj.\1.0.\2", ""),
+    (r"neck\.convs\.(\d)\.norm\.(.+)", r"segmenter.input_proj.\1.1.\2", ""),
+    (r"neck\.extra_convs\.0\.conv\.(.+)", r"segmenter.input_proj.3.0.\1", ""),
+    (r"neck\.extra_convs\.0\.norm\.(.+)", r"segmenter.input_proj.3.1.\1", ""),
+    (r"transformer\.level_embeds", r"segmenter.level_embed", ""),
+    (r"transformer\.encoder\.layers\.(\d+)\.attentions\.0\.(.+)", r"segmenter.encoder.layers.\1.self_attn.\2", ""),
+    (
+        r"transformer\.decoder\.layers\.(\d+)\.attentions\.0\.attn\.(.+)",
+        r"segmenter.decoder.layers.\1.self_attn.\2",
+        "",
+    ),
+    (r"transformer\.decoder\.layers\.(\d+)\.attentions\.1\.(.+)", r"segmenter.decoder.layers.\1.cross_attn.\2", ""),
+    (
+        r"transformer\.(encoder|decoder)\.layers\.(\d+)\.ffns\.0\.layers\.0\.0\.(.+)",
+        r"segmenter.\1.layers.\2.linear1.\3",
+        "",
+    ),
+    (
+        r"transformer\.(encoder|decoder)\.layers\.(\d+)\.ffns\.0\.layers\.1\.(.+)",
+        r"segmenter.\1.layers.\2.linear2.\3",
+        "",
+    ),
+    (r"transformer\.encoder\.layers\.(\d+)\.norms\.0\.(.+)", r"segmenter.encoder.layers.\1.norm1.\2", ""),
+    (r"transformer\.encoder\.layers\.(\d+)\.norms\.1\.(.+)", r"segmenter.encoder.layers.\1.norm2.\2", ""),
+    (r"transformer\.decoder\.layers\.(\d+)\.norms\.0\.(.+)", r"segmenter.decoder.layers.\1.norm2.\2", ""),
+    (r"transformer\.decoder\.layers\.(\d+)\.norms\.1\.(.+)", r"segmenter.decoder.layers.\1.norm1.\2", ""),
+    (r"transformer\.decoder\.layers\.(\d+)\.norms\.2\.(.+)", r"segmenter.decoder.layers.\1.norm3.\2", ""),
+    (r"transformer\.decoder\.(bbox_embed|class_embed)\..+", None, "a second name of the head outside of the decoder"),
+    (r"transformer\.(decoder\.(?:norm|ref_point_head)\..+|tgt_embed\.weight)", r"segmenter.\1", ""),
+    (r"transformer\.(enc_output(?:_norm)?\..+)", r"segmenter.query_selection.\1", ""),
+    (r"label_enc\.weight", r"segmenter.label_enc.weight", ""),
+    # The last head is the encoder's; see `convert`.
+    (r"(bbox_embed|class_embed)\.(.+)", r"segmenter.\1.\2", ""),
+    (r"criterion\..+|pixel_(?:mean|std)", None, "no weight of the network"),
+)
+LAYOUTS = {"official": _OFFICIAL, "detrex": _DETREX}
+
+# Depend on the number of parts; of another number they start anew.
+_PART_COUNT_KEYS = re.compile(
+    r"segmenter\.(class_embed\.\d+|query_selection\.enc_out_class_embed)\.(weight|bias)|segmenter\.label_enc\.weight"
+)
+
+
+@dataclass
+class Account:
+    """What became of a key: action "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in
+    the model, not in the file); `key` in the file, or in the model for the last two; `ours` and `reason` where there is
+    one."""
+
+    action: str
+    key: str
+    ours: str = ""
+    reason: str = ""
+
+
+def detect_layout(state: Mapping[str, Tensor]) -> str:
+    """Raises:
+    ValueError: the keys are of neither layout.
+    """
+    if any(key.startswith("backbone.0.body.") for key in state):
+        return "official"
+    if any(key.startswith("neck.convs.") for key in state):
+        return "detrex"
+    raise ValueError(
+        "neither the authors' DINO layout (keys backbone.0.body.*) nor detrex's (keys neck.convs.*); "
+        f"the first keys are {', '.join(list(state)[:3])}"
+    )
+
+
+def our_name(key: str, layout: str) -> tuple[str | None, str]:
+    """Our name of a key of the file, or None and the reason why it is dropped."""
+    for pattern, replacement, reason in LAYOUTS[layout]:
+        match = re.fullmatch(pattern, key)
+        if match is None:
+            continue
+        if replacement is None:
+            return None, reason
+        # torchvision's layer1 is detectron2's res2.
+        return re.sub(r"<(\d)>", lambda m: str(int(m[1]) + 1), match.expand(replacement)), ""
+    return None, "unknown key"
+
+
+def convert(
+    state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], layout: str | None = None
+) -> tuple[dict[str, Tensor], list[Account]]:
+    """Renames a DINO checkpoint for a model of ours.
+
+    Args:
+        state: the file's weights.
+        model_state: the model's `state_dict`, whose names and shapes decide; its initial values fill what depends on
+            another number of parts.
+        layout: a key of LAYOUTS; found out by default.
+
+    Returns:
+        Weights for the model, and one `Account` per key of the file and per key of the model that the file lacks.
+
+    Raises:
+        ValueError: unknown layout; shapes that have nothing to do with the number of parts differ; layers' heads differ
+            and the model shares one.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    layout = layout or detect_layout(state)
+    result: dict[str, Tensor] = {}
+    accounts = []
+    source: dict[str, str] = {}
+    for key, value in state.items():
+        name, reason = our_name(key, layout)
+        if name is not None and layout == "detrex":
+            name = _encoder_head(name, state)
+        if name is not None and name not in model_state:
+            name, reason = _shared_head(name, value, model_state, result)
+        if name is None:
+            accounts.append(Account("dropped", key, reason=reason))
+            continue
+        if value.shape != model_state[name].shape:
+            if name == "segmenter.tgt_embed.weight" and len(value) > len(model_state[name]):
+                value = value[: len(model_state[name])]
+                reason = f"the first {len(value)} of {len(state[key])} queries"
+            elif _PART_COUNT_KEYS.fullmatch(name):
+                had, has = tuple(value.shape), tuple(model_state[name].shape)
+                accounts.append(Account("re-initialised", key, name, f"{had} in the file, {has} in the model"))
+                result[name] = model_state[name].clone()
+                continue
+            else:
+                raise ValueError(
+                    f"{key} has shape {tuple(value.shape)}, the model's {name} {tuple(model_state[name].shape)}: "
+                    "MODEL.DINO of the config is another architecture than the checkpoint's"
+                )
+        result[name] = value
+        source[name] = key
+        accounts.append(Account("used" if name == key else "renamed", key, name, reason))
+    for name in model_state:
+        if name not in result and not name.endswith("num_batches_tracked"):
+            accounts.append(Account("missing", name, reason="keeps its initial value"))
+    return result, accounts
+
+
+def _encoder_head(name: str, state: Mapping[str, Tensor]) -> str:
+    """detrex numbers the encoder's head after those of the decoder's layers."""
+    match = re.fullmatch(r"segmenter\.(bbox|class)_embed\.(\d+)\.(.+)", name)
+    if match is None:
+        return name
+    last = max(int(key.split(".")[1]) for key in state if key.startswith("class_embed."))
+    if int(match[2]) != last:
+        return name
+    return f"segmenter.query_selection.enc_out_{match[1]}_embed.{match[3]}"
+
+
+def _shared_head(
+    name: str, value: Tensor, model_state: Mapping[str, Tensor], result: Mapping[str, Tensor]
+) -> tuple[None, str]:
+    """Why a key without a place in the model may be dropped."""
+    match = re.fullmatch(r"segmenter\.(bbox|class)_embed\.\d+\.(.+)", name)
+    if match is None:
+        return None, f"the model has no {name}"
+    first = f"segmenter.{match[1]}_embed.0.{match[2]}"
+    if first in result and result[first].shape == value.shape and not torch.equal(result[first], value):
+        raise ValueError(
+            f"{name.removeprefix('segmenter.')} differs from the first layer's: this checkpoint has a head for each "
+            "layer, so the config needs MODEL.DINO.SHARE_HEADS False"
+        )
+    return None, "equal to the first layer's head, which all layers share"

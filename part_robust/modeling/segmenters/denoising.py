@@ -1,0 +1,116 @@
+"""Contrastive denoising (Zhang et al., 2023): queries made of disturbed true parts, which need no matching.
+
+Letters: N images, G true parts (padded), M groups, D = 2 M G denoising queries, Q ordinary queries, C channels,
+K part classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from part_robust.layers.box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from part_robust.losses.matcher import Matching, PartBoxes
+
+
+@dataclass
+class DenoisingQueries:
+    """Queries that go in front of the ordinary ones.
+
+    Attributes:
+        content: (N, D, C).
+        boxes: (N, D, 4) cxcywh, 0..1.
+        attention_mask: bool (D + Q, D + Q), True where a query (row) must not see another (column): a group sees
+            itself and the ordinary queries, and these see no group.
+        groups: M.
+        matching: which query must give back which true part of the targets repeated M times, (1, N, M G).
+        counted: bool (N, D), False for the padding of images with fewer parts than others.
+    """
+
+    content: Tensor
+    boxes: Tensor
+    attention_mask: Tensor
+    groups: int
+    matching: Matching
+    counted: Tensor
+
+
+def make_denoising_queries(
+    targets: PartBoxes,
+    embedding: nn.Embedding,
+    *,
+    num_classes: int,
+    num_queries: int,
+    number: int,
+    label_noise: float,
+    box_noise: float,
+    eps: float = 1e-3,
+) -> DenoisingQueries | None:
+    """Each group asks for every true part twice: once from nearby, and once from further off, which must be refused.
+
+    Padding is neither asked for nor refused; the published code trains it as background.
+
+    Args:
+        targets: of the batch.
+        embedding: of part labels, (at least K, C).
+        num_classes: K.
+        num_queries: Q.
+        number: wanted number of parts asked for, M G; 0 turns denoising off.
+        label_noise: twice the share of labels that become random ones.
+        box_noise: how far corners move: up to this share of half a side (nearby), or once to twice that (further off).
+        eps: of `inverse_sigmoid`.
+
+    Returns:
+        None if there is no true part in the batch or `number` is 0.
+    """
+    most = targets.present.shape[1]
+    if number == 0 or not targets.present.any():
+        return None
+    groups = max(number // most, 1)
+    images, device = len(targets.labels), targets.labels.device
+    shape = (images, groups, 2, most)  # nearby first, then further off
+
+    labels = targets.labels[:, None, None].expand(shape)
+    flipped = torch.rand(shape, device=device) < label_noise / 2
+    labels = labels.where(~flipped, torch.randint(num_classes, shape, device=device))
+
+    boxes = targets.boxes[:, None, None].expand(*shape, 4)
+    half = boxes[..., 2:].repeat(1, 1, 1, 1, 2) / 2
+    distance = torch.rand(*shape, 4, device=device) + torch.arange(2, device=device).view(2, 1, 1)
+    sign = torch.randint(2, (*shape, 4), device=device) * 2 - 1
+    corners = (cxcywh_to_xyxy(boxes) + sign * distance * half * box_noise).clamp(0.0, 1.0)
+    # Corners that changed places give a negative size, which this makes the least possible one.
+    boxes = inverse_sigmoid(xyxy_to_cxcywh(corners), eps).sigmoid()
+
+    present = targets.present[:, None, None].expand(shape)
+    content = embedding(labels) * present[..., None]
+    boxes = boxes.where(present[..., None], 0.5)
+
+    total = 2 * groups * most
+    slot = torch.arange(total, device=device)
+    group = torch.cat([slot // (2 * most), slot.new_full((num_queries,), -1)])
+    attention_mask = (group[None] >= 0) & (group[:, None] != group[None])
+
+    nearby = slot.view(groups, 2, most)[:, 0].flatten()
+    matched = targets.present.repeat(1, groups)
+    return DenoisingQueries(
+        content=content.flatten(1, 3),
+        boxes=boxes.flatten(1, 3),
+        attention_mask=attention_mask,
+        groups=groups,
+        matching=Matching(nearby.expand(1, images, -1), matched[None]),
+        counted=present.flatten(1),
+    )
+
+
+def repeat_targets(targets: PartBoxes, groups: int) -> PartBoxes:
+    """The true parts once per group, (N, M G)."""
+    return PartBoxes(
+        labels=targets.labels.repeat(1, groups),
+        boxes=targets.boxes.repeat(1, groups, 1),
+        present=targets.present.repeat(1, groups),
+        known=targets.known,
+        complete=targets.complete,
+    )

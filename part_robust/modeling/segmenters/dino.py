@@ -1,0 +1,355 @@
+"""DINO (Zhang et al., 2023) as a part detector: parts are boxes of queries.
+
+Letters: N images, Q queries, D denoising queries, T sets of predictions, K = P part classes (no background),
+C channels, L feature levels, S pixels of all levels together, H W image pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from part_robust.layers.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from part_robust.layers.ms_deform_attn import MSDeformAttn
+from part_robust.layers.position_encoding import sine_position
+from part_robust.losses.matcher import HungarianMatcher, Matching, PartBoxes, pad_part_boxes
+from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartSegmenter, PartTargets, zero_loss
+from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries, repeat_targets
+from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, Tokens, refine
+
+# Of `inverse_sigmoid`, in DINO's decoder.
+EPS = 1e-3
+
+
+@PART_SEGMENTER_REGISTRY.register()
+class DinoSegmenter(PartSegmenter):
+    """Backbone features -> Q boxes with K class logits (sigmoid, focal loss).
+
+    `query_boxes` are 0..1 of the image without its letterbox padding.
+    """
+
+    attack_objective = "part_loss"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        in_channels: Sequence[int],
+        num_classes: int,
+        num_queries: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        levels: int,
+        dim: int,
+        heads: int,
+        points: int,
+        feedforward_dim: int,
+        share_heads: bool,
+        position_temperature: float,
+        position_offset: float,
+        label_book_size: int,
+        denoising_number: int,
+        label_noise: float,
+        box_noise: float,
+        detach_references: bool,
+        max_detections: int,
+        criterion: SetCriterion,
+        backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            in_features: backbone features, fine to coarse.
+            in_channels: their channels.
+            num_classes: K.
+            num_queries: Q.
+            encoder_layers: number of encoder layers.
+            decoder_layers: number of decoder layers.
+            levels: L, at least the number of features; more are made from the last one by strided convolutions.
+            dim: C.
+            heads: attention heads.
+            points: sampling points per head and level.
+            feedforward_dim: hidden units of the layers' perceptrons.
+            share_heads: one class and one box head for all decoder layers.
+            position_temperature: of `sine_position`.
+            position_offset: of `sine_position`.
+            label_book_size: part labels the denoising embedding has room for; one more row is never used.
+            denoising_number: of `make_denoising_queries`.
+            label_noise: likewise.
+            box_noise: likewise.
+            detach_references: see `Decoder`; also of the boxes that the encoder selects.
+            max_detections: boxes per image in `inference`.
+            criterion: the losses.
+            backend: of `ms_deform_attn`.
+
+        Raises:
+            ValueError: more labels than `label_book_size`; fewer levels than features; no decoder layer.
+        """
+        super().__init__()
+        if num_classes > label_book_size:
+            raise ValueError(f"MODEL.DINO.LABEL_BOOK_SIZE {label_book_size} is less than the {num_classes} parts")
+        if levels < len(in_features):
+            raise ValueError(f"MODEL.DINO.LEVELS {levels} is less than the {len(in_features)} MODEL.DINO.IN_FEATURES")
+        if decoder_layers < 1:
+            raise ValueError("MODEL.DINO.DECODER_LAYERS must be at least 1")
+        self.in_features = list(in_features)
+        self.num_classes, self.num_queries = num_classes, num_queries
+        self.position_temperature, self.position_offset = position_temperature, position_offset
+        self.denoising = {"number": denoising_number, "label_noise": label_noise, "box_noise": box_noise}
+        self.max_detections = max_detections
+        self.criterion = criterion
+
+        self.input_proj = nn.ModuleList(_projection(channels, dim) for channels in in_channels)
+        for extra in range(levels - len(in_channels)):
+            self.input_proj.append(_projection(dim if extra else in_channels[-1], dim, stride=2))
+        self.level_embed = nn.Parameter(torch.empty(levels, dim))
+        layer_options = {
+            "dim": dim,
+            "heads": heads,
+            "feedforward_dim": feedforward_dim,
+            "levels": levels,
+            "points": points,
+            "backend": backend,
+        }
+        self.encoder = Encoder(layers=encoder_layers, **layer_options)
+        self.query_selection = QuerySelection(dim=dim, num_classes=num_classes, num_queries=num_queries)
+        self.tgt_embed = nn.Embedding(num_queries, dim)
+        self.decoder = Decoder(layers=decoder_layers, detach_references=detach_references, eps=EPS, **layer_options)
+        head_count = 1 if share_heads else decoder_layers
+        self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(head_count))
+        self.bbox_embed = nn.ModuleList(MLP([dim, dim, dim, 4]) for _ in range(head_count))
+        self.label_enc = nn.Embedding(label_book_size + 1, dim)
+        self._reset_parameters()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.MODEL.DINO
+        parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
+        return {
+            "in_features": node.IN_FEATURES,
+            "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],
+            "num_classes": parts,
+            "num_queries": node.NUM_QUERIES,
+            "encoder_layers": node.ENCODER_LAYERS,
+            "decoder_layers": node.DECODER_LAYERS,
+            "levels": node.LEVELS,
+            "dim": node.DIM,
+            "heads": node.HEADS,
+            "points": node.POINTS,
+            "feedforward_dim": node.FEEDFORWARD_DIM,
+            "share_heads": node.SHARE_HEADS,
+            "position_temperature": node.POSITION_TEMPERATURE,
+            "position_offset": node.POSITION_OFFSET,
+            "label_book_size": max(node.LABEL_BOOK_SIZE, parts),
+            "denoising_number": node.DENOISING_NUMBER,
+            "label_noise": node.LABEL_NOISE,
+            "box_noise": node.BOX_NOISE,
+            "detach_references": node.DETACH_REFERENCES,
+            "max_detections": node.MAX_DETECTIONS,
+            "criterion": SetCriterion(
+                matcher=HungarianMatcher(
+                    class_cost=node.MATCH_CLASS_COST, box_cost=node.MATCH_BOX_COST, giou_cost=node.MATCH_GIOU_COST
+                ),
+                class_weight=node.CLASS_WEIGHT,
+                box_weight=node.BOX_WEIGHT,
+                giou_weight=node.GIOU_WEIGHT,
+            ),
+            "backend": node.MS_DEFORM_ATTN,
+        }
+
+    def _reset_parameters(self) -> None:
+        for module in (self.encoder, self.decoder, self.query_selection):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        nn.init.xavier_uniform_(self.tgt_embed.weight)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        for head in (*self.class_embed, self.query_selection.enc_out_class_embed):
+            reset_class_bias(head)
+        for head in (*self.bbox_embed, self.query_selection.enc_out_bbox_embed):
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        image_size: tuple[int, int],
+        padding_mask: Tensor | None = None,
+        targets: PartTargets | None = None,
+        class_only: bool = False,
+    ) -> PartOutput:
+        tokens = self.tokens(features, padding_mask)
+        memory = self.encoder(tokens)
+        encoder_logits, encoder_boxes = self.query_selection(memory, tokens)
+        reference = encoder_boxes.detach() if self.decoder.detach_references else encoder_boxes
+        content = self.tgt_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)
+        output = PartOutput(aux={"content_size": _content_size(padding_mask, image_size, memory.device)})
+        denoising = None
+        if targets is not None:
+            output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"])
+            if self.training:
+                denoising = self._denoising_queries(output.aux["true_parts"])
+        if denoising is not None:
+            content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
+            reference = torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1)
+        attention_mask = None if denoising is None else denoising.attention_mask
+        last = len(self.decoder.layers) - 1
+        heads = [self.bbox_embed[min(i, len(self.bbox_embed) - 1)] for i in range(last + 1)]
+        contents, starts = self.decoder(content, reference, memory, tokens, heads, attention_mask)
+        # Losses are asked for all layers, everything else for the last one.
+        layers = range(last + 1) if targets is not None else [last]
+        sets = [self._predict(i, contents[i], starts[i]) for i in layers]
+        ordinary = slice(0 if denoising is None else denoising.content.shape[1], None)
+        output.query_logits, output.query_boxes = (x[:, ordinary] for x in sets[-1])
+        if targets is not None:
+            logits, boxes = (torch.stack(x) for x in zip(*sets, strict=True))
+            output.aux["decoder"] = PredictedParts(logits[:, :, ordinary], boxes[:, :, ordinary])
+            output.aux["encoder"] = PredictedParts(encoder_logits[None], encoder_boxes[None])
+            if denoising is not None:
+                hidden = slice(0, ordinary.start)
+                output.aux["denoising"] = PredictedParts(logits[:, :, hidden], boxes[:, :, hidden])
+                output.aux["denoising_queries"] = denoising
+        return output
+
+    def tokens(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Tokens:
+        """All levels as one sequence."""
+        maps = [features[name] for name in self.in_features]
+        levels = []
+        for index, projection in enumerate(self.input_proj):
+            source = maps[index] if index < len(maps) else maps[-1] if index == len(maps) else levels[-1]
+            levels.append(projection(source))
+        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
+        device = levels[0].device
+        dtype = torch.promote_types(levels[0].dtype, torch.float32)
+        if padding_mask is None:
+            valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
+        else:
+            whole = (~padding_mask)[:, None].float()
+            valid = [F.interpolate(whole, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
+        position = [
+            sine_position(mask, level.shape[1], self.position_temperature, self.position_offset).flatten(1, 2) + embed
+            for mask, level, embed in zip(valid, levels, self.level_embed.to(dtype), strict=True)
+        ]
+        ratio = [torch.stack([m[:, 0].to(dtype).mean(dim=1), m[:, :, 0].to(dtype).mean(dim=1)], dim=-1) for m in valid]
+        return Tokens(
+            features=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
+            position=torch.cat(position, dim=1).to(levels[0].dtype),
+            shapes=shapes,
+            padding=None if padding_mask is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1),
+            valid_ratio=torch.stack(ratio, dim=1),
+        )
+
+    def _predict(self, layer: int, content: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        own = min(layer, len(self.class_embed) - 1)
+        return self.class_embed[own](content), refine(start, self.bbox_embed[own](content), EPS)
+
+    def _denoising_queries(self, true_parts: PartBoxes) -> DenoisingQueries | None:
+        return make_denoising_queries(
+            true_parts,
+            self.label_enc,
+            num_classes=self.num_classes,
+            num_queries=self.num_queries,
+            eps=EPS,
+            **self.denoising,
+        )
+
+    def true_parts(self, targets: PartTargets, content_size: Tensor) -> PartBoxes:
+        """The targets' boxes, cxcywh in 0..1 of the images without their padding."""
+        scale = content_size.flip(-1).repeat(1, 2)
+        return pad_part_boxes(
+            [own.gt_classes for own in targets.instances],
+            [
+                xyxy_to_cxcywh(own.gt_boxes.tensor.float() / s)
+                for own, s in zip(targets.instances, scale.expand(len(targets.instances), -1), strict=True)
+            ],
+            targets.labelled,
+            targets.complete,
+        )
+
+    def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
+        true_parts = output.aux["true_parts"]
+        decoder, encoder = output.aux["decoder"], output.aux["encoder"]
+        every = PredictedParts(torch.cat([decoder.logits, encoder.logits]), torch.cat([decoder.boxes, encoder.boxes]))
+        sums = self.criterion.sums(every, true_parts)
+        losses = self.criterion.batch_losses({k: v[:-1] for k, v in sums.items()}, true_parts)
+        losses |= self.criterion.batch_losses(
+            {k: v[-1:] for k, v in sums.items()}, true_parts, prefix="loss_part_encoder_"
+        )
+        if "denoising" in output.aux:
+            queries: DenoisingQueries = output.aux["denoising_queries"]
+            predictions = output.aux["denoising"]
+            sets = len(predictions.logits)
+            matching = Matching(
+                queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1)
+            )
+            repeated = repeat_targets(true_parts, queries.groups)
+            sums = self.criterion.sums(predictions, repeated, matching, queries.counted)
+            losses |= self.criterion.batch_losses(sums, true_parts, queries.groups, prefix="loss_part_denoising_")
+        elif self.training:
+            # The same names in every process, and every parameter reached, also where one has no true part.
+            nothing = zero_loss(self.label_enc.weight)
+            losses |= {f"loss_part_denoising_{name}": nothing for name in self.criterion.weights}
+        return losses
+
+    def match(self, output: PartOutput) -> Matching:
+        """Which queries of the last layer answer for which true parts; `output` was made with targets."""
+        return self.criterion.matcher(*self._last(output), output.aux["true_parts"])
+
+    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
+        """Detection loss (N,) of the last layer, each image for itself; matched anew unless a matching is given."""
+        sums = self.criterion.sums(PredictedParts(*self._last(output)), output.aux["true_parts"], matching)
+        return self.criterion.image_losses(sums, output.aux["true_parts"])
+
+    @staticmethod
+    def _last(output: PartOutput) -> tuple[Tensor, Tensor]:
+        assert output.query_logits is not None and output.query_boxes is not None
+        return output.query_logits[None], output.query_boxes[None]
+
+    def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
+        """`instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first; a query may
+        give several boxes of different parts, and there is no suppression of double ones."""
+        assert output.query_logits is not None and output.query_boxes is not None
+        scores, index = output.query_logits.float().sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+        scores, index = scores[:, : self.max_detections], index[:, : self.max_detections]
+        query = index // self.num_classes
+        scale = output.aux["content_size"].flip(-1).repeat(1, 2)[:, None]
+        boxes = cxcywh_to_xyxy(output.query_boxes.float()) * scale
+        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+        return [
+            {"instances": Instances(image_size, pred_boxes=Boxes(box), scores=score, pred_classes=part)}
+            for box, score, part in zip(boxes, scores, index % self.num_classes, strict=True)
+        ]
+
+
+def reset_class_bias(head: nn.Linear, probability: float = 0.01) -> None:
+    """Every class starts at this probability, or the many queries without a part would drown the loss."""
+    nn.init.constant_(head.bias, -math.log((1 - probability) / probability))
+
+
+def _projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequential:
+    size = 1 if stride == 1 else 3
+    return nn.Sequential(
+        nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
+    )
+
+
+def _content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
+    """(N or 1, 2) height and width in pixels of the images without their padding."""
+    if padding_mask is None:
+        return torch.tensor([image_size], dtype=torch.float32, device=device)
+    valid = ~padding_mask
+    return torch.stack([valid[:, :, 0].sum(dim=1), valid[:, 0].sum(dim=1)], dim=-1).float()
