@@ -12,22 +12,24 @@ from part_robust.data.register import register_part_dataset
 PREFIX = "part_robust_"  # never clashes with the names other packages use for the same data
 SPLITS = ("train", "val", "test")
 
-# name: (folder, image root inside it, how to prepare it)
+# name: (folder, how to prepare it). Where the images are, the json says.
 BUILTIN = {
     "part_shapes": (
         "part_shapes",
-        "images",
         "Draw it with: python datasets/make_part_shapes.py --root {folder}",
     ),
     "paco": (
         "paco",
-        "images",
         "Prepare PACO with: python datasets/prepare_paco.py --output {folder} (see datasets/README.md)",
     ),
     "part_imagenet": (
         "part_imagenet",
-        "images",
         "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
+        "(see datasets/README.md)",
+    ),
+    "part_imagenet_158": (
+        "part_imagenet_158",
+        "Prepare it with: python datasets/prepare_part_imagenet.py --classes imagenet --output {folder} "
         "(see datasets/README.md)",
     ),
 }
@@ -44,7 +46,7 @@ def register_builtin(root: str | Path | None = None) -> list[str]:
     """
     root = Path(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
     names = []
-    for data, (folder, images, hint) in BUILTIN.items():
+    for data, (folder, hint) in BUILTIN.items():
         for split in SPLITS:
             name = f"{PREFIX}{data}_{split}"
             names.append(name)
@@ -54,7 +56,6 @@ def register_builtin(root: str | Path | None = None) -> list[str]:
             register_part_dataset(
                 name,
                 json_file=base / "annotations" / f"{split}.json",
-                image_root=base / images,
                 hint=hint.format(folder=base),
             )
     return names

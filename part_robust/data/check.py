@@ -33,7 +33,10 @@ def check_images(data: dict, image_root: Path) -> list[str]:
             found.append(f"images[{index}] (id {image['id']}): {path} cannot be read: {error}")
             continue
         expected = (image["width"], image["height"])
-        cropped = (image.get("source") or {}).get("crop_xyxy") is not None
+        source = image.get("source") or {}
+        cropped = source.get("crop_xyxy") is not None
+        if cropped and source.get("image_size"):
+            cropped, expected = False, tuple(source["image_size"])
         # A camera's EXIF rotation swaps the sides; the loader tries both.
         if not cropped and size not in (expected, expected[::-1]):
             found.append(f"images[{index}] (id {image['id']}): {path} is {size}, the json says {expected}")

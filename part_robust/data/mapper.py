@@ -172,14 +172,14 @@ def read_image(record: dict) -> np.ndarray:
         ValueError: the file cannot be decoded, or its size is not the json's.
     """
     path = record["file_name"]
-    expected = (record["width"], record["height"])
+    is_crop = "crop_xyxy" in record
+    expected = record.get("source_size") if is_crop else (record["width"], record["height"])
     try:
         with Image.open(path) as file:
-            if "crop_xyxy" in record:
-                return np.asarray(file.crop(record["crop_xyxy"]).convert("RGB"))
-            image = file if file.size == expected else ImageOps.exif_transpose(file)
-            if image.size != expected:
+            image = file if expected in (None, file.size) else ImageOps.exif_transpose(file)
+            if expected not in (None, image.size):
                 raise ValueError(f"is {file.size[0]} x {file.size[1]}, the json says {expected[0]} x {expected[1]}")
+            image = image.crop(record["crop_xyxy"]) if is_crop else image
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError) as error:
         raise ValueError(f"image {path} (image_id {record['image_id']}): {error}") from error

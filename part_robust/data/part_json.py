@@ -39,18 +39,26 @@ def read_part_json(json_file: str | Path) -> dict:
     return data
 
 
-def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
+def image_root_of(data: Mapping, json_file: str | Path) -> str:
+    """Folder of the images where the user names none: what `info.part_robust.image_root` says, relative to the json's
+    folder, else `../images`."""
+    header = (data.get("info") or {}).get("part_robust") or {}
+    return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
+
+
+def load_part_json(json_file: str | Path, image_root: str | Path | None = None) -> tuple[list[dict], PartTaxonomy]:
     """Reads a part json.
 
     Args:
         json_file: part json.
-        image_root: folder that `file_name` of the images is relative to.
+        image_root: folder that `file_name` of the images is relative to; None takes the json's own (`image_root_of`).
 
     Returns:
         One dict per image in ascending image id, images without parts included, and the taxonomy. Keys:
         `file_name` (joined with image_root), `height`, `width` (pixels), `image_id`, `class_id` (0..C-1),
-        `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE)
-        and `crop_xyxy` (the window of the file that is the image). An annotation has `id`, `bbox` XYWH in pixels,
+        `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE),
+        `crop_xyxy` (the window of the file that is the image) and `source_size` (width, height of the file, upright).
+        An annotation has `id`, `bbox` XYWH in pixels,
         `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless only
         a box is known.
 
@@ -59,6 +67,7 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
         ValueError: a rule of the format is broken.
     """
     data = read_part_json(json_file)
+    image_root = image_root_of(data, json_file) if image_root is None else image_root
     taxonomy = taxonomy_from_json(data)
     part_index = {c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))}
     class_index = _class_index(data)
@@ -94,6 +103,8 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
         crop = (image.get("source") or {}).get("crop_xyxy")
         if crop is not None:
             record["crop_xyxy"] = crop
+            if image["source"].get("image_size"):
+                record["source_size"] = tuple(image["source"]["image_size"])
         records.append(record)
     _require_files(records, json_file)
     return records, taxonomy

@@ -14,13 +14,16 @@ from part_robust.data.taxonomy import PartTaxonomy, bare_part_name
 logger = logging.getLogger(__name__)
 
 
-def register_part_dataset(name: str, json_file: str | Path, image_root: str | Path, hint: str = "") -> None:
+def register_part_dataset(
+    name: str, json_file: str | Path, image_root: str | Path | None = None, hint: str = ""
+) -> None:
     """Registers one split under `name` for `DATASETS.TRAIN` / `DATASETS.TEST`. Nothing is read until it is used.
 
     Args:
         name: dataset name, new to detectron2's `DatasetCatalog`.
         json_file: part json (docs/data_format.md).
-        image_root: folder that `file_name` of its images is relative to.
+        image_root: folder that `file_name` of its images is relative to; None: the json says
+            (`info.part_robust.image_root`, as the preparation tools write it), else `../images` beside its folder.
         hint: sentence added to the error when the json does not exist: how to make it.
 
     Raises:
@@ -28,16 +31,18 @@ def register_part_dataset(name: str, json_file: str | Path, image_root: str | Pa
     """
     if name in DatasetCatalog.list():
         raise ValueError(f"a dataset named {name!r} is already registered: choose another name")
-    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), str(image_root), hint))
+    root = None if image_root is None else str(image_root)
+    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), root, hint))
+    if root is not None:
+        MetadataCatalog.get(name).set(image_root=root)
     MetadataCatalog.get(name).set(
         json_file=str(json_file),
-        image_root=str(image_root),
         evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
         part_robust=True,
     )
 
 
-def _load(name: str, json_file: str, image_root: str, hint: str) -> list[dict]:
+def _load(name: str, json_file: str, image_root: str | None, hint: str) -> list[dict]:
     if hint and not Path(json_file).is_file():
         raise FileNotFoundError(f"dataset {name!r}: annotation file {json_file} does not exist. {hint}")
     records, taxonomy = load_part_json(json_file, image_root)
