@@ -48,7 +48,14 @@ def main() -> None:
     picture = draw(cfg, cfg.ATTACK.EVAL[0], 6, "output/part_shapes/attack.png")
 
     threat = f"PGD-{cfg.ATTACK.SPECS[cfg.ATTACK.EVAL[0]].STEPS}, L-inf 8/255"
-    headers = ["model", "training", "clean acc. %", f"robust acc. % ({threat})", "pixel acc. %", "attacked pixel acc. %"]
+    headers = [
+        "model",
+        "training",
+        "clean acc. %",
+        f"robust acc. % ({threat})",
+        "pixel acc. %",
+        "attacked pixel acc. %",
+    ]
     table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
     Path("output/part_shapes/table.md").write_text(table + "\n")
     print(f"\n{table}\n")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draws images of a registered data set with their part masks and class names.
 
-    python tools/visualize_data.py --config-file configs/part_shapes/resnet50.yaml --output output/data.jpg
-    python tools/visualize_data.py --config-file ... --source dataloader     # after the training crop and flip
+python tools/visualize_data.py --config-file configs/part_shapes/resnet50.yaml --output output/data.jpg
+python tools/visualize_data.py --config-file ... --source dataloader     # after the training crop and flip
 """
 
 import argparse

@@ -93,13 +93,34 @@ class AttackResult:
 class Attack(ABC):
     """Maximises an objective inside a threat model."""
 
-    def __init__(self, *, threat_model: ThreatModel, objective: Objective, restarts: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        threat_model: ThreatModel,
+        objective: Objective,
+        restarts: int = 1,
+        seed: int = 0,
+        offer_original: bool = False,
+    ) -> None:
+        """
+        Args:
+            threat_model: norm, radius, pixel range.
+            objective: what to maximise.
+            restarts: independent runs; the worst result per image is kept.
+            seed: of the random numbers.
+            offer_original: the image itself competes with the runs' results, so that an image which the model gets
+                wrong stays wrong; costs one forward pass.
+
+        Raises:
+            ValueError: less than one restart.
+        """
         if restarts < 1:
             raise ValueError(f"an attack needs at least 1 restart, got {restarts}")
         self.threat_model = threat_model
         self.objective = objective
         self.restarts = restarts
         self.seed = seed
+        self.offer_original = offer_original
         # Factor on the radius, set by the eps warm-up of training.
         self.scale = 1.0
 
@@ -147,8 +168,12 @@ class Attack(ABC):
         )
         keys = keys.to(images.device)
         best: Run | None = None
+        if self.offer_original:
+            loss, fooled = score(problem, self.objective, images)
+            best = Run(images=images, zero_gradient=torch.ones_like(fooled), loss=loss, fooled=fooled)
+        scored = self.restarts > 1 or self.offer_original
         for restart in range(self.restarts):
-            run = self.run(problem, noise.make_keys(self.seed, keys, restart), scored=self.restarts > 1)
+            run = self.run(problem, noise.make_keys(self.seed, keys, restart), scored=scored)
             best = run if best is None else _worst_of(best, run)
         assert best is not None
         problem.threat_model.verify(best.images, images)

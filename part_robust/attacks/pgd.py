@@ -36,13 +36,22 @@ class PGD(Attack):
             step_size: length of a step in the norm, 0..255 units.
             random_start: start uniformly in the ball instead of at the image.
             restarts: independent runs; the worst result per image is kept. Useless without `random_start`.
-            keep: "last" iterate of each run, or the "best" one for the attacker, which costs one more forward pass.
+            keep: "last" iterate of each run, or the "best" one for the attacker, the image itself included, which costs
+                one or two more forward passes.
             seed: of the random starts.
 
         Raises:
             ValueError: a value is impossible.
         """
-        super().__init__(threat_model=threat_model, objective=objective, restarts=restarts, seed=seed)
+        # Without a random start the first iterate is the image already.
+        offer_original = keep == "best" and random_start
+        super().__init__(
+            threat_model=threat_model,
+            objective=objective,
+            restarts=restarts,
+            seed=seed,
+            offer_original=offer_original,
+        )
         if steps < 0 or step_size < 0:
             raise ValueError(f"STEPS and STEP_SIZE must not be negative, are {steps} and {step_size}")
         if keep not in ("last", "best"):

@@ -12,25 +12,38 @@ from part_robust.data.register import register_part_dataset
 PREFIX = "part_robust_"  # never clashes with the names other packages use for the same data
 SPLITS = ("train", "val", "test")
 
-# name: (folder, how to prepare it). Where the images are, the json says.
-BUILTIN = {
+# name: (folder, image root inside it or None where the json says it, how to prepare it)
+BUILTIN: dict[str, tuple[str, str | None, str]] = {
     "part_shapes": (
         "part_shapes",
+        "images",
         "Draw it with: python datasets/make_part_shapes.py --root {folder}",
     ),
     "paco": (
         "paco",
+        None,
         "Prepare PACO with: python datasets/prepare_paco.py --output {folder} (see datasets/README.md)",
     ),
     "part_imagenet": (
         "part_imagenet",
+        None,
         "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
         "(see datasets/README.md)",
     ),
     "part_imagenet_158": (
         "part_imagenet_158",
+        None,
         "Prepare it with: python datasets/prepare_part_imagenet.py --classes imagenet --output {folder} "
         "(see datasets/README.md)",
+    ),
+    "car_parts": (
+        "car_parts",
+        "images",
+        "With the Car Parts data set (docs/import_coco.md) in the folder RAW, import it with: "
+        "python datasets/import_coco.py --json RAW/trainingset/annotations.json RAW/testset/annotations.json "
+        "--image-root RAW/trainingset/JPEGImages RAW/testset/JPEGImages --split fractions test "
+        "--split-fractions 0.85 0.15 0 --group-by near --class-rule datasets/rules/car_view.yaml "
+        "--class-part-share 0.1 --copy-images --output {folder}",
     ),
 }
 
@@ -46,7 +59,7 @@ def register_builtin(root: str | Path | None = None) -> list[str]:
     """
     root = Path(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
     names = []
-    for data, (folder, hint) in BUILTIN.items():
+    for data, (folder, images, hint) in BUILTIN.items():
         for split in SPLITS:
             name = f"{PREFIX}{data}_{split}"
             names.append(name)
@@ -56,6 +69,7 @@ def register_builtin(root: str | Path | None = None) -> list[str]:
             register_part_dataset(
                 name,
                 json_file=base / "annotations" / f"{split}.json",
+                image_root=None if images is None else base / images,
                 hint=hint.format(folder=base),
             )
     return names

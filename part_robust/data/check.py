@@ -6,13 +6,14 @@ Exit code 0 when the file is good, 1 otherwise.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
+from tqdm import tqdm
 
+from part_robust.data.mapper import read_image
+from part_robust.data.part_json import crop_of, image_record, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 from part_robust.data.validation import violations
 
@@ -20,26 +21,15 @@ from part_robust.data.validation import violations
 def check_images(data: dict, image_root: Path) -> list[str]:
     """Sentences about image files that are missing, unreadable or of another size than the json says."""
     found = []
-    for index, image in enumerate(data["images"]):
+    for index, image in enumerate(tqdm(data["images"], desc="images", unit="image", disable=None)):
         path = image_root / image["file_name"]
         if not path.is_file():
             found.append(f"images[{index}] (id {image['id']}): {path} does not exist")
             continue
         try:
-            with Image.open(path) as file:
-                size = file.size
-                file.verify()
-        except Exception as error:  # PIL raises many types for a broken file; all of them mean this image
-            found.append(f"images[{index}] (id {image['id']}): {path} cannot be read: {error}")
-            continue
-        expected = (image["width"], image["height"])
-        source = image.get("source") or {}
-        cropped = source.get("crop_xyxy") is not None
-        if cropped and source.get("image_size"):
-            cropped, expected = False, tuple(source["image_size"])
-        # A camera's EXIF rotation swaps the sides; the loader tries both.
-        if not cropped and size not in (expected, expected[::-1]):
-            found.append(f"images[{index}] (id {image['id']}): {path} is {size}, the json says {expected}")
+            read_image(image_record(image, image_root))
+        except ValueError as error:
+            found.append(f"images[{index}]: {error}")
     return found
 
 
@@ -52,6 +42,10 @@ def summary(data: dict) -> str:
         f"{len(data['annotations'])} part annotations ({boxes_only} with a box only)",
         "part_supervision: " + ", ".join(f"{key} {count}" for key, count in sorted(supervision.items())),
     ]
+    shown = Counter((image["file_name"], str(crop_of(image))) for image in data["images"])
+    repeated = sum(count - 1 for count in shown.values())
+    if repeated:
+        lines.append(f"images that show the same pixels as an earlier one: {repeated}")
     if taxonomy.classes_without_parts:
         lines.append("classes without parts: " + ", ".join(taxonomy.classes_without_parts))
     return "\n".join(lines)
@@ -63,17 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image-root", type=Path, help="also open every image and compare its size")
     args = parser.parse_args(arguments)
     try:
-        data = json.loads(args.file.read_text())
+        data = parse_json(args.file)
     except (OSError, ValueError) as error:
-        print(f"{args.file}: {error}")
+        print(error)
         return 1
     found = list(violations(data))
     if not found and args.image_root is not None:
-        found = check_images(data, args.image_root)
+        if args.image_root.is_dir():
+            found = check_images(data, args.image_root)
+        else:
+            found = [f"--image-root {args.image_root}: is no folder"]
     for text in found:
         print(text)
     if found:
-        print(f"{args.file}: {len(found)} violations")
+        print(f"{args.file}: {len(found)} violation{'s' * (len(found) > 1)}")
         return 1
     print(summary(data))
     print(f"{args.file}: good")

@@ -46,7 +46,12 @@ class PartDatasetMapper:
             num_parts: P.
             ignore_label: semantic label of pixels that count nowhere.
             masks_from: "masks", or "boxes" to paint each part's box as its mask (box supervision).
+
+        Raises:
+            ValueError: `masks_from` is neither.
         """
+        if masks_from not in ("masks", "boxes"):
+            raise ValueError(f"INPUT.PART_MASKS must be masks or boxes, is {masks_from}")
         self.augmentations = T.AugmentationList(list(augmentations))
         self.num_parts = num_parts
         self.ignore_label = ignore_label
@@ -119,22 +124,22 @@ class PartDatasetMapper:
         # What an image without or with incomplete part labels does not show is unknown, not background.
         complete = record["part_supervision"] == "full"
         labels = np.full(size, self.num_parts if complete else self.ignore_label, dtype=np.int64)
-        order = sorted(
-            range(len(masks)),
-            key=lambda i: (
-                record["annotations"][i]["is_target"],
-                -record["annotations"][i]["area"],
-                record["annotations"][i]["id"],
-            ),
-        )
-        for index in order:
-            labels[masks[index] > 0] = record["annotations"][index]["category_id"]
+        annotations = record["annotations"]
+        for index in sorted(range(len(masks)), key=lambda i: self._painting_rank(annotations[i])):
+            labels[masks[index] > 0] = annotations[index]["category_id"]
         if ignore is not None:
             labels[ignore > 0] = self.ignore_label
         if content is not None:
             labels[content[0] :, :] = self.ignore_label
             labels[:, content[1] :] = self.ignore_label
         return torch.from_numpy(labels)
+
+    def _painting_rank(self, annotation: dict) -> tuple:
+        area = annotation["area"]
+        if self.masks_from == "boxes":
+            # The mask of a long slanted part is smaller than the box of a part that its own box contains.
+            area = annotation["bbox"][2] * annotation["bbox"][3]
+        return annotation["is_target"], -area, annotation["id"]
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -164,25 +169,51 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def read_image(record: dict) -> np.ndarray:
-    """Reads the image of a record: uint8 (height, width, 3) RGB.
+    """Reads the image of a record: uint8 (height, width, 3) RGB; of 16-bit images the upper 8 bits.
 
-    A camera's EXIF rotation is applied only if the json's size says that it was when the parts were drawn.
+    A file of another size than the json's is cut to `crop_xyxy`, if the record has it. A camera's EXIF rotation is
+    applied only if the json's size says that it was when the parts were drawn.
 
     Raises:
         ValueError: the file cannot be decoded, or its size is not the json's.
     """
     path = record["file_name"]
-    is_crop = "crop_xyxy" in record
-    expected = record.get("source_size") if is_crop else (record["width"], record["height"])
     try:
         with Image.open(path) as file:
-            image = file if expected in (None, file.size) else ImageOps.exif_transpose(file)
-            if expected not in (None, image.size):
-                raise ValueError(f"is {file.size[0]} x {file.size[1]}, the json says {expected[0]} x {expected[1]}")
-            image = image.crop(record["crop_xyxy"]) if is_crop else image
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError) as error:
+            return np.asarray(_to_rgb(_select(file, record)))
+    except Exception as error:  # Pillow raises many types for a broken file; all of them mean this image
         raise ValueError(f"image {path} (image_id {record['image_id']}): {error}") from error
+
+
+def _select(file: Image.Image, record: dict) -> Image.Image:
+    """The part of the file that is the image."""
+    width, height = record["width"], record["height"]
+    if file.size == (width, height):
+        return file
+    if "crop_xyxy" in record:
+        crop = record["crop_xyxy"]
+        if record.get("source_size", file.size) != file.size:
+            turned = ImageOps.exif_transpose(file)
+            if turned.size != record["source_size"]:
+                raise ValueError(f"is {file.width} x {file.height}, source.image_size is {record['source_size']}")
+            return turned.crop(crop)
+        # Pillow would fill up with black.
+        if crop[2] > file.width or crop[3] > file.height:
+            raise ValueError(f"is {file.width} x {file.height}, source.crop_xyxy {crop} leaves it")
+        return file.crop(crop)
+    turned = ImageOps.exif_transpose(file)
+    if turned.size != (width, height):
+        raise ValueError(f"is {file.width} x {file.height}, the json says {width} x {height}")
+    return turned
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion of these clips at 255.
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"has pixels of 32 bits (mode {image.mode}), whose range is unknown: save it with 8 bits")
+    return image.convert("RGB")
 
 
 def _content_size(transform: T.Transform) -> tuple[int, int] | None:

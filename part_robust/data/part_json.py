@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from detectron2.structures import BoxMode
 
@@ -23,12 +24,7 @@ def read_part_json(json_file: str | Path) -> dict:
         ValueError: not json, or a rule of the format is broken; names the file and the first violations.
     """
     path = Path(json_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
+    data = parse_json(path)
     found = list(itertools.islice(violations(data), 4))
     if found:
         more = "; and more" if len(found) > 3 else ""
@@ -39,9 +35,24 @@ def read_part_json(json_file: str | Path) -> dict:
     return data
 
 
+def parse_json(path: Path) -> Any:
+    """The json value in a file, unchecked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"annotation file {path} does not exist")
+    try:
+        # From bytes: any of json's encodings, with or without a byte order mark.
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid json: {error}") from error
+
+
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
-    """Folder of the images where the user names none: what `info.part_robust.image_root` says, relative to the json's
-    folder, else `../images`."""
+    """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
     header = (data.get("info") or {}).get("part_robust") or {}
     return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
 
@@ -51,23 +62,27 @@ def load_part_json(json_file: str | Path, image_root: str | Path | None = None) 
 
     Args:
         json_file: part json.
-        image_root: folder that `file_name` of the images is relative to; None takes the json's own (`image_root_of`).
+        image_root: folder that `file_name` of the images is relative to; None takes the json's own, `image_root_of`.
 
     Returns:
         One dict per image in ascending image id, images without parts included, and the taxonomy. Keys:
         `file_name` (joined with image_root), `height`, `width` (pixels), `image_id`, `class_id` (0..C-1),
-        `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE),
-        `crop_xyxy` (the window of the file that is the image) and `source_size` (width, height of the file, upright).
-        An annotation has `id`, `bbox` XYWH in pixels,
-        `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless only
-        a box is known.
+        `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE)
+        and `crop_xyxy` (window of the file that is the image) and `source_size` (its file's, see `read_image`). An
+        annotation has `id`, `bbox` XYWH
+        in pixels, `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless
+        only a box is known.
 
     Raises:
         FileNotFoundError: the json or some images do not exist; names the first ones.
         ValueError: a rule of the format is broken.
     """
     data = read_part_json(json_file)
-    image_root = image_root_of(data, json_file) if image_root is None else image_root
+    return part_records(data, json_file, image_root_of(data, json_file) if image_root is None else image_root)
+
+
+def part_records(data: dict, json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
+    """`load_part_json` of a json that is read already; `json_file` is for messages only."""
     taxonomy = taxonomy_from_json(data)
     part_index = {c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))}
     class_index = _class_index(data)
@@ -89,25 +104,38 @@ def load_part_json(json_file: str | Path, image_root: str | Path | None = None) 
 
     records = []
     for image in sorted(data["images"], key=lambda i: i["id"]):
-        record = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "class_id": class_index(image),
-            "part_supervision": image.get("part_supervision", "full"),
-            "annotations": annotations[image["id"]],
-        }
+        record = image_record(image, image_root)
+        record["class_id"] = class_index(image)
+        record["part_supervision"] = image.get("part_supervision", "full")
+        record["annotations"] = annotations[image["id"]]
         if image.get("ignore_segmentation") is not None:
             record["ignore_segmentation"] = image["ignore_segmentation"]
-        crop = (image.get("source") or {}).get("crop_xyxy")
-        if crop is not None:
-            record["crop_xyxy"] = crop
-            if image["source"].get("image_size"):
-                record["source_size"] = tuple(image["source"]["image_size"])
         records.append(record)
     _require_files(records, json_file)
     return records, taxonomy
+
+
+def crop_of(image: Mapping) -> list[int] | None:
+    """Window XYXY of the file that an image of the json is; None where it says nothing.
+
+    In the file's stored pixels, unless `source.image_size` [width, height] is their size after EXIF rotation.
+    """
+    return (image.get("source") or {}).get("crop_xyxy")
+
+
+def image_record(image: Mapping, image_root: str | Path) -> dict:
+    """What `read_image` needs to know of an image of the json."""
+    record = {
+        "file_name": os.path.join(image_root, image["file_name"]),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+    }
+    if crop_of(image) is not None:
+        record["crop_xyxy"] = crop_of(image)
+        if image["source"].get("image_size"):
+            record["source_size"] = tuple(image["source"]["image_size"])
+    return record
 
 
 def _class_index(data: Mapping):

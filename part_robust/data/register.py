@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from part_robust.data.part_json import load_part_json
+from part_robust.data.part_json import image_root_of, part_records, read_part_json
 from part_robust.data.taxonomy import PartTaxonomy, bare_part_name
 
 logger = logging.getLogger(__name__)
@@ -22,30 +22,37 @@ def register_part_dataset(
     Args:
         name: dataset name, new to detectron2's `DatasetCatalog`.
         json_file: part json (docs/data_format.md).
-        image_root: folder that `file_name` of its images is relative to; None: the json says
-            (`info.part_robust.image_root`, as the preparation tools write it), else `../images` beside its folder.
+        image_root: folder that `file_name` of its images is relative to; None: the json says it
+            (`info.part_robust.image_root`, as the preparation tools write it), else it is `../images`.
         hint: sentence added to the error when the json does not exist: how to make it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or was, and its metadata are still there.
     """
     if name in DatasetCatalog.list():
         raise ValueError(f"a dataset named {name!r} is already registered: choose another name")
-    root = None if image_root is None else str(image_root)
-    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), root, hint))
-    if root is not None:
-        MetadataCatalog.get(name).set(image_root=root)
-    MetadataCatalog.get(name).set(
-        json_file=str(json_file),
-        evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
-        part_robust=True,
-    )
+    try:
+        MetadataCatalog.get(name).set(
+            json_file=str(json_file),
+            evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
+            part_robust=True,
+            **({} if image_root is None else {"image_root": str(image_root)}),
+        )
+    except AssertionError as error:  # detectron2's, when a value is there already and differs
+        raise ValueError(
+            f"metadata of another dataset named {name!r} are still there: MetadataCatalog.remove({name!r}) first"
+        ) from error
+    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), image_root, hint))
 
 
-def _load(name: str, json_file: str, image_root: str | None, hint: str) -> list[dict]:
+def _load(name: str, json_file: str, image_root: str | Path | None, hint: str) -> list[dict]:
     if hint and not Path(json_file).is_file():
         raise FileNotFoundError(f"dataset {name!r}: annotation file {json_file} does not exist. {hint}")
-    records, taxonomy = load_part_json(json_file, image_root)
+    data = read_part_json(json_file)
+    if image_root is None:
+        image_root = image_root_of(data, json_file)
+        MetadataCatalog.get(name).set(image_root=image_root)
+    records, taxonomy = part_records(data, json_file, image_root)
     set_metadata(name, taxonomy)
     if taxonomy.classes_without_parts:
         logger.warning(
@@ -67,6 +74,8 @@ def set_metadata(name: str, taxonomy: PartTaxonomy) -> None:
         part_classes=sorted({bare_part_name(part) for part in taxonomy.part_names}),
         part_to_class=taxonomy.part_to_class.astype(int).tolist(),
         part_to_class_ids=[list(parts) for parts in taxonomy.class_parts],
+        # COCOEvaluator writes its results with the json's ids.
+        thing_dataset_id_to_contiguous_id={part_id: i for i, part_id in enumerate(taxonomy.part_ids)},
         ignore_label=taxonomy.ignore_label,
     )
 
@@ -83,10 +92,11 @@ def get_taxonomy(name: str) -> PartTaxonomy:
         if name not in DatasetCatalog.list():
             raise KeyError(f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first")
         raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
-    if not metadata.get("thing_classes"):
+    if not metadata.get("object_classes"):
         DatasetCatalog.get(name)
     return PartTaxonomy(
         class_names=tuple(metadata.object_classes),
         part_names=tuple(metadata.thing_classes),
         class_parts=tuple(tuple(parts) for parts in metadata.part_to_class_ids),
+        part_ids=tuple(metadata.thing_dataset_id_to_contiguous_id),
     )

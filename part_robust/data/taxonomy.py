@@ -19,11 +19,13 @@ class PartTaxonomy:
         class_names: C names.
         part_names: P names, as written in the json ("bottle:cap").
         class_parts: for each class the sorted indices of its parts; a part may belong to several classes.
+        part_ids: P category ids of the json.
     """
 
     class_names: tuple[str, ...]
     part_names: tuple[str, ...]
     class_parts: tuple[tuple[int, ...], ...]
+    part_ids: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -97,4 +99,5 @@ def taxonomy_from_json(data: Mapping) -> PartTaxonomy:
         class_parts=tuple(
             tuple(sorted(part_index[i] for i in object_class.get("part_category_ids", ()))) for object_class in classes
         ),
+        part_ids=tuple(part_index),
     )

@@ -1,4 +1,4 @@
-"""ResNets with basic blocks at any width, which detectron2's builder fixes to 64 channels: small models for CPU runs."""
+"""ResNets with basic blocks at any width, for small models on CPUs; detectron2's builder fixes them to 64 channels."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+"""What an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+EXAMPLES = 20  # kept per reason
+
+# reason: (kind, sentence). A reason that is not here cannot be counted.
+REASONS = {
+    # images
+    "no_class": ("skipped", "images that neither rule nor table gives a class"),
+    "missing_image": ("skipped", "images whose file does not exist"),
+    "unreadable_image": ("skipped", "images whose file cannot be decoded"),
+    "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
+    "duplicate_of_given_split": ("skipped", "images to divide whose pixels are those of an image of a given split"),
+    "duplicate_image_entry": ("repaired", "images listed more than once: their annotations are joined"),
+    "image_id": ("repaired", "images whose id was no integer from 1 on"),
+    "image_size_added": ("repaired", "images without width and height: read from the file"),
+    "backslash_in_file_name": ("repaired", "file names with back-slashes"),
+    "image_without_parts": ("noted", "images without any usable annotation"),
+    "exif_orientation": ("noted", "images with an EXIF rotation (the loader follows the json's width and height)"),
+    "duplicate_content": ("noted", "images with the pixels of an earlier one: kept in the same split"),
+    "near_duplicate": ("noted", "images that look like an earlier one: kept in the same split"),
+    "duplicate_with_other_class": ("noted", "images with the pixels of an earlier one but another class"),
+    "duplicate_across_given_splits": ("noted", "images with the pixels of an image in another given split: a leak"),
+    "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
+    # categories
+    "background_category": ("skipped", "categories that mean the background, which is no part"),
+    "category_id": ("repaired", "categories whose id was no integer from 1 on"),
+    "duplicate_category": ("repaired", "categories listed more than once under one name: joined"),
+    "category_without_annotations": ("noted", "parts that no annotation uses: kept, so that the label space is stable"),
+    # annotations
+    "unknown_image": ("skipped", "annotations of an image that the json does not list"),
+    "unknown_category": ("skipped", "annotations of a category that the json does not list"),
+    "background_annotation": ("skipped", "annotations of a background category"),
+    "duplicate_annotation": ("skipped", "annotations that repeat another one exactly"),
+    "crowd_to_ignore": ("skipped", "iscrowd 1: not a part, its pixels count nowhere (ignore_segmentation)"),
+    "zero_area": ("skipped", "annotations whose mask covers no pixel"),
+    "degenerate_box": ("skipped", "annotations without a mask and without a box inside the image"),
+    "annotation_id": ("repaired", "annotations whose id was no integer from 1 on (COCO's AP misreads id 0)"),
+    "duplicate_annotation_id": ("repaired", "annotations whose id another one has: renumbered"),
+    "crowd_to_part": ("repaired", "iscrowd 1 taken as an ordinary part (CVAT writes drawn masks so)"),
+    "flat_polygon": ("repaired", "segmentations that are one bare polygon instead of a list of them"),
+    "bad_polygon": ("repaired", "annotations that lost polygons of fewer than 3 distinct points or odd length"),
+    "rle_list_counts": ("repaired", "uncompressed RLE (list of counts): compressed"),
+    "rle_unusable": ("repaired", "RLE of another size than the image, or broken: box only"),
+    "empty_segmentation": ("repaired", "segmentations that are empty, null or left without polygon: box only"),
+    "box_clipped": ("repaired", "boxes that left the image: clipped"),
+    "box_replaced": ("repaired", "boxes that were missing or off by over 2 pixels: taken from the mask"),
+    "box_only": ("noted", "parts with a box but no mask (train with INPUT.PART_MASKS boxes)"),
+}
+
+
+class Tally:
+    """Counts by reason; the first examples of each are kept."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        if reason not in REASONS:
+            raise KeyError(reason)
+        self.counts[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(example)
+
+    def by_kind(self) -> dict[str, dict[str, dict]]:
+        """{"skipped" | "repaired" | "noted": {reason: {count, examples}}}, in the order of REASONS."""
+        result: dict[str, dict[str, dict]] = {"skipped": {}, "repaired": {}, "noted": {}}
+        for reason, (kind, _) in REASONS.items():
+            if self.counts[reason]:
+                result[kind][reason] = {"count": self.counts[reason], "examples": self.examples[reason]}
+        return result
+
+
+def class_counts(class_names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """{split: {class: images}} from {split: class name of each image}."""
+    return {split: {name: list(found).count(name) for name in class_names} for split, found in splits.items()}
+
+
+def markdown(report: Mapping) -> str:
+    """The report for people."""
+    lines = ["# Import report", ""]
+    for source in report["sources"]:
+        lines.append(
+            f"- `{source['json']}` (split: {source['split']}): {source['images']} images, "
+            f"{source['annotations']} annotations, {source['categories']} categories"
+        )
+    lines += [f"- images: `{report['image_root']}`", "", "## Images per class and split", ""]
+    splits = list(report["images"])
+    lines += [f"| class | {' | '.join(splits)} |", "|---|" + "---:|" * len(splits)]
+    for name in report["classes"]:
+        lines.append(f"| {name} | " + " | ".join(str(report["images"][split][name]) for split in splits) + " |")
+    totals = [sum(report["images"][split].values()) for split in splits]
+    lines.append("| **all** | " + " | ".join(f"**{total}**" for total in totals) + " |")
+    for kind, title in (("skipped", "Skipped"), ("repaired", "Repaired"), ("noted", "Noticed")):
+        lines += ["", f"## {title}", ""]
+        if not report[kind]:
+            lines.append("Nothing.")
+        for reason, entry in report[kind].items():
+            shown = "; ".join(entry["examples"][:5])
+            lines.append(f"- **{entry['count']}** {REASONS[reason][1]} (`{reason}`). First: {shown}")
+    lines += ["", f"## Parts of each class ({report['class_parts_from']})", ""]
+    lines += [f"- {name}: {', '.join(parts) or 'none'}" for name, parts in report["classes"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,188 @@
+"""`python -m part_robust.data.check`: every violation is printed, the exit code tells good from bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from part_robust.data.check import main
+from tests.toy import SIZE, write_toy
+
+
+@pytest.fixture
+def toy(tmp_path) -> tuple[Path, Path]:
+    return write_toy(tmp_path)
+
+
+def change(path: Path, edit) -> None:
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def run(capsys, *arguments) -> tuple[int, list[str]]:
+    code = main([str(argument) for argument in arguments])
+    return code, capsys.readouterr().out.splitlines()
+
+
+# --- the json ---
+
+
+def test_good_file_is_summed_up(toy, capsys):
+    path, root = toy
+    expected = [
+        "12 images, 3 classes, 3 parts, 10 part annotations (0 with a box only)",
+        "part_supervision: full 10, none 1, partial 1",
+        "classes without parts: plain",
+        f"{path}: good",
+    ]
+    assert run(capsys, path) == (0, expected)
+    assert run(capsys, path, "--image-root", root) == (0, expected)
+
+
+def test_summary_of_boxes_and_repeated_images(toy, capsys):
+    path, _ = toy
+
+    def edit(data):
+        del data["annotations"][0]["segmentation"], data["annotations"][1]["segmentation"]
+        data["classes"][1]["part_category_ids"] = [1]
+        for index in (1, 2, 5):
+            data["images"][index]["file_name"] = "1.png"
+        # Another window of the same file shows other pixels.
+        data["images"][5]["source"] = {"crop_xyxy": [0, 0, SIZE, SIZE]}
+
+    change(path, edit)
+    code, lines = run(capsys, path)
+    assert code == 0
+    assert lines == [
+        "12 images, 3 classes, 3 parts, 10 part annotations (2 with a box only)",
+        "part_supervision: full 10, none 1, partial 1",
+        "images that show the same pixels as an earlier one: 2",
+        f"{path}: good",
+    ]
+
+
+def test_every_violation_is_printed(toy, capsys):
+    path, _ = toy
+
+    def edit(data):
+        for image in data["images"]:
+            image["class_id"] = 9
+
+    change(path, edit)
+    code, lines = run(capsys, path)
+    assert code == 1
+    sentences = [f"images[{i}] (id {i + 1}): class_id 9 is not the id of any entry of `classes`" for i in range(12)]
+    assert lines == [*sentences, f"{path}: 12 violations"]
+
+
+def test_one_violation(toy, capsys):
+    path, root = toy
+    change(path, lambda data: data["images"][0].update(width=-1))
+    expected = ["images[0] (id 1): width must be a positive integer, is -1", f"{path}: 1 violation"]
+    # Images are not opened while the json does not say what they should be.
+    assert run(capsys, path, "--image-root", root / "nowhere") == (1, expected)
+
+
+def test_file_that_is_missing_or_no_json(tmp_path, capsys):
+    code, lines = run(capsys, tmp_path / "no.json")
+    assert (code, lines) == (1, [f"annotation file {tmp_path / 'no.json'} does not exist"])
+    (tmp_path / "cut.json").write_text('{"images": [')
+    code, lines = run(capsys, tmp_path / "cut.json")
+    assert code == 1 and len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path / 'cut.json'} is not valid json: ")
+
+
+def test_as_a_command(toy):
+    """One real process: exit code and output are what a script sees."""
+    path, root = toy
+    (root / "2.png").unlink()
+    command = [sys.executable, "-m", "part_robust.data.check", str(path), "--image-root", str(root)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.splitlines() == [
+        f"images[1] (id 2): {root / '2.png'} does not exist",
+        f"{path}: 1 violation",
+    ]
+    assert "Traceback" not in result.stderr
+
+
+# --- the images ---
+
+
+def noise(*shape: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
+
+
+def test_missing_unreadable_and_wrong_sizes(toy, capsys):
+    path, root = toy
+    (root / "2.png").unlink()
+    (root / "3.png").write_text("this is no image")
+    content = (root / "4.png").read_bytes()
+    (root / "4.png").write_bytes(content[: len(content) // 2])
+    noise(SIZE, SIZE + 1, 3).save(root / "5.png")
+    noise(SIZE, SIZE).save(root / "6.png")  # grey is no fault
+    code, lines = run(capsys, path, "--image-root", root)
+    assert code == 1
+    assert lines[0] == f"images[1] (id 2): {root / '2.png'} does not exist"
+    assert lines[1].startswith(f"images[2]: image {root / '3.png'} (image_id 3): cannot identify image file")
+    assert lines[2].startswith(f"images[3]: image {root / '4.png'} (image_id 4): ")
+    assert lines[3] == f"images[4]: image {root / '5.png'} (image_id 5): is 33 x 32, the json says 32 x 32"
+    assert lines[4:] == [f"{path}: 4 violations"]
+
+
+def test_a_cut_jpeg_is_found(toy, capsys):
+    """Its header is whole: only decoding all of it shows the damage."""
+    path, root = toy
+    noise(SIZE, SIZE, 3).save(root / "1.jpg")
+    content = (root / "1.jpg").read_bytes()
+    (root / "1.jpg").write_bytes(content[: len(content) * 3 // 4])
+    change(path, lambda data: data["images"][0].update(file_name="1.jpg"))
+    code, lines = run(capsys, path, "--image-root", root)
+    assert code == 1
+    assert lines[0].startswith(f"images[0]: image {root / '1.jpg'} (image_id 1): ") and "truncated" in lines[0]
+
+
+def test_sides_may_be_swapped_by_the_camera_s_rotation_only(toy, capsys):
+    path, root = toy
+
+    def edit(data):
+        data["images"][1].update(width=20, height=40, file_name="turned.jpg")
+        data["images"][4].update(width=20, height=40, file_name="lying.png")
+
+    change(path, edit)
+    exif = Image.Exif()
+    exif[274] = 6
+    noise(20, 40, 3).save(root / "turned.jpg", exif=exif)
+    noise(20, 40, 3).save(root / "lying.png")
+    expected = f"images[4]: image {root / 'lying.png'} (image_id 5): is 40 x 20, the json says 20 x 40"
+    assert run(capsys, path, "--image-root", root) == (1, [expected, f"{path}: 1 violation"])
+
+
+def test_windows_must_lie_in_their_file(toy, capsys):
+    path, root = toy
+    noise(50, 60, 3).save(root / "scene.png")
+
+    def edit(data):
+        for index, (left, top) in enumerate([(0, 0), (28, 18), (29, 18)]):
+            window = [left, top, left + SIZE, top + SIZE]
+            data["images"][index].update(file_name="scene.png", source={"crop_xyxy": window})
+
+    change(path, edit)
+    expected = (
+        f"images[2]: image {root / 'scene.png'} (image_id 3): is 60 x 50, source.crop_xyxy [29, 18, 61, 50] leaves it"
+    )
+    assert run(capsys, path, "--image-root", root) == (1, [expected, f"{path}: 1 violation"])
+
+
+def test_image_root_that_is_no_folder(toy, capsys):
+    path, root = toy
+    expected = [f"--image-root {root / 'nowhere'}: is no folder", f"{path}: 1 violation"]
+    assert run(capsys, path, "--image-root", root / "nowhere") == (1, expected)
