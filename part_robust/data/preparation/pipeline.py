@@ -77,7 +77,7 @@ class Preparation:
     checks: list[Check] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    # Adds lines to the report once the counts of all results are known.
+    # Looks at the summed counts of all results before anything is written: more checks and notes, or an error.
     conclude: Callable[[Counter], tuple[list[Check], list[str]]] | None = None
 
 
@@ -218,6 +218,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     if not split_of:
         raise ValueError(f"{preparation.title}: no sample is left: {dict(skipped.counts)}")
     leaks = _leaks(preparation, samples, split_of)
+    more_checks, more_notes = preparation.conclude(counts) if preparation.conclude else ([], [])
     frame = {"classes": preparation.classes, "categories": preparation.categories, "licenses": []}
     digest = hashlib.blake2b(dump(settings).encode(), digest_size=16).hexdigest()
     writers = {split: SplitWriter(work, split) for split in SPLITS}
@@ -226,7 +227,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
             if entry["key"] in split_of:
                 writers[split_of[entry["key"]]].add(entry)
     report: dict[str, Any] = {"title": preparation.title, "settings": settings, "splits": {}, "per_class": {}}
-    report["notes"] = list(preparation.notes)
+    report["notes"] = [*preparation.notes, *more_notes]
     checks = list(preparation.checks)
     outputs = {}
     for split, writer in writers.items():
@@ -246,10 +247,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     for what, found in leaks.items():
         checks.append(Check(f"{what} in two splits", (0,) if preparation.leak_free else (), len(found), exact=True))
         report.setdefault("leaks", {})[what] = {"count": len(found), "examples": list(found)[:20]}
-    if preparation.conclude is not None:
-        more_checks, more_notes = preparation.conclude(counts)
-        checks += more_checks
-        report["notes"] += more_notes
+    checks += more_checks
     report["counts"], report["outputs"] = dict(counts), outputs
     write_report(preparation.output, json.loads(dump(report)), checks, preparation.tallies)
 
