@@ -97,7 +97,7 @@ class PacoFileBuilder:
         if mask is None:
             x, y, w, h = (int(value) for value in box)
             mask = np.zeros(size or (image["height"], image["width"]), dtype=np.uint8)
-            mask[y : y + h, x : x + w] = 1
+            mask[max(y, 0) : y + h, max(x, 0) : x + w] = 1
         label = next(c for c, i in CATEGORY_IDS.items() if i == owner["category_id"])
         return self._add(image, f"{label}:{name}", box, rle(mask), owner["id"])
 
@@ -168,11 +168,11 @@ def box_pixels(x: int, y: int, w: int, h: int, size=(HEIGHT, WIDTH)) -> np.ndarr
 
 
 def picture(seed: int, boxes: list, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Noise with a coloured rectangle for every box."""
+    """Noise with a rectangle for every box, dark above and bright below."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(90, 140, (height, width, 3)).astype(np.uint8)
     for index, (x, y, w, h) in enumerate(boxes):
-        colour = generator.integers(0, 255, 3)
+        colour = generator.integers(0, 80, 3)
         x, y = max(int(x), 0), max(int(y), 0)
         pixels[y : y + max(int(h) // 2, 0), x : x + int(w)] = colour
         pixels[y + int(h) // 2 : y + int(h), x : x + int(w)] = 255 - colour + index % 2
@@ -289,9 +289,9 @@ def _draw(builder: PacoFileBuilder, folder: Path) -> None:
         if name == "exif":
             exif = Image.Exif()
             exif[0x0112] = 6  # shown after a quarter turn clockwise
-            drawn.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=exif)
+            drawn.transpose(Image.Transpose.ROTATE_90).save(path, quality=95, subsampling=0, exif=exif)
         else:
-            drawn.save(path, quality=95)
+            drawn.save(path, quality=95, subsampling=0)
         if name == "truncated":
             content = path.read_bytes()
             path.write_bytes(content[: len(content) // 2])

@@ -140,7 +140,9 @@ def write_seg(folder: Path, per_class: int = 10, swap: tuple[int, int] | None = 
             (root / "images" / name / f"._{image}").write_bytes(b"shadow")
             labels = split.label_maps[stem]
             if swap is not None:
-                labels = np.select([labels == swap[0], labels == swap[1]], [swap[1], swap[0]], labels).astype(np.uint8)
+                labels = labels.copy()
+                labels[split.label_maps[stem] == swap[0]] = swap[1]
+                labels[split.label_maps[stem] == swap[1]] = swap[0]
             Image.fromarray(labels).save(root / "annotations" / name / f"{stem}.png")
             whole = np.where(labels < 40, 0, 158).astype(np.uint8)
             Image.fromarray(whole).save(root / "annotations" / f"{name}_whole" / f"{stem}.png")

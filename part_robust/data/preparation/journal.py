@@ -62,6 +62,7 @@ class Journal:
         end = self._read(settings) if path.exists() else 0
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
         self._file.truncate(end)
+        self._file.seek(end)
         if end == 0:
             self._write({"settings": settings})
 
