@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin
+from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.data import check as checker
 from part_robust.data.part_json import load_part_json
 from part_robust.data.preparation import paco
@@ -23,6 +23,7 @@ from part_robust.data.preparation.paco import PacoOptions, count_paco, prepare_p
 from part_robust.data.preparation.paco_crops import CropRules, crop_window
 from part_robust.data.preparation.paco_files import find_annotation_files, search_roots
 from part_robust.data.preparation.splits import SPLITS
+from tests.data.builtin_names import builtin_below
 from tests.data.paco_fixture import HEIGHT, TRAPS, VIDEOS, WIDTH, write_paco
 
 # pycocotools 2.0.11 under NumPy 2
@@ -364,31 +365,16 @@ def test_thesis_reads_files_in_its_own_order(root):
     assert ids == sorted(ids), "the order of the annotations"
 
 
-@pytest.fixture
-def names():
-    """The built-in names, registered for this test only."""
-    mine = [f"part_robust_paco_{split}" for split in SPLITS]
-    old = {name: DatasetCatalog.pop(name) for name in mine if name in DatasetCatalog.list()}
-    for name in mine:
-        MetadataCatalog.pop(name, None)
-    yield mine
-    for name in register_builtin():
-        if name in mine:
-            DatasetCatalog.pop(name)
-            MetadataCatalog.pop(name, None)
-    for name, function in old.items():
-        DatasetCatalog.register(name, function)
-
-
-def test_the_three_names_load_three_splits(tmp_path, names):
+def test_the_three_names_load_three_splits(tmp_path):
     root = write_paco(tmp_path, regular=12)
     prepare_paco(search_roots(root), root / "paco", ALLOW)
-    register_builtin(root)
-    loaded = [DatasetCatalog.get(name) for name in names]
+    names = [f"part_robust_paco_{split}" for split in SPLITS]
+    with builtin_below(root):
+        loaded = [DatasetCatalog.get(name) for name in names]
+        assert len({get_taxonomy(name) for name in names}) == 1
+        assert os.path.samefile(MetadataCatalog.get(names[0]).image_root, root)
     sources = [{(r["file_name"], tuple(r["crop_xyxy"]), r["class_id"]) for r in records} for records in loaded]
     assert all(sources) and not (sources[0] & sources[1] or sources[0] & sources[2] or sources[1] & sources[2])
-    assert len({get_taxonomy(name) for name in names}) == 1
-    assert os.path.samefile(MetadataCatalog.get(names[0]).image_root, root)
 
 
 # --- the same bytes, whatever the way there ---
