@@ -183,7 +183,7 @@ def _add_attack(cfg: CfgNode) -> None:
 
     # Names in ATTACK.SPECS that an evaluation runs, each on every image.
     cfg.ATTACK.EVAL = ["pgd100x5"]
-    # The same during training, where time matters.
+    # The same during an adversarial training, where time matters; a clean one is watched on clean images alone.
     cfg.ATTACK.EVAL_DURING_TRAINING = ["pgd20"]
 
     # Named attacks. A spec states what differs from `_attack_defaults`; users add their own under a new name and

@@ -16,10 +16,19 @@ from part_robust.engine import CheckpointMismatch, end_process_group, evaluate, 
 
 
 def main(args: argparse.Namespace):
-    cfg = setup(args)
+    try:
+        cfg = setup(args)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        # What a user can mend needs a sentence, not a traceback.
+        sys.exit(sentence(error))
     results = evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
     end_process_group()
     return results
+
+
+def sentence(error: Exception) -> str:
+    # str() of a KeyError is its message in quotes.
+    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}"
 
 
 if __name__ == "__main__":
@@ -34,5 +43,4 @@ if __name__ == "__main__":
             args=(arguments,),
         )
     except (FileNotFoundError, CheckpointMismatch) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(sentence(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 from collections import OrderedDict
 
@@ -40,9 +41,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     cfg.freeze()
+    _close_logs()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
+
+
+def _close_logs() -> None:
+    """Takes the log handlers of an earlier run in this process away: each line would come twice, and in both folders."""
+    for name in ("fvcore", "detectron2", "part_robust"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+    setup_logger.cache_clear()
 
 
 def end_process_group() -> None:
@@ -65,7 +77,9 @@ def set_schedule(cfg: CfgNode) -> None:
 
     cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.EPOCHS)
     cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEP_EPOCHS)
-    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.TEST.EVAL_PERIOD = iterations(cfg.SOLVER.EVAL_EPOCHS)
+    # Rounded up from the end, or the last evaluation would come a few iterations before the final one.
+    evaluations = max(round(cfg.SOLVER.EPOCHS / cfg.SOLVER.EVAL_EPOCHS), 1)
+    cfg.SOLVER.CHECKPOINT_PERIOD = cfg.TEST.EVAL_PERIOD = math.ceil(cfg.SOLVER.MAX_ITER / evaluations)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:

@@ -1,4 +1,4 @@
-"""`python -m part_robust.data.check`: every violation is printed, the exit code tells good from bad."""
+"""`python -m part_robust.data.check` prints every violation; it reads images as training does, whatever their kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from part_robust.data.check import main
+from part_robust.data.mapper import read_image
 from tests.toy import SIZE, write_toy
 
 
@@ -171,18 +172,132 @@ def test_windows_must_lie_in_their_file(toy, capsys):
     noise(50, 60, 3).save(root / "scene.png")
 
     def edit(data):
-        for index, (left, top) in enumerate([(0, 0), (28, 18), (29, 18)]):
+        for index, (left, top) in enumerate([(0, 0), (28, 18), (29, 18), (28, 19)]):
             window = [left, top, left + SIZE, top + SIZE]
             data["images"][index].update(file_name="scene.png", source={"crop_xyxy": window})
 
     change(path, edit)
-    expected = (
-        f"images[2]: image {root / 'scene.png'} (image_id 3): is 60 x 50, source.crop_xyxy [29, 18, 61, 50] leaves it"
-    )
-    assert run(capsys, path, "--image-root", root) == (1, [expected, f"{path}: 1 violation"])
+    place = "image {} (image_id {}): is 60 x 50, source.crop_xyxy"
+    expected = [
+        f"images[2]: {place.format(root / 'scene.png', 3)} [29, 18, 61, 50] leaves it",
+        f"images[3]: {place.format(root / 'scene.png', 4)} [28, 19, 60, 51] leaves it",
+    ]
+    assert run(capsys, path, "--image-root", root) == (1, [*expected, f"{path}: 2 violations"])
 
 
 def test_image_root_that_is_no_folder(toy, capsys):
     path, root = toy
     expected = [f"--image-root {root / 'nowhere'}: is no folder", f"{path}: 1 violation"]
     assert run(capsys, path, "--image-root", root / "nowhere") == (1, expected)
+
+
+# --- reading one image ---
+
+
+def read(path: Path, width: int, height: int, **more) -> np.ndarray:
+    return read_image({"file_name": str(path), "width": width, "height": height, "image_id": 3, **more})
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 5), (77, 77, 77)),
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("RGBA", (1, 2, 3, 0), (1, 2, 3)),
+    ],
+)
+def test_kinds_of_png(tmp_path, mode, value, expected):
+    Image.new(mode, (5, 4), value).save(tmp_path / "x.png")
+    pixels = read(tmp_path / "x.png", 5, 4)
+    assert pixels.shape == (4, 5, 3) and pixels.dtype == np.uint8
+    assert (pixels == expected).all()
+
+
+def test_palette(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), mode="P")
+    image.putpalette([9, 8, 7, 200, 100, 0, 1, 2, 3])
+    image.save(tmp_path / "x.png")
+    assert read(tmp_path / "x.png", 3, 1).tolist() == [[[9, 8, 7], [200, 100, 0], [1, 2, 3]]]
+
+
+def test_cmyk(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg", quality=95)
+    assert np.abs(read(tmp_path / "x.jpg", 8, 8).astype(int) - [255, 0, 0]).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
+    grey = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"x.{suffix}")
+    assert read(tmp_path / f"x.{suffix}", 5, 1)[0].tolist() == [[v] * 3 for v in (0, 0, 1, 0x12, 0xFF)]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bits_have_no_known_range(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 5), dtype)).save(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif \(image_id 3\): has pixels of 32 bits .* save it with 8 bits"):
+        read(tmp_path / "x.tif", 5, 4)
+
+
+ROTATED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", ROTATED)
+def test_camera_s_rotation_is_applied_only_where_the_json_s_size_has_it(tmp_path, orientation):
+    stored = np.asarray(noise(4, 6, 3))
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(stored).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read(tmp_path / "x.png", 6, 4), stored)
+    if orientation > 4:  # those that swap the sides
+        assert np.array_equal(read(tmp_path / "x.png", 4, 6), ROTATED[orientation](stored))
+    else:
+        with pytest.raises(ValueError, match="is 6 x 4, the json says 4 x 6"):
+            read(tmp_path / "x.png", 4, 6)
+
+
+@pytest.mark.parametrize("window", [[0, 0, 60, 50], [7, 3, 47, 33], [59, 49, 60, 50]])
+@pytest.mark.parametrize("grey", [False, True])
+def test_window_of_a_file(tmp_path, window, grey):
+    scene = np.random.default_rng(1).integers(0, 65536 if grey else 256, (50, 60) if grey else (50, 60, 3))
+    Image.fromarray(scene.astype(np.uint16 if grey else np.uint8)).save(tmp_path / "x.png")
+    left, top, right, bottom = window
+    pixels = read(tmp_path / "x.png", right - left, bottom - top, crop_xyxy=window)
+    expected = scene[top:bottom, left:right]
+    assert np.array_equal(pixels, np.stack([expected >> 8] * 3, -1) if grey else expected)
+
+
+def test_a_window_that_was_cut_already_is_not_cut_again(tmp_path):
+    """`source.crop_xyxy` of a copied crop tells where it comes from."""
+    noise(20, 30, 3).save(tmp_path / "x.png")
+    pixels = read(tmp_path / "x.png", 30, 20, crop_xyxy=[100, 100, 130, 120])
+    assert np.array_equal(pixels, np.asarray(noise(20, 30, 3)))
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"image .*no\.png \(image_id 3\): .*No such file"):
+        read(tmp_path / "no.png", 5, 4)
+    noise(50, 60, 3).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    for cut in (0, 10, 40, 500, len(content) - 40):
+        (tmp_path / "x.png").write_bytes(content[:cut])
+        with pytest.raises(ValueError, match=r"image .*x\.png \(image_id 3\): "):
+            read(tmp_path / "x.png", 60, 50)
+
+
+def test_a_picture_too_large_for_pillow_is_named(tmp_path, monkeypatch):
+    noise(50, 60, 3).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"image .*x\.png \(image_id 3\): .*decompression bomb"):
+        read(tmp_path / "x.png", 60, 50)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,24 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from part_robust.data import PartDatasetMapper
+from part_robust.data.check import main
 from part_robust.data.part_json import load_part_json, parse_json, read_part_json
 from tests.toy import SIZE, toy_json, write_toy
 
 # pycocotools 2.0.11 under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "data_format.md"
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -265,3 +276,59 @@ def test_pycocotools_gives_a_perfect_score_to_the_truth(toy, capsys):
         evaluation.summarize()
         assert evaluation.stats[0] == pytest.approx(1.0)
     capsys.readouterr()
+
+
+# --- docs/data_format.md ---
+
+
+@pytest.fixture
+def documented(tmp_path) -> tuple[Path, Path]:
+    """The page's example as written, and image files for it."""
+    path = tmp_path / "example.json"
+    path.write_text(code_blocks("json")[0])
+    for image in json.loads(path.read_text())["images"]:
+        file = tmp_path / image["file_name"]
+        file.parent.mkdir(exist_ok=True)
+        left, top, right, bottom = image.get("source", {}).get("crop_xyxy", [0, 0, image["width"], image["height"]])
+        Image.new("RGB", (right, bottom), (left, top, 0)).save(file)
+    return path, tmp_path
+
+
+def test_documented_example_is_good(documented, capsys):
+    path, root = documented
+    assert main([str(path), "--image-root", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "3 images, 2 classes, 2 parts, 3 part annotations (1 with a box only)",
+        "part_supervision: full 1, none 1, partial 1",
+        "classes without parts: napkin",
+    ]
+    assert len(COCO(str(path)).getAnnIds()) == 3
+    capsys.readouterr()
+
+
+def test_documented_example_gives_the_label_maps_it_describes(documented):
+    records, taxonomy = load_part_json(*documented)
+    assert [record["class_id"] for record in records] == [0, 0, 1]
+    masks, boxes = (
+        PartDatasetMapper(augmentations=[], num_parts=2, ignore_label=taxonomy.ignore_label, masks_from=masks_from)
+        for masks_from in ("masks", "boxes")
+    )
+    expected = np.full((60, 40), 2)
+    expected[12:56, 12:28], expected[4:12, 16:24], expected[50:, 30:] = 0, 1, 255
+    assert np.array_equal(masks(records[0])["sem_seg"], expected)
+    assert np.array_equal(boxes(records[0])["sem_seg"], expected)
+    # The second image has a box only, and is a window of its file.
+    with pytest.raises(ValueError, match="annotation 3 has only a box"):
+        masks(records[1])
+    result = boxes(records[1])
+    assert result["image"].shape == (3, 48, 32)
+    expected = np.full((48, 32), 255)
+    expected[2:9, 10:20] = 1
+    assert np.array_equal(result["sem_seg"], expected)
+    assert (masks(records[2])["sem_seg"] == 255).all()
+
+
+def test_documented_snippet_makes_the_example_s_rle():
+    scope: dict = {}
+    exec(next(block for block in code_blocks("python") if "coco_mask" in block), scope)
+    assert scope["segmentation"] == json.loads(code_blocks("json")[0])["annotations"][1]["segmentation"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+import part_robust.engine
+from part_robust.config import get_part_robust_cfg
 from part_robust.data import get_taxonomy, register_builtin, register_part_dataset
 from part_robust.data.builtin import BUILTIN, SPLITS
 from part_robust.data.part_json import load_part_json
@@ -132,6 +136,28 @@ def test_three_splits_registered_in_a_loop_are_three(tmp_path, catalog):
         assert len(records) == count
         assert all(f"/{split}/images/" in record["file_name"] for record in records)
         assert MetadataCatalog.get(f"loop_{split}").json_file == str(tmp_path / split / "toy.json")
+
+
+def test_documented_script_registers_and_trains(tmp_path, catalog, monkeypatch):
+    """The page's two snippets, one after the other, in the folder that the page draws."""
+    repository = Path(__file__).parents[2]
+    page = (repository / "docs" / "data_format.md").read_text().split("## Register it")[1]
+    register, train = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    command = re.search(r"^python train_bottles.py (.*?)^```", page, re.DOTALL | re.MULTILINE).group(1)
+    for split, count in (("train", 9), ("val", 6), ("test", 3)):
+        path, root = write_toy(tmp_path / "bottles", count)
+        (path.parent / "annotations").mkdir(exist_ok=True)
+        path.rename(path.parent / "annotations" / f"{split}.json")
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    monkeypatch.setattr(part_robust.engine, "setup", lambda a: get_part_robust_cfg(repository / a.config_file, a.opts))
+    monkeypatch.setattr(part_robust.engine, "train", trained.append)
+    monkeypatch.setattr("sys.argv", ["train_bottles.py", *shlex.split(command.replace("\\\n", ""))])
+    exec(register + train, {})
+    (cfg,) = trained
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
+    assert names == ["bottles_train", "bottles_val", "bottles_test"]
+    assert [len(DatasetCatalog.get(name)) for name in names] == [9, 6, 3]
 
 
 # --- taxonomy of a name ---

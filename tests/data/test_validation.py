@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 
 import numpy as np
@@ -192,8 +191,7 @@ ANNOTATION_CASES = [
     ("segmentation", {**FULL_RLE, "size": [32.0, 32]}, "segmentation has size [32.0, 32], the image is [32, 32]"),
     ("segmentation", {**encode(np.ones((SIZE, 40))), "size": [SIZE, SIZE]}, f"segmentation {UNFILLED}"),
     ("segmentation", {**encode(np.ones((SIZE, 20))), "size": [SIZE, SIZE]}, f"segmentation {UNFILLED}"),
-    # Counts that stop inside a number, none, of other characters, of more bits than any number has.
-    *(
+    *(  # counts that stop inside a number, none, of other characters, of too many bits
         ("segmentation", {"size": [SIZE, SIZE], "counts": counts}, f"segmentation {UNFILLED}")
         for counts in ("P", "", "\ud800\x00", "P" * 20 + "0")
     ),
@@ -213,15 +211,6 @@ OTHER_CASES = {
     "parts where there are none": (
         [image("part_supervision", "none", 2)],
         [f"{BOARD}: belongs to image 3 whose part_supervision is 'none'"],
-    ),
-    "category id 0": (
-        [("categories", 2, "id", 0)],
-        [
-            f"categories[2]: {ID_RULE.format(0)}",
-            "categories: must be sorted by id, the index of a part is its rank",
-            "classes[2]: part_category_ids [3] are no category ids",
-            f"{BOARD}: category_id 3 is not the id of any category",
-        ],
     ),
     "category id a bool": (
         [("categories", 0, "id", True)],
@@ -259,10 +248,6 @@ OTHER_CASES = {
     # Broken classes are one sentence, not one more for each image.
     "class without name": ([("classes", 1, "name", "")], ["classes[1]: name must be a non-empty string, is ''"]),
     "classes empty": ([("classes", [])], ["classes: must be a list with at least one {id, name, part_category_ids}"]),
-    "classes an object": (
-        [("classes", {"1": "lamp"})],
-        ["classes: must be a list with at least one {id, name, part_category_ids}"],
-    ),
     "class no object": ([("classes", 1, "plain")], ["classes[1]: must be a json object, is str"]),
     "class without parts list": (
         [("classes", 1, "part_category_ids", GONE)],
@@ -297,12 +282,12 @@ OTHER_CASES = {
 }
 
 
-@pytest.mark.parametrize(("key", "value", "text"), IMAGE_CASES)
+@pytest.mark.parametrize(("key", "value", "text"), IMAGE_CASES, ids=lambda value: str(value)[:30])
 def test_one_broken_rule_of_images(key, value, text):
     assert list(violations(changed(image(key, value)))) == [f"{LAMP}: {text}"]
 
 
-@pytest.mark.parametrize(("key", "value", "text"), ANNOTATION_CASES)
+@pytest.mark.parametrize(("key", "value", "text"), ANNOTATION_CASES, ids=lambda value: str(value)[:30])
 def test_one_broken_rule_of_annotations(key, value, text):
     assert list(violations(changed(annotation(key, value)))) == [f"{SHADE}: {text}"]
 
@@ -409,17 +394,7 @@ def test_never_raises_on_any_json(value, data):
         keys = list(entry) if isinstance(entry, dict) else list(range(len(entry)))
         key = data.draw(st.sampled_from(keys), label="key")
         if not isinstance(entry[key], (dict, list)) or not entry[key] or data.draw(st.booleans(), label="replace"):
-            entry[key] = value
             break
         entry = entry[key]
+    entry[key] = value
     assert all(isinstance(text, str) for text in violations(good))
-
-
-def test_nan_and_infinity_of_a_file_are_found():
-    """Python's json reads them though json has neither."""
-    text = json.dumps(changed(annotation("bbox", [math.nan, 0, 1, math.inf]), annotation("area", math.inf, 1)))
-    assert "NaN" in text and "Infinity" in text
-    assert list(violations(json.loads(text))) == [
-        f"{SHADE}: {BOX_RULE} [nan, 0, 1, inf]",
-        f"{BASE}: area must be a positive number of pixels, is inf",
-    ]

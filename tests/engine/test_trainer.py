@@ -166,6 +166,9 @@ def test_schedule_in_epochs(toy_data):
     set_schedule(cfg)  # 12 images, 4 per batch
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (30, (24, 27))
     assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == 6
+    cfg = tiny_cfg("resnet", "SOLVER.EPOCHS", 10.0, "SOLVER.EVAL_EPOCHS", 5.0, "SOLVER.IMS_PER_BATCH", 8)
+    set_schedule(cfg)
+    assert (cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD) == (15, 8), "two evaluations, at 8 and at the end"
 
 
 def test_foreign_and_missing_checkpoints_are_refused(finished, tmp_path):

@@ -27,7 +27,7 @@ from part_robust.data.preparation.import_coco_classes import (
 from part_robust.data.preparation.import_coco_output import check_output, header, part_jsons, write_all
 from part_robust.data.preparation.import_coco_report import REASONS, Tally, class_counts
 from part_robust.data.preparation.import_coco_samples import DIVIDE, SPLITS, ImportSettings, Sample, Source, read_source
-from part_robust.data.preparation.import_coco_splits import divide, join, name_keys, near_pairs
+from part_robust.data.preparation.import_coco_splits import divide, join, name_keys, near_pairs, require_few
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ def import_coco(
     fractions = _fractions(settings.fractions)
     _check_settings(sources, settings)
     data = [read_coco(source.json_file) for source in sources]
+    if settings.group_by == "near":
+        require_few(sum(len(content["images"]) for content in data))
     names = _part_names(sources, data)
     listed = list(settings.class_names)
     given_parts = None
@@ -133,6 +135,7 @@ def _check_settings(sources: Sequence[Source], settings: ImportSettings) -> None
             raise FileNotFoundError(f"--image-root {source.image_root} is no folder")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", source.split):
             raise ValueError(f"--split {source.split!r} must be a plain name, such as train")
+    name_keys([], settings.group_by)  # complains about a broken expression
     if not 0 <= settings.class_part_share <= 1:
         raise ValueError(f"--class-part-share must be 0..1, is {settings.class_part_share}")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
 from tqdm import tqdm
 
 from part_robust.data.preparation.import_coco_annotations import ForeignImage, clean_annotations, read_images
@@ -147,7 +148,7 @@ def _read_picture(image: ForeignImage, path: Path, tally: Tally) -> Picture | No
     """Decodes the file and checks or adds the size; None where the image cannot be used."""
     try:
         picture = read_picture(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         tally.add("unreadable_image", f"{image.file_name}: {error}".replace(str(path), image.file_name))
         return None
     stored = (picture.width, picture.height)

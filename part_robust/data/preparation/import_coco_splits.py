@@ -40,7 +40,7 @@ def read_picture(path: Path) -> Picture:
     """Decodes an image completely.
 
     Raises:
-        OSError, ValueError, SyntaxError: it cannot be decoded (Pillow raises all of these).
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: it cannot be decoded (Pillow raises all these).
     """
     with Image.open(path) as file:
         orientation = file.getexif().get(ORIENTATION_TAG, 1)
@@ -59,14 +59,14 @@ def read_picture(path: Path) -> Picture:
     )
 
 
-def near_pairs(gradients: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of rows of a bool (N, 256) that differ in at most NEAR_BITS places.
+def require_few(count: int) -> None:
+    """Raises ValueError where comparing all pairs of images would take too long."""
+    if count > NEAR_LIMIT:
+        raise ValueError(f"--group-by near compares all pairs and takes at most {NEAR_LIMIT} images, not {count}")
 
-    Raises:
-        ValueError: too many images to compare all pairs.
-    """
-    if len(gradients) > NEAR_LIMIT:
-        raise ValueError(f"--group-by near compares all pairs and takes at most {NEAR_LIMIT} images, got more")
+
+def near_pairs(gradients: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of rows of a bool (N, 256) that differ in at most NEAR_BITS places."""
     signs = np.where(gradients, 1.0, -1.0).astype(np.float32)
     pairs = []
     for i in range(len(signs) - 1):
