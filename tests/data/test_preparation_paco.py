@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.data import check as checker
 from part_robust.data.part_json import load_part_json
-from part_robust.data.preparation import paco
+from part_robust.data.preparation import paco, pipeline
 from part_robust.data.preparation.paco import PacoOptions, count_paco, prepare_paco, thesis_rules
 from part_robust.data.preparation.paco_crops import CropRules, crop_window
 from part_robust.data.preparation.paco_files import find_annotation_files, search_roots
@@ -246,6 +248,25 @@ def test_crop_window():
     assert crop_window([99.5, 10, 30, 20], 100, 100, ours) is None, "less than a pixel inside"
 
 
+@given(
+    st.tuples(st.floats(-50, 150), st.floats(-50, 150), st.floats(0, 120), st.floats(0, 120)),
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_windows_hold_the_visible_box_and_stay_inside(box, height, width, truncate):
+    x, y, w, h = box
+    window = crop_window(box, height, width, CropRules(truncate=truncate))
+    inside = min(x + w, width) - max(x, 0) >= 1 and min(y + h, height) - max(y, 0) >= 1
+    assert (window is not None) == inside
+    if window is not None:
+        left, top, right, bottom = window
+        lost = 1 if truncate else 0  # rounding towards zero can cut the last pixel of a tiny box
+        assert 0 <= left <= max(x, 0) and min(x + w, width) - lost <= right <= width
+        assert 0 <= top <= max(y, 0) and min(y + h, height) - lost <= bottom <= height
+
+
 def test_perfect_predictions_reach_ap_100(grouped):
     coco = COCO(str(grouped / "annotations" / "train.json"))
     predictions = [{**a, "score": 1.0} for a in coco.dataset["annotations"]]
@@ -420,6 +441,33 @@ def test_killed_twice_and_resumed(root, grouped):
     run(root, "killed")
     assert contents(output) == contents(grouped)
     assert not (output / ".preparation").exists()
+
+
+def test_killed_while_the_jsons_are_written(root, grouped):
+    output = root / "killed_late"
+
+    def work() -> None:
+        finish = pipeline.SplitWriter.finish
+
+        def slow(*args):
+            written = finish(*args)
+            time.sleep(0.2)
+            return written
+
+        pipeline.SplitWriter.finish = slow
+        prepare_paco(search_roots(root), output, ALLOW)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (output / "annotations" / "train.json").is_file():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (output / "report.json").exists()
+    run(root, "killed_late")
+    assert contents(output) == contents(grouped)
 
 
 def test_a_finished_preparation_is_left_alone_and_others_are_refused(root, grouped):
