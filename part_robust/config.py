@@ -27,6 +27,9 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EVAL_EPOCHS = 1.0
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
+    # Users' part data: a list of [name, part json, image root], paths relative to the working directory
+    # (docs/data_format.md). The names can then stand in TRAIN, VAL and TEST.
+    cfg.DATASETS.REGISTER = ()
 
 
 def _change_detectron2_defaults(cfg: CfgNode) -> None:

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 
 from part_robust.attacks import attack_batch, attack_view
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin
+from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
 from part_robust.engine import PartCheckpointer
 from part_robust.engine.trainer import build_attacks
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 def draw(cfg, attack_name: str, count: int, output: str) -> str:
     """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
     register_builtin()
+    register_from_config(cfg)
     attack = build_attacks(cfg, [attack_name])[attack_name]
     name = cfg.DATASETS.TEST[0]
     taxonomy = get_taxonomy(name)
@@ -53,17 +54,18 @@ def draw(cfg, attack_name: str, count: int, output: str) -> str:
         clean, attacked = (x[index].permute(1, 2, 0).cpu().numpy() for x in (images, result.images))
         truth = taxonomy.class_names[item["class_id"]]
         panels = [Panel(clean.round().astype("uint8"), f"true: {truth}")]
-        for image, output, when in ((clean, outputs[0], "clean"), (attacked, outputs[1], "attacked")):
+        for image, batch_output, when in ((clean, outputs[0], "clean"), (attacked, outputs[1], "attacked")):
+            found = batch_output[index]
             if when == "attacked":
                 panels.append(Panel(amplify(attacked - clean, attack.threat_model.eps), "perturbation"))
             picture = image.round().astype("uint8")
-            if "sem_seg" in output[index]:
-                prediction = output[index]["sem_seg"].argmax(dim=0).cpu().numpy()
+            if "sem_seg" in found:
+                prediction = found["sem_seg"].argmax(dim=0).cpu().numpy()
                 labels.append(prediction)
                 picture = overlay_parts(picture, prediction, taxonomy.num_parts)
             title = when
-            if "class_logits" in output[index]:
-                probability, guess = output[index]["class_logits"].softmax(dim=0).max(dim=0)
+            if "class_logits" in found:
+                probability, guess = found["class_logits"].softmax(dim=0).max(dim=0)
                 title = f"{when}: {taxonomy.class_names[int(guess)]} {100 * float(probability):.0f}%"
             panels.append(Panel(picture, title))
         rows.append(panels)

@@ -3,6 +3,7 @@
 
 python tools/visualize_data.py --config-file configs/part_shapes/resnet50.yaml --output output/data.jpg
 python tools/visualize_data.py --config-file ... --source dataloader     # after the training crop and flip
+python tools/visualize_data.py --config-file ... --distribution          # images per class in each split
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin
+from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
 from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     args = parse_arguments()
     cfg = get_part_robust_cfg(args.config_file, args.opts)
     register_builtin()
+    register_from_config(cfg)
     if args.distribution:
         names = [args.dataset] if args.dataset else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
         print(draw_distribution(names, args.output))

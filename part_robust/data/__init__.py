@@ -2,7 +2,14 @@
 
 from part_robust.data.builtin import register_builtin
 from part_robust.data.mapper import PartDatasetMapper
-from part_robust.data.register import get_taxonomy, register_part_dataset
+from part_robust.data.register import get_taxonomy, register_from_config, register_part_dataset
 from part_robust.data.taxonomy import PartTaxonomy
 
-__all__ = ["PartDatasetMapper", "PartTaxonomy", "get_taxonomy", "register_builtin", "register_part_dataset"]
+__all__ = [
+    "PartDatasetMapper",
+    "PartTaxonomy",
+    "get_taxonomy",
+    "register_builtin",
+    "register_from_config",
+    "register_part_dataset",
+]

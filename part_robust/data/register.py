@@ -6,6 +6,7 @@ import functools
 import logging
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from part_robust.data.part_json import image_root_of, part_records, read_part_json
@@ -43,6 +44,23 @@ def register_part_dataset(
             f"metadata of another dataset named {name!r} are still there: MetadataCatalog.remove({name!r}) first"
         ) from error
     DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), image_root, hint))
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Registers what DATASETS.REGISTER lists; the same entry may come again, as when a process runs twice.
+
+    Raises:
+        ValueError: an entry is not [name, json, image root], or its name stands for other files already.
+    """
+    for entry in cfg.DATASETS.REGISTER:
+        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
+            raise ValueError(f"DATASETS.REGISTER needs entries [name, part json, image root], one is {entry}")
+        name, json_file, image_root = entry
+        if name in DatasetCatalog.list():
+            metadata = MetadataCatalog.get(name)
+            if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
+                continue
+        register_part_dataset(name, json_file, image_root)
 
 
 def _load(name: str, json_file: str, image_root: str | Path | None, hint: str) -> list[dict]:

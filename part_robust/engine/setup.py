@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin
+from part_robust.data import register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer, build_attacks
 from part_robust.evaluation.report import build_record, results_table, write_json
@@ -35,6 +35,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_part_robust_cfg(args.config_file, args.opts)
     register_builtin()
+    register_from_config(cfg)
     cfg = with_counts(cfg)
     if not args.eval_only:
         set_schedule(cfg)
@@ -48,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _close_logs() -> None:
-    """Takes the log handlers of an earlier run in this process away: each line would come twice, and in both folders."""
+    """Takes the handlers of an earlier run in this process away: lines would come twice, and in both folders."""
     for name in ("fvcore", "detectron2", "part_robust"):
         log = logging.getLogger(name)
         for handler in list(log.handlers):
