@@ -6,7 +6,7 @@ Letters: H, W pixels, P parts.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,34 @@ def save_grid(
             axis.set_title(panel.title, fontsize=7)
     if legend:
         figure.legend(handles=list(legend), loc="outside lower center", ncols=5, fontsize=6, frameon=False)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def save_class_distribution(counts: Mapping[str, Sequence[int]], class_names: Sequence[str], path: str | Path) -> Path:
+    """Images per class as one bar chart (thesis Fig. 3.2), the splits' bars stacked, the largest class first.
+
+    Args:
+        counts: for each split the number of images of each of the C classes.
+        class_names: C names.
+        path: PNG or JPEG to write.
+    """
+    totals = np.sum([list(values) for values in counts.values()], axis=0)
+    order = np.argsort(-totals, kind="stable")
+    figure = Figure(figsize=(max(4.0, 0.16 * len(class_names) + 1.5), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    bottom = np.zeros(len(class_names))
+    for split, values in counts.items():
+        heights = np.asarray(values)[order]
+        axis.bar(range(len(order)), heights, bottom=bottom, label=f"{split} ({int(np.sum(values)):,})")
+        bottom += heights
+    axis.set_xticks(range(len(order)), [class_names[i] for i in order], rotation=90, fontsize=6)
+    axis.set_xlim(-0.7, len(order) - 0.3)
+    axis.set_ylabel("images")
+    axis.legend(frameon=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -3,15 +3,18 @@
 
 python tools/visualize_data.py --config-file configs/part_shapes/resnet50.yaml --output output/data.jpg
 python tools/visualize_data.py --config-file ... --source dataloader     # after the training crop and flip
+python tools/visualize_data.py --config-file ... --distribution          # images per class in each split
 """
 
 import argparse
+from collections import Counter
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
-from part_robust.visualize import Panel, legend_patches, overlay_parts, save_grid
+from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -19,10 +22,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config-file", help="says which data set and which transforms")
     parser.add_argument("--dataset", help="name of a registered data set; default: the first of DATASETS.TRAIN")
     parser.add_argument("--source", choices=["annotation", "dataloader"], default="annotation")
+    parser.add_argument(
+        "--distribution", action="store_true", help="draw the images per class of --dataset, or of all splits"
+    )
     parser.add_argument("--count", type=int, default=12, help="images to draw, spread evenly over the data set")
     parser.add_argument("--output", default="output/data.jpg", help="PNG or JPEG to write")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     return parser.parse_args()
+
+
+def draw_distribution(names: list[str], output: str) -> Path:
+    """Bar chart of the images per class of some registered data sets with the same classes."""
+    counts = {}
+    for name in dict.fromkeys(names):
+        of_class = Counter(record["class_id"] for record in DatasetCatalog.get(name))
+        counts[name] = [of_class[index] for index in range(get_taxonomy(name).num_classes)]
+    return save_class_distribution(counts, get_taxonomy(names[0]).class_names, output)
 
 
 def main() -> None:
@@ -30,6 +45,10 @@ def main() -> None:
     cfg = get_part_robust_cfg(args.config_file, args.opts)
     register_builtin()
     register_from_config(cfg)
+    if args.distribution:
+        names = [args.dataset] if args.dataset else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
+        print(draw_distribution(names, args.output))
+        return
     name = args.dataset or cfg.DATASETS.TRAIN[0]
     taxonomy = get_taxonomy(name)
     records = DatasetCatalog.get(name)

@@ -12,8 +12,8 @@ from part_robust.data.register import register_part_dataset
 PREFIX = "part_robust_"  # never clashes with the names other packages use for the same data
 SPLITS = ("train", "val", "test")
 
-# name: (folder, image root inside it, how to prepare it)
-BUILTIN = {
+# name: (folder, image root inside it or None where the json says it, how to prepare it)
+BUILTIN: dict[str, tuple[str, str | None, str]] = {
     "part_shapes": (
         "part_shapes",
         "images",
@@ -21,13 +21,19 @@ BUILTIN = {
     ),
     "paco": (
         "paco",
-        "images",
+        None,
         "Prepare PACO with: python datasets/prepare_paco.py --output {folder} (see datasets/README.md)",
     ),
     "part_imagenet": (
         "part_imagenet",
-        "images",
+        None,
         "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
+        "(see datasets/README.md)",
+    ),
+    "part_imagenet_158": (
+        "part_imagenet_158",
+        None,
+        "Prepare it with: python datasets/prepare_part_imagenet.py --classes imagenet --output {folder} "
         "(see datasets/README.md)",
     ),
     "car_parts": (
@@ -63,7 +69,7 @@ def register_builtin(root: str | Path | None = None) -> list[str]:
             register_part_dataset(
                 name,
                 json_file=base / "annotations" / f"{split}.json",
-                image_root=base / images,
+                image_root=None if images is None else base / images,
                 hint=hint.format(folder=base),
             )
     return names

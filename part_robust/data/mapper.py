@@ -192,6 +192,11 @@ def _select(file: Image.Image, record: dict) -> Image.Image:
         return file
     if "crop_xyxy" in record:
         crop = record["crop_xyxy"]
+        if record.get("source_size", file.size) != file.size:
+            turned = ImageOps.exif_transpose(file)
+            if turned.size != record["source_size"]:
+                raise ValueError(f"is {file.width} x {file.height}, source.image_size is {record['source_size']}")
+            return turned.crop(crop)
         # Pillow would fill up with black.
         if crop[2] > file.width or crop[3] > file.height:
             raise ValueError(f"is {file.width} x {file.height}, source.crop_xyxy {crop} leaves it")

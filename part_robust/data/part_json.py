@@ -51,18 +51,25 @@ def parse_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid json: {error}") from error
 
 
-def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
+def image_root_of(data: Mapping, json_file: str | Path) -> str:
+    """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
+    header = (data.get("info") or {}).get("part_robust") or {}
+    return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
+
+
+def load_part_json(json_file: str | Path, image_root: str | Path | None = None) -> tuple[list[dict], PartTaxonomy]:
     """Reads a part json.
 
     Args:
         json_file: part json.
-        image_root: folder that `file_name` of the images is relative to.
+        image_root: folder that `file_name` of the images is relative to; None takes the json's own, `image_root_of`.
 
     Returns:
         One dict per image in ascending image id, images without parts included, and the taxonomy. Keys:
         `file_name` (joined with image_root), `height`, `width` (pixels), `image_id`, `class_id` (0..C-1),
         `part_supervision` ("full", "partial" or "none"), `annotations`, and where given `ignore_segmentation` (RLE)
-        and `crop_xyxy` (window of the file that is the image, see `read_image`). An annotation has `id`, `bbox` XYWH
+        and `crop_xyxy` (window of the file that is the image) and `source_size` (its file's, see `read_image`). An
+        annotation has `id`, `bbox` XYWH
         in pixels, `bbox_mode`, `category_id` (0..P-1), `area`, `iscrowd` 0, `is_target`, and `segmentation` unless
         only a box is known.
 
@@ -71,6 +78,11 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
         ValueError: a rule of the format is broken.
     """
     data = read_part_json(json_file)
+    return part_records(data, json_file, image_root_of(data, json_file) if image_root is None else image_root)
+
+
+def part_records(data: dict, json_file: str | Path, image_root: str | Path) -> tuple[list[dict], PartTaxonomy]:
+    """`load_part_json` of a json that is read already; `json_file` is for messages only."""
     taxonomy = taxonomy_from_json(data)
     part_index = {c["id"]: i for i, c in enumerate(sorted(data["categories"], key=lambda c: c["id"]))}
     class_index = _class_index(data)
@@ -104,7 +116,10 @@ def load_part_json(json_file: str | Path, image_root: str | Path) -> tuple[list[
 
 
 def crop_of(image: Mapping) -> list[int] | None:
-    """Window XYXY, in the stored pixels of the file, that an image of the json is; None where it says nothing."""
+    """Window XYXY of the file that an image of the json is; None where it says nothing.
+
+    In the file's stored pixels, unless `source.image_size` [width, height] is their size after EXIF rotation.
+    """
     return (image.get("source") or {}).get("crop_xyxy")
 
 
@@ -118,6 +133,8 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
     }
     if crop_of(image) is not None:
         record["crop_xyxy"] = crop_of(image)
+        if image["source"].get("image_size"):
+            record["source_size"] = tuple(image["source"]["image_size"])
     return record
 
 

@@ -9,19 +9,22 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from part_robust.data.part_json import load_part_json
+from part_robust.data.part_json import image_root_of, part_records, read_part_json
 from part_robust.data.taxonomy import PartTaxonomy, bare_part_name
 
 logger = logging.getLogger(__name__)
 
 
-def register_part_dataset(name: str, json_file: str | Path, image_root: str | Path, hint: str = "") -> None:
+def register_part_dataset(
+    name: str, json_file: str | Path, image_root: str | Path | None = None, hint: str = ""
+) -> None:
     """Registers one split under `name` for `DATASETS.TRAIN` / `DATASETS.TEST`. Nothing is read until it is used.
 
     Args:
         name: dataset name, new to detectron2's `DatasetCatalog`.
         json_file: part json (docs/data_format.md).
-        image_root: folder that `file_name` of its images is relative to.
+        image_root: folder that `file_name` of its images is relative to; None: the json says it
+            (`info.part_robust.image_root`, as the preparation tools write it), else it is `../images`.
         hint: sentence added to the error when the json does not exist: how to make it.
 
     Raises:
@@ -32,15 +35,15 @@ def register_part_dataset(name: str, json_file: str | Path, image_root: str | Pa
     try:
         MetadataCatalog.get(name).set(
             json_file=str(json_file),
-            image_root=str(image_root),
             evaluator_type="coco",  # what foreign tools understand: parts are the json's instances
             part_robust=True,
+            **({} if image_root is None else {"image_root": str(image_root)}),
         )
     except AssertionError as error:  # detectron2's, when a value is there already and differs
         raise ValueError(
             f"metadata of another dataset named {name!r} are still there: MetadataCatalog.remove({name!r}) first"
         ) from error
-    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), str(image_root), hint))
+    DatasetCatalog.register(name, functools.partial(_load, name, str(json_file), image_root, hint))
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -60,10 +63,14 @@ def register_from_config(cfg: CfgNode) -> None:
         register_part_dataset(name, json_file, image_root)
 
 
-def _load(name: str, json_file: str, image_root: str, hint: str) -> list[dict]:
+def _load(name: str, json_file: str, image_root: str | Path | None, hint: str) -> list[dict]:
     if hint and not Path(json_file).is_file():
         raise FileNotFoundError(f"dataset {name!r}: annotation file {json_file} does not exist. {hint}")
-    records, taxonomy = load_part_json(json_file, image_root)
+    data = read_part_json(json_file)
+    if image_root is None:
+        image_root = image_root_of(data, json_file)
+        MetadataCatalog.get(name).set(image_root=image_root)
+    records, taxonomy = part_records(data, json_file, image_root)
     set_metadata(name, taxonomy)
     if taxonomy.classes_without_parts:
         logger.warning(

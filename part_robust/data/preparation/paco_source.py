@@ -1,0 +1,228 @@
+"""Reads one annotation file of PACO into objects with their parts.
+
+The released files are several hundred megabytes: what is not needed is dropped while the json is parsed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from part_robust.data.preparation.report import Tally
+
+_KEPT_KEYS = ("images", "annotations", "categories")
+
+
+class PacoImage(NamedTuple):
+    id: int
+    file_name: str
+    width: int
+    height: int
+    neg_category_ids: list[int]
+    not_exhaustive_category_ids: list[int]
+
+
+class PacoAnnotation(NamedTuple):
+    id: int
+    image_id: int
+    category_id: int
+    object_id: int
+    box: list[float]  # x, y, width, height in pixels; may leave the image
+    segmentation: Any
+
+
+@dataclass
+class PacoObject:
+    """An object and its parts; `order` is its place among the annotations of the file."""
+
+    order: int
+    annotation: PacoAnnotation
+    parts: list[PacoAnnotation] = field(default_factory=list)
+
+    @property
+    def id(self) -> int:
+        return self.annotation.id
+
+
+@dataclass
+class PacoFile:
+    """One parsed file.
+
+    Attributes:
+        dataset: "lvis" or "ego4d".
+        split: the file's own split.
+        images: by id.
+        objects: by image id, in file order.
+        categories: entries of the json, in ascending id.
+        instances: annotations per category id, as they stand in the file.
+        num_objects, num_parts: annotations in the file.
+    """
+
+    dataset: str
+    split: str
+    images: dict[int, PacoImage]
+    objects: dict[int, list[PacoObject]]
+    categories: list[dict]
+    instances: Counter
+    num_objects: int
+    num_parts: int
+
+    def key(self, image_id: int, object_id: int | None = None) -> str:
+        """Names an image or an object across all files: ids are unique within one file only."""
+        unit = f"{self.dataset}/{self.split}/{image_id:012d}"
+        return unit if object_id is None else f"{unit}/{object_id:012d}"
+
+
+def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tally | None = None) -> PacoFile:
+    """Parses one of the six files.
+
+    Args:
+        path: json.
+        dataset, split: what to call it.
+        masks: keep the segmentations; else only whether there is one, and the size of a run-length code.
+        tally: counts what is left out: duplicate_id, unknown_category, unknown_image, orphan_part, foreign_part.
+
+    Raises:
+        ValueError: not json, or not a PACO file.
+    """
+    with _no_garbage_collection():
+        data = _parse(path, masks)
+    missing = [key for key in _KEPT_KEYS if not isinstance(data.get(key), list)] if isinstance(data, dict) else ["it"]
+    if missing:
+        raise ValueError(f"{path} is no PACO annotation file: it lacks {', '.join(missing)}")
+    categories = sorted(data["categories"], key=lambda c: c["id"])
+    kind = {c["id"]: str(c.get("supercategory", "")).upper() for c in categories}
+    if not {"OBJECT", "PART"} <= set(kind.values()):
+        raise ValueError(
+            f"{path} is no PACO annotation file: its categories must have the supercategories OBJECT and PART"
+        )
+    images = {image.id: image for image in data["images"]}
+    tally = tally if tally is not None else Tally()
+    name = f"{dataset}/{split}"
+    objects = _group(data["annotations"], images, categories, kind, name, tally)
+    instances = Counter(annotation.category_id for annotation in data["annotations"])
+    count = Counter(kind.get(annotation.category_id) for annotation in data["annotations"])
+    return PacoFile(dataset, split, images, objects, categories, instances, count["OBJECT"], count["PART"])
+
+
+def _parse(path: Path, masks: bool) -> Any:
+    def slim(entry: dict) -> Any:
+        if "category_id" in entry and "image_id" in entry:
+            segmentation = entry.get("segmentation")
+            return PacoAnnotation(
+                entry["id"],
+                entry["image_id"],
+                entry["category_id"],
+                entry.get("obj_ann_id", entry["id"]),
+                entry["bbox"],
+                _compact(segmentation) if masks else _outline(segmentation),
+            )
+        if "file_name" in entry and "width" in entry:
+            return PacoImage(
+                entry["id"],
+                entry["file_name"],
+                entry["width"],
+                entry["height"],
+                entry.get("neg_category_ids") or [],
+                entry.get("not_exhaustive_category_ids") or [],
+            )
+        if "annotations" in entry and "images" in entry:
+            return {key: entry.get(key) for key in _KEPT_KEYS}
+        return entry
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file, object_hook=slim)
+    except KeyError as error:
+        raise ValueError(f"{path}: an image or annotation has no {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid json ({error}): was it unpacked completely?") from error
+
+
+def _compact(segmentation: Any) -> Any:
+    """Polygons as arrays, a quarter of the memory of lists of floats."""
+    if isinstance(segmentation, list):
+        try:
+            return tuple(array("d", polygon) for polygon in segmentation)
+        except TypeError:
+            return segmentation
+    return segmentation
+
+
+def _outline(segmentation: Any) -> Any:
+    """What the counts need: nothing, the size of a run-length code, or that there are polygons."""
+    if not segmentation:
+        return None
+    return tuple(segmentation.get("size") or ()) if isinstance(segmentation, dict) else "polygons"
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Parsing makes millions of objects and no garbage: searching for some takes longer than the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _group(
+    annotations: list[PacoAnnotation],
+    images: dict[int, PacoImage],
+    categories: list[dict],
+    kind: dict[int, str],
+    name: str,
+    tally: Tally,
+) -> dict[int, list[PacoObject]]:
+    """Objects by image with their parts; whatever fits nowhere is counted."""
+    names = {category["id"]: category["name"] for category in categories}
+    found: dict[int, PacoObject] = {}
+    by_image: dict[int, list[PacoObject]] = defaultdict(list)
+    seen: set[int] = set()
+    parts = []
+    for order, annotation in enumerate(annotations):
+        where = f"{name}: annotation {annotation.id}"
+        if annotation.id in seen:
+            tally.add("duplicate_id", where)
+        elif annotation.category_id not in kind:
+            tally.add("unknown_category", f"{where} has category_id {annotation.category_id}")
+        elif annotation.image_id not in images:
+            tally.add("unknown_image", f"{where} has image_id {annotation.image_id}")
+        elif kind[annotation.category_id] == "PART":
+            parts.append(annotation)
+        elif not _good_box(annotation.box):
+            tally.add("degenerate_box", f"{where} has bbox {annotation.box}")
+        else:
+            found[annotation.id] = PacoObject(order, annotation)
+            by_image[annotation.image_id].append(found[annotation.id])
+        seen.add(annotation.id)
+    for part in parts:
+        owner = found.get(part.object_id)
+        where = f"{name}: annotation {part.id}"
+        if owner is None or owner.annotation.image_id != part.image_id:
+            tally.add("orphan_part", f"{where} belongs to no object of its image (obj_ann_id {part.object_id})")
+        elif names[part.category_id].split(":", 1)[0] != names[owner.annotation.category_id]:
+            tally.add(
+                "foreign_part", f"{where} is a {names[part.category_id]} of a {names[owner.annotation.category_id]}"
+            )
+        else:
+            owner.parts.append(part)
+    return by_image
+
+
+def _good_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+    )
