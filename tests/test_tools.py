@@ -126,7 +126,7 @@ def test_visualize_data(source, datasets, tmp_path):
     succeeded(call("visualize_data", *arguments, datasets=datasets))
     with Image.open(output) as picture:
         assert min(picture.size) > 100
-        assert len(set(picture.convert("RGB").resize((32, 32)).getdata())) > 50, "a blank picture"
+        assert len(picture.convert("RGB").resize((32, 32)).getcolors(1024)) > 50, "a blank picture"
 
 
 def test_visualize_attack(run, datasets, tmp_path):
@@ -135,4 +135,4 @@ def test_visualize_attack(run, datasets, tmp_path):
     succeeded(call("visualize_attack", *arguments, "MODEL.WEIGHTS", run / "model_final.pth", datasets=datasets))
     with Image.open(output) as picture:
         assert picture.size[0] > picture.size[1] * 0.5
-        assert len(set(picture.convert("RGB").resize((32, 32)).getdata())) > 50, "a blank picture"
+        assert len(picture.convert("RGB").resize((32, 32)).getcolors(1024)) > 50, "a blank picture"
