@@ -20,7 +20,7 @@ from part_robust.data.preparation.paco import MODES, PacoOptions, count_paco, pr
 from part_robust.data.preparation.paco_crops import CropRules
 from part_robust.data.preparation.paco_files import search_roots
 from part_robust.data.preparation.pipeline import default_workers
-from part_robust.data.preparation.report import checks_table
+from part_robust.data.preparation.report import scan_text
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -79,11 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.dry_run:
             scan = count_paco(roots, options)
-            print(checks_table(scan.checks))
-            for tally in (scan.tally, scan.noted):
-                for reason, count in sorted(tally.counts.items()):
-                    print(f"{reason}: {count}, first: {tally.examples[reason][0]}")
-            print(*scan.notes, sep="\n")
+            print(scan_text(scan.checks, (scan.tally, scan.noted), scan.notes))
             return 0
         written = prepare_paco(roots, output, options, args.workers, args.restart)
     except (FileNotFoundError, ValueError, RuntimeError) as error:

@@ -25,7 +25,7 @@ from part_robust.data.preparation.part_imagenet_scan import (
     count_part_imagenet,
 )
 from part_robust.data.preparation.pipeline import default_workers
-from part_robust.data.preparation.report import checks_table
+from part_robust.data.preparation.report import scan_text
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,11 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = find_part_imagenet(source, args.images)
         if args.dry_run:
             scan = count_part_imagenet(files, options)
-            print(checks_table(scan.checks))
-            for tally in (scan.tally, scan.noted):
-                for reason, count in sorted(tally.counts.items()):
-                    print(f"{reason}: {count}, first: {tally.examples[reason][0]}")
-            print(*scan.notes, sep="\n")
+            print(scan_text(scan.checks, (scan.tally, scan.noted), scan.notes))
             return 0
         written = prepare_part_imagenet(files, output, options, args.workers, args.restart)
     except (FileNotFoundError, ValueError, RuntimeError) as error:

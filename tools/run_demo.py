@@ -2,7 +2,7 @@
 """`make demo`: the main job on the built-in data, in about ten minutes on two cores.
 
 Draws PartShapes, trains a plain ResNet and a Two-Headed part model, first clean and then against a PGD attacker,
-evaluates all four on clean and attacked test images, and writes a table, a report for each, and two pictures.
+evaluates all four on clean and attacked test images, and writes a table, a report for each, and a picture.
 Interrupted, it goes on where it was; finished, it only prints the table again.
 """
 

@@ -84,6 +84,16 @@ def checks_table(checks: Iterable[Check]) -> str:
     return table(("check", "expected", "found", "status"), [check.row() for check in checks])
 
 
+def scan_text(checks: Iterable[Check], tallies: Iterable[Tally], notes: Iterable[str]) -> str:
+    """What a dry run prints: the table of checks, each reason with its count and first example, the notes."""
+    lines = [checks_table(checks)]
+    for tally in tallies:
+        lines += [
+            f"{reason}: {count}, first: {tally.examples[reason][0]}" for reason, count in sorted(tally.counts.items())
+        ]
+    return "\n".join([*lines, *notes])
+
+
 def library_versions() -> dict[str, str]:
     found = {}
     for library in _LIBRARIES:
