@@ -52,7 +52,8 @@ def masks_to_boxes(
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity must be 4 or 8, is {connectivity}")
     height, width = labels.shape[-2:]
-    smallest = min_area * height * width
+    # Compared as shares: 0.05 * 12 * 5 is a little more than 3, and would drop a component of exactly 5 %.
+    pixels = height * width
     components = np.zeros(labels.shape, dtype=np.int64)  # numbered from 1 through the whole batch; 0 is no component
     boxes: list[np.ndarray] = []
     classes: list[int] = []
@@ -60,10 +61,10 @@ def masks_to_boxes(
     for own, image in zip(components, labels.detach().to("cpu", torch.int64).numpy(), strict=True):
         before = len(boxes)
         areas = np.bincount(image.ravel(), minlength=num_parts)[:num_parts]
-        for label in np.flatnonzero((areas > 0) & (areas >= smallest)):
+        for label in np.flatnonzero((areas > 0) & (areas / pixels >= min_area)):
             mask = (image == label).view(np.uint8)
             _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
-            large = stats[:, cv2.CC_STAT_AREA] >= smallest
+            large = stats[:, cv2.CC_STAT_AREA] / pixels >= min_area
             large[0] = False  # what is not this label
             renumber = np.zeros(len(stats), dtype=np.int64)
             renumber[large] = np.arange(len(boxes) + 1, len(boxes) + large.sum() + 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -90,6 +92,7 @@ def test_boxes_to_labels_is_the_painters_algorithm_in_any_order(drawn, random, t
     )
 
 
+@example(seed=0, size=(12, 5), connectivity=4, min_area=0.05)  # a component of exactly 5 %
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
@@ -111,7 +114,8 @@ def test_components_agree_with_scipy(seed, size, connectivity, min_area):
         for label in range(PARTS):
             components, count = ndimage.label(image == label, structure)
             for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
-                if (components == number).sum() >= min_area * image.size:
+                area = int((components == number).sum())
+                if Fraction(area, image.size) >= Fraction(str(min_area)):
                     score = ndimage.mean(probability, components, number)
                     expected.append((columns.start, rows.start, columns.stop, rows.stop, label, score))
             assert count == components.max(initial=0)
@@ -134,6 +138,19 @@ def test_components_under_one_percent_are_dropped():
     labels[0, 5, 5] = 1  # 0.5 %, and of the same label
     (found,) = masks_to_boxes(labels, torch.ones(1, 10, 20), PARTS)
     assert found.pred_boxes.tensor.tolist() == [[0, 0, 2, 1]]
+
+
+@pytest.mark.parametrize("min_area", ["0.01", "0.05"])
+def test_components_of_exactly_the_smallest_share_are_kept(min_area):
+    share = Fraction(min_area)
+    for height in range(1, 60):
+        for width in range(1, 60):
+            area = share * height * width
+            if area.denominator == 1 and area <= width:
+                labels = torch.full((1, height, width), PARTS)
+                labels[0, 0, : int(area)] = 0
+                (found,) = masks_to_boxes(labels, torch.ones(1, height, width), PARTS, min_area=float(share))
+                assert len(found) == 1, (height, width)
 
 
 def test_background_and_ignored_labels_give_no_boxes():
