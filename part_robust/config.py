@@ -137,6 +137,12 @@ def _add_model(cfg: CfgNode) -> None:
     # Weigh each pixel's part logits by its probability to be foreground instead of equally.
     node.FOREGROUND_WEIGHTS = False
 
+    node = cfg.MODEL.QUERY_HEAD = CfgNode()
+    # How the queries' class logits become the image's: "mean" (the thesis), "max", "topk" (mean of the TOP_K largest of
+    # each class), or "confidence" (mean weighed by each query's probability to see a part).
+    node.AGGREGATION = "mean"
+    node.TOP_K = 10
+
     # The part-to-class matrix of the first training set, for heads that read the class through it.
     node = cfg.MODEL.PART_TO_CLASS = CfgNode()
     # Train the matrix, from the data set's on, instead of keeping it.
@@ -232,13 +238,15 @@ def _attack_defaults() -> CfgNode:
     node.KEEP = "last"
     # Random starts depend on this seed, the image id and the restart only.
     node.SEED = 0
+    # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
+    # repeats the published evaluation, which overestimates robustness.
+    node.FULL_GRADIENT = True
     return node
 
 
 def _add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK = CfgNode()
-    # Attacks follow the whole gradient, also where a model cuts it in training (DINO's boxes between decoder layers).
-    # False repeats the published evaluation, which overestimates robustness.
+    # False cuts the gradient of every attack, whatever its own FULL_GRADIENT says.
     cfg.ATTACK.FULL_GRADIENT = True
 
     # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
@@ -267,6 +275,9 @@ def _add_attack(cfg: CfgNode) -> None:
     # Common in the literature, cheap enough to watch a training run.
     specs.pgd20 = _attack_defaults()
     specs.pgd20.merge_from_list(["STEPS", 20, "STEP_SIZE", 2.0, "KEEP", "best"])
+    # The same as the published detectors' evaluation would run it, to show what the cut gradient hides.
+    specs.pgd20_cut = specs.pgd20.clone()
+    specs.pgd20_cut.FULL_GRADIENT = False
     # One step from the image itself (Goodfellow et al., 2015).
     specs.fgsm = _attack_defaults()
     specs.fgsm.merge_from_list(["STEPS", 1, "STEP_SIZE", 8.0, "RANDOM_START", False])

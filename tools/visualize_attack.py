@@ -43,7 +43,7 @@ def draw(cfg, attack_name: str, count: int, output: str) -> str:
     model = build_model(cfg)
     PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     keys = torch.tensor([item["image_id"] for item in batch])
-    with attack_view(model) as inner, torch.no_grad():
+    with attack_view(model, attack.full_gradient) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
         with torch.enable_grad():
             result, _ = attack_batch(attack, inner, batch, keys)

@@ -123,6 +123,8 @@ class Attack(ABC):
         self.offer_original = offer_original
         # Factor on the radius, set by the eps warm-up of training.
         self.scale = 1.0
+        # Follow the gradient that a model cuts in training; see `attack_view`.
+        self.full_gradient = True
 
     @classmethod
     @abstractmethod
@@ -196,6 +198,7 @@ class Attack(ABC):
             "threat_model": self.threat_model.describe(),
             "restarts": self.restarts,
             "seed": self.seed,
+            "full_gradient": self.full_gradient,
         }
 
 
@@ -252,4 +255,6 @@ def build_attack(node: Mapping, **overrides: Any) -> Attack:
         ValueError: a value is impossible.
     """
     merged = {**dict(node), **overrides}
-    return ATTACK_REGISTRY.get(merged.get("NAME", "PGD")).from_config(merged)
+    attack = ATTACK_REGISTRY.get(merged.get("NAME", "PGD")).from_config(merged)
+    attack.full_gradient = merged.get("FULL_GRADIENT", True)
+    return attack

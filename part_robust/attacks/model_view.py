@@ -15,13 +15,13 @@ from part_robust.attacks.base import Attack, AttackResult
 
 
 @contextmanager
-def attack_view(model: nn.Module) -> Iterator[Any]:
+def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
     """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast off.
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
     every parameter, and torch's random state. Attacks take gradients by `autograd.grad` with respect to the images
     alone, so no `.grad` is written; eval mode writes no buffers. A model that cuts its gradient in training may offer a
-    context `attack_gradient()` in which it does not.
+    context `attack_gradient()` in which it does not, which is entered unless `full_gradient` is False.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     training = {module: module.training for module in inner.modules()}
@@ -36,7 +36,7 @@ def attack_view(model: nn.Module) -> Iterator[Any]:
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
-            getattr(inner, "attack_gradient", nullcontext)(),
+            getattr(inner, "attack_gradient", nullcontext)() if full_gradient else nullcontext(),
             torch.autocast(device.type, enabled=False),
         ):
             yield inner

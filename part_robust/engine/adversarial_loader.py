@@ -49,7 +49,7 @@ class AdversarialLoader:
         count = max(round(self.fraction * len(batch)), 1)
         position = torch.arange(count) + comm.get_rank() * len(batch)
         keys = make_keys(0, self.iteration, position)
-        with attack_view(self.model) as inner:
+        with attack_view(self.model, self.attack.full_gradient) as inner:
             result, _ = attack_batch(self.attack, inner, batch[:count], keys)
         attacked = [{**item, "image": image} for item, image in zip(batch[:count], result.images, strict=True)]
         if has_event_storage():

@@ -102,10 +102,11 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             loader = cls.build_test_loader(cfg, name)
             results[name], warnings[name] = evaluate_under_attacks(model, loader, evaluator, attacks)
-            if attacks and not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+            cut = [attack for attack, built in attacks.items() if not built.full_gradient]
+            if cut and cuts_gradient(model):
                 warnings[name].append(
-                    "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
-                    "robustness is overestimated"
+                    f"{', '.join(cut)}: FULL_GRADIENT is False, the attack followed the cut gradient of the published "
+                    "detector; robustness is overestimated"
                 )
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
@@ -130,11 +131,11 @@ def share_buffers(model: nn.Module) -> None:
 def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
     """Builds an attack; for models that have no class logits, one on the loss of their parts."""
     node = cfg.MODEL.PART_CLASSIFIER
-    if node.HEAD or get_objective(spec.OBJECTIVE).reads != "class_logits":
-        return build_attack(spec)
-    objective = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
-    logger.info("The model has no class head: attack %s maximises %s", spec.NAME, objective)
-    return build_attack(spec, OBJECTIVE=objective)
+    changes = {"FULL_GRADIENT": spec.FULL_GRADIENT and cfg.ATTACK.FULL_GRADIENT}
+    if not node.HEAD and get_objective(spec.OBJECTIVE).reads == "class_logits":
+        changes["OBJECTIVE"] = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
+        logger.info("The model has no class head: attack %s maximises %s", spec.NAME, changes["OBJECTIVE"])
+    return build_attack(spec, **changes)
 
 
 def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:

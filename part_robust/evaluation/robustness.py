@@ -33,7 +33,7 @@ class AttackedModel(nn.Module):
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         keys = torch.tensor([item["image_id"] for item in batched_inputs], dtype=torch.int64)
-        with attack_view(self.model) as inner:
+        with attack_view(self.model, self.attack.full_gradient) as inner:
             result, padding = attack_batch(self.attack, inner, batched_inputs, keys)
             self.images_attacked += len(batched_inputs)
             self.zero_gradient_images += int(result.zero_gradient.sum())

@@ -1,7 +1,15 @@
 """Part models: importing this registers the meta-architecture, the segmenters and the heads."""
 
 from part_robust.modeling import backbone  # noqa: F401  (registration)
-from part_robust.modeling.heads import bounding_box, downsampled, linear, pixel, sequential, two_headed  # noqa: F401
+from part_robust.modeling.heads import (  # noqa: F401
+    bounding_box,
+    downsampled,
+    linear,
+    pixel,
+    query,
+    sequential,
+    two_headed,
+)
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.modeling.registry import (
     CLASS_HEAD_REGISTRY,

@@ -60,6 +60,15 @@ def test_attacks_on_a_cut_gradient_are_warned_of(toy_data, tmp_path, model, full
     assert any("FULL_GRADIENT" in w for w in warnings["toy_val"]) == (model != "resnet" and not full)
 
 
+def test_one_attack_may_follow_the_cut_gradient_beside_another_that_does_not(toy_data, tmp_path):
+    cfg = run_cfg(tmp_path, "ATTACK.SPECS.pgd20.STEPS", 1, "ATTACK.SPECS.pgd20_cut.STEPS", 1, model="dino_sequential")
+    attacks = build_attacks(cfg, ["pgd20", "pgd20_cut"])
+    assert [attack.describe()["full_gradient"] for attack in attacks.values()] == [True, False]
+    _, warnings = PartTrainer.evaluate(cfg, PartTrainer.build_model(cfg), ("toy_val",), attacks)
+    (sentence,) = (w for w in warnings["toy_val"] if "FULL_GRADIENT" in w)
+    assert sentence.startswith("pgd20_cut:")
+
+
 @pytest.fixture(scope="module")
 def boxes_only(tmp_path_factory):
     """The toy data without any mask."""
