@@ -36,6 +36,8 @@ def test_every_run_has_a_config_and_comes_after_the_one_it_needs(reproduce):
         assert len(made) == len(reproduce.runs(table))
     # Five DeepLab variants under two kinds of supervision and the baseline, each trained twice.
     assert len(reproduce.runs("part_shapes_deeplab")) == 22
+    # Ten rows of detectors in the thesis's Tables 2.2 and 2.3.
+    assert len(reproduce.runs("part_imagenet_dino")) == 2 * 10
 
 
 def test_table(reproduce, monkeypatch, tmp_path, capsys):
@@ -70,6 +72,7 @@ def test_table(reproduce, monkeypatch, tmp_path, capsys):
     (path,) = (tmp_path / "output").iterdir()
     text = path.read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0][3:5] == ["acc., clean", "acc., pgd20"]
     assert rows[2] == ["DeepLabv3+, parts only", "masks", "clean", "-", "-", "70.0", "-", "20.0", "2.0", "40.0", "-"]
     assert rows[-1][:4] == ["Pixel", "boxes", "adversarial", "81.2"]
     assert len(rows) == 2 + 8

@@ -27,11 +27,30 @@ DEEPLAB = {
     "deeplab_pixel": "Pixel",
 }
 BASELINE = {"resnet50": "ResNet, no parts"}
+DINO = {
+    "dino_detector": "DINO, parts only",
+    "dino_sequential": "DINO sequential",
+    "dino_two_headed": "DINO two-headed",
+}
+# Of Tables 2.2 and 2.3 of the thesis; its two-headed rows are of six layers alone.
+DINO_SIZES = {
+    stem + size: title + row
+    for stem, title in DINO.items()
+    for size, row in {
+        "": ", 6/6 layers, 900 queries",
+        "_100q": ", 6/6 layers, 100 queries",
+        "_1layer": ", 1/1 layer, 900 queries",
+        "_1layer_100q": ", 1/1 layer, 100 queries",
+    }.items()
+    if not (stem == "dino_two_headed" and "1layer" in size)
+}
 # Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision. The DeepLab rows of
 # the thesis's Tables 2.1 to 2.3 are those of part_imagenet_deeplab under "boxes", Table 3.4's are in paco_deeplab.
 TABLES = {
     "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "part_shapes_dino": ("part_shapes", DINO, {"boxes": ""}),
     "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
     "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
 }
 METRICS = {
@@ -40,12 +59,6 @@ METRICS = {
     "AP": ("part_box", "AP"),
     "AP50": ("part_box", "AP50"),
 }
-HEADERS = [
-    "model",
-    "supervision",
-    "training",
-    *(f"{metric}, {on}" for metric in METRICS for on in ("clean", "attacked")),
-]
 
 
 def runs(table: str, only: Sequence[str] = ()) -> list[tuple[list[str], str]]:
@@ -67,21 +80,34 @@ def runs(table: str, only: Sequence[str] = ()) -> list[tuple[list[str], str]]:
     return result
 
 
-def numbers(record: dict) -> list[float | None]:
-    """Cells of a row: each metric on clean images and under the first attack; None where a model has no such metric."""
-    (tasks,) = record["results"].values()
-    attack = next(iter(record["attacks"]))
+def headers(record: dict) -> list[str]:
+    """Titles of a table's columns; all its runs are under the same attacks."""
     return [
-        tasks.get(task + suffix, {}).get(metric) for task, metric in METRICS.values() for suffix in ("", f"_{attack}")
+        "model",
+        "supervision",
+        "training",
+        *(f"{m}, {on}" for m in METRICS for on in ("clean", *record["attacks"])),
+    ]
+
+
+def numbers(record: dict) -> list[float | None]:
+    """Cells of a row: each metric on clean images and under each attack; None where a model has no such metric."""
+    (tasks,) = record["results"].values()
+    return [
+        tasks.get(task + suffix, {}).get(metric)
+        for task, metric in METRICS.values()
+        for suffix in ("", *(f"_{attack}" for attack in record["attacks"]))
     ]
 
 
 def notes(cells: Sequence[str], record: dict) -> list[str]:
     """What must be known beside a row's numbers: images, attack, warnings."""
     ((dataset, tasks),) = record["results"].items()
-    attack, settings = next(iter(record["attacks"].items()))
     images = int(next(iter(tasks.values()))["num_images"])
-    lines = [f"Percent, {images} images of {dataset}; attack {attack}: {settings}"]
+    lines = [
+        f"Percent, {images} images of {dataset}; attack {attack}: {settings}"
+        for attack, settings in record["attacks"].items()
+    ]
     lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]
     return lines
 
@@ -107,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record = run_phase(Phase(", ".join(cells), config, args.opts))
         rows.append([*cells, *numbers(record)])
         # After every run: an interrupted table is worth something too.
-        table = tabulate(rows, HEADERS, tablefmt="github", floatfmt=".1f", missingval="-")
+        table = tabulate(rows, headers(record), tablefmt="github", floatfmt=".1f", missingval="-")
         footnotes.update(dict.fromkeys(notes(cells, record)))
         path.write_text("\n".join([table, "", *(f"- {line}" for line in footnotes), ""]))
     print(f"\n{path.read_text()}\ntable: {path}")

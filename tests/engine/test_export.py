@@ -1,0 +1,63 @@
+"""Export: the same class logits from fewer weights, and only where nothing is missed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from part_robust.config import get_part_robust_cfg
+from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
+from part_robust.engine.export import _assert_same_logits, export_classifier
+from part_robust.engine.trainer import PartTrainer
+from tests.engine.test_trainer import run_cfg
+
+
+def trained(tmp_path, model: str):
+    """Config of a "trained" toy model, and the model: random weights and moved statistics, saved with an optimizer."""
+    torch.manual_seed(0)
+    cfg = run_cfg(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "run" / "model_best.pth"), model=model)
+    built = PartTrainer.build_model(cfg)
+    for name, buffer in built.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    PartCheckpointer(built, str(tmp_path / "run")).write("model_best", optimizer={"state": torch.zeros(9)})
+    return cfg, built.eval()
+
+
+@pytest.mark.parametrize("model", ["dino_two_headed", "deeplab_two_headed"])
+def test_what_the_class_does_not_need_is_gone(toy_data, tmp_path, model):
+    cfg, before = trained(tmp_path, model)
+    exported = export_classifier(cfg, tmp_path / "exported")
+    assert exported.parts_dropped and exported.parameters_after < exported.parameters_before
+    assert set(torch.load(exported.weights, weights_only=True)) == {"model"}
+    after = build_model(get_part_robust_cfg(exported.config)).eval()
+    PartCheckpointer(after, strict=True).load(str(exported.weights))
+    assert after.segmenter is None
+    assert not any("segmenter" in key for key in torch.load(exported.weights, weights_only=True)["model"])
+    images = 255 * torch.rand(3, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE)
+    with torch.no_grad():
+        assert torch.equal(after.class_logits(images), before.class_logits(images))
+        assert set(after.inference(images, None)[0]) == {"class_logits"}
+
+
+@pytest.mark.parametrize("model", ["dino_sequential", "deeplab_segmenter"])
+def test_what_is_read_stays(toy_data, tmp_path, model):
+    cfg, before = trained(tmp_path, model)
+    exported = export_classifier(cfg, tmp_path / "exported")
+    assert not exported.parts_dropped and exported.parameters_after == exported.parameters_before
+    weights = torch.load(exported.weights, weights_only=True)["model"]
+    assert weights.keys() == before.state_dict().keys()
+
+
+def test_mistakes(toy_data, tmp_path):
+    cfg, before = trained(tmp_path, "dino_two_headed")
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        export_classifier(run_cfg(tmp_path, "MODEL.WEIGHTS", "", model="dino_two_headed"), tmp_path / "exported")
+    other = run_cfg(tmp_path, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model="deeplab_two_headed")
+    with pytest.raises(CheckpointMismatch):
+        export_classifier(other, tmp_path / "exported")
+    with torch.no_grad():
+        moved = build_model(cfg).eval()
+    with pytest.raises(RuntimeError, match="differ"):
+        _assert_same_logits(before, moved, cfg.INPUT.SIZE)
