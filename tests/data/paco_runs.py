@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from part_robust.data.preparation import paco
 from part_robust.data.preparation.paco import PacoOptions, prepare_paco
@@ -31,17 +33,29 @@ def report(output: Path) -> dict:
 
 
 def killed_after(root: Path, output: Path, options: PacoOptions, units: int) -> None:
-    """Starts a preparation in another process and kills it for good when that many images are done."""
+    kill_after(lambda: prepare_paco(search_roots(root), output, options), paco, "crop_unit", output, units)
+
+
+def kill_after(preparation: Callable[[], object], module: ModuleType, unit: str, output: Path, units: int) -> None:
+    """Starts a preparation in another process and kills it for good when that many images are done.
+
+    Args:
+        preparation: the call.
+        module: of the preparation.
+        unit: name in `module` of the function that does one image; it is slowed down meanwhile.
+        output: folder that the preparation writes.
+        units: images before the kill.
+    """
 
     def work() -> None:
-        crop = paco.crop_unit
+        process = getattr(module, unit)
 
         def slow(*args, **kwargs):
             time.sleep(0.01)
-            return crop(*args, **kwargs)
+            return process(*args, **kwargs)
 
-        paco.crop_unit = slow
-        prepare_paco(search_roots(root), output, options)
+        setattr(module, unit, slow)
+        preparation()
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()

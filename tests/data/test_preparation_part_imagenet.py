@@ -12,6 +12,7 @@ from PIL import Image
 from part_robust.data import PartDatasetMapper
 from part_robust.data import check as checker
 from part_robust.data.part_json import load_part_json
+from part_robust.data.preparation import part_imagenet
 from part_robust.data.preparation.part_imagenet import prepare_part_imagenet
 from part_robust.data.preparation.part_imagenet_files import find_part_imagenet, unpack
 from part_robust.data.preparation.part_imagenet_names import IMAGENET_CLASSES, PARTS
@@ -21,6 +22,7 @@ from part_robust.data.preparation.part_imagenet_scan import (
     draw_within_classes,
 )
 from part_robust.data.preparation.splits import SPLITS
+from tests.data.paco_runs import contents, kill_after
 from tests.data.part_imagenet_fixture import WNIDS, write_ood, write_seg
 
 # pycocotools 2.0.11 under NumPy 2
@@ -172,11 +174,23 @@ def test_label_maps_must_agree_with_the_json(tmp_path):
     assert not (tmp_path / "out" / "annotations").exists()
 
 
-def test_same_bytes_with_two_workers(ood, prepared):
-    output = run(ood, ood / "again", workers=2)
-    files = {str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()}
-    first = prepared["ood"]
-    assert files == {str(p.relative_to(first)): p.read_bytes() for p in first.rglob("*") if p.is_file()}
+@pytest.mark.parametrize("layout", ["ood", "seg"])
+@pytest.mark.parametrize("workers", [2, 8])
+def test_same_bytes_with_more_workers(ood, seg, prepared, layout, workers):
+    folder = {"ood": ood, "seg": seg}[layout]
+    assert contents(run(folder, folder / f"workers{workers}", workers=workers)) == contents(prepared[layout])
+
+
+@pytest.mark.parametrize("layout", ["ood", "seg"])
+def test_killed_and_resumed(ood, seg, prepared, layout):
+    folder = {"ood": ood, "seg": seg}[layout]
+    output = folder / "killed"
+    kill_after(lambda: run(folder, output), part_imagenet, "image_sample", output, units=15)
+    journal = output / ".preparation" / "journal"
+    journal.write_bytes(journal.read_bytes()[:-7])  # a torn last line
+    run(folder, output)
+    assert contents(output) == contents(prepared[layout])
+    assert not (output / ".preparation").exists()
 
 
 # --- finding the files ---
