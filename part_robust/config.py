@@ -16,6 +16,9 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     """Adds our keys, with defaults, to a detectron2 config in place."""
     add_deeplab_config(cfg)
     _change_detectron2_defaults(cfg)
+    # Python modules of the user's own heads, segmenters and attacks, imported before the model is built
+    # (docs/extending.md).
+    cfg.IMPORTS = []
     _add_input(cfg)
     _add_model(cfg)
     _add_attack(cfg)
