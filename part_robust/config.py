@@ -157,6 +157,7 @@ def _add_model(cfg: CfgNode) -> None:
     node.EMPTY_CLASSES = "column"
 
     _add_dino(cfg)
+    _add_mask_dino(cfg)
 
     # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -215,6 +216,84 @@ def _add_dino(cfg: CfgNode) -> None:
     node.MAX_DETECTIONS = 300
     # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or
     # "triton" (CUDA, once, optional).
+    node.MS_DEFORM_ATTN = "auto"
+
+
+def _add_mask_dino(cfg: CfgNode) -> None:
+    # Mask DINO (Li et al., 2022), as in the published semantic models and the thesis; what the published instance
+    # models have instead stands in brackets.
+    node = cfg.MODEL.MASK_DINO = CfgNode()
+    # Backbone features that the encoder sees, fine to coarse, and the number of levels [4]: the missing ones are made
+    # from the last feature by strided convolutions.
+    node.IN_FEATURES = ["res3", "res4", "res5"]
+    node.LEVELS = 3
+    # "coarse_first" (published as high2low), or "fine_first" [low2high]: the order of the encoder's levels and of their
+    # weights. Boxes that start from pixels have sides of 0.05 on the decoder's first level, its coarsest [fine_first].
+    node.LEVEL_ORDER = "coarse_first"
+    # Backbone feature that has the resolution of masks, a quarter of the image's sides.
+    node.MASK_FEATURE = "res2"
+    node.ENCODER_LAYERS = 6
+    # [2048, or 1024 with 3 levels]
+    node.ENCODER_FEEDFORWARD_DIM = 1024
+    # Thesis: 9, or 1.
+    node.DECODER_LAYERS = 9
+    node.FEEDFORWARD_DIM = 2048
+    # [300]
+    node.NUM_QUERIES = 100
+    node.DIM = 256
+    # Channels of the mask features.
+    node.MASK_DIM = 256
+    node.HEADS = 8
+    # Sampling points per head and level.
+    node.POINTS = 4
+    # Queries start from the encoder's most confident pixels [True], or from learned content and boxes; with
+    # LEARNED_CONTENT they take only the boxes from the pixels.
+    node.TWO_STAGE = False
+    node.LEARNED_CONTENT = False
+    # Box such a query starts from: "no" (its pixel's), or the one around the mask predicted for it, "bitmask" or
+    # "mask2box" [with 3 or with 4 levels].
+    node.BOX_INIT = "no"
+    # Predict, and learn, parts from the queries before the first layer too.
+    node.INITIAL_PREDICTION = True
+    # Class loss of a query: "cross_entropy" of a softmax with a further class "no object" that counts
+    # NO_OBJECT_WEIGHT, or "focal" of sigmoids [focal].
+    node.CLASS_LOSS = "cross_entropy"
+    node.NO_OBJECT_WEIGHT = 0.1
+    # Unified denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how far
+    # boxes move, as a share of half a side (centre) and of a side (sides).
+    node.DENOISING_NUMBER = 100
+    node.LABEL_NOISE = 0.4
+    node.BOX_NOISE = 0.4
+    # Training passes boxes between decoder layers as constants. Attacks do not, unless ATTACK.FULL_GRADIENT is False.
+    node.DETACH_REFERENCES = True
+    # Weights of the costs that assign queries to true parts, and of the losses.
+    node.MATCH_CLASS_COST = 4.0
+    node.MATCH_MASK_COST = 5.0
+    node.MATCH_DICE_COST = 5.0
+    node.MATCH_BOX_COST = 5.0
+    node.MATCH_GIOU_COST = 2.0
+    node.CLASS_WEIGHT = 4.0
+    node.MASK_WEIGHT = 5.0
+    node.DICE_WEIGHT = 5.0
+    node.BOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Where masks are compared: "dense", on every pixel at a quarter of the resolution, or "points", on NUM_POINTS
+    # random ones, the published way. At 224 px a mask has 3136 pixels: "dense" costs less there and is not random.
+    # From about 450 px on the points are fewer. Attacks on the part loss always use "dense".
+    node.MASK_LOSS = "dense"
+    node.NUM_POINTS = 12544
+    # Candidates per point, and the share of points chosen among them because the mask is unsure there.
+    node.POINT_OVERSAMPLE = 3.0
+    node.POINT_IMPORTANCE = 0.75
+    node.POINT_SEED = 0
+    # "mean" over decoder layers, so that c_seg weighs parts against the class alike for any number of layers; or
+    # "thesis": the sum over all sets of predictions, the weights in all 399 with 9 layers and 63 with 1.
+    node.LOSS_SCALE = "mean"
+    # What evaluation predicts: "semantic" label maps, "instance" masks with boxes, or both.
+    node.OUTPUTS = ["semantic", "instance"]
+    # Instances per image in evaluation.
+    node.MAX_DETECTIONS = 100
+    # As MODEL.DINO.MS_DEFORM_ATTN.
     node.MS_DEFORM_ATTN = "auto"
 
 
