@@ -48,8 +48,8 @@ def load_official(folder: str | Path, config: str = SEMANTIC, opts: tuple = ()) 
             return module.ms_deform_attn_core_pytorch(value, shapes, locations, weights)
 
     module.MSDeformAttnFunction = Plain
-    # Its denoising queries are made on "cuda" whatever the device.
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    if not torch.cuda.is_available():
+        _stay_on_the_cpu()
     importlib.import_module("maskdino.maskdino")
     cfg = get_cfg()
     add_deeplab_config(cfg)
@@ -57,3 +57,10 @@ def load_official(folder: str | Path, config: str = SEMANTIC, opts: tuple = ()) 
     cfg.merge_from_file(str(Path(folder) / config))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.NORM", "FrozenBN", *opts])
     return build_model(cfg)
+
+
+def _stay_on_the_cpu() -> None:
+    """Its denoising queries go to "cuda" whatever the model's device: here they stay, for the rest of the process."""
+    to = torch.Tensor.to
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.Tensor.to = lambda self, *args, **kwargs: self if args[:1] == ("cuda",) else to(self, *args, **kwargs)
