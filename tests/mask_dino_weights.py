@@ -22,7 +22,12 @@ DENOISING = 12
 
 # Name -> our model and KEY VALUE pairs, and the authors' config with theirs.
 VARIANTS: dict[str, tuple[str, list, str, list]] = {
-    "semantic": ("mask_dino_segmenter", ["MODEL.MASK_DINO.DECODER_LAYERS", 2], "SEMANTIC", ["DEC_LAYERS", 2]),
+    "semantic": (
+        "mask_dino_segmenter",
+        ["MODEL.MASK_DINO.DECODER_LAYERS", 2],
+        "SEMANTIC",
+        ["MODEL.RESNETS.NORM", "BN", "DEC_LAYERS", 2],
+    ),
     "instance": ("mask_dino_instance", ["MODEL.MASK_DINO.DECODER_LAYERS", 2], "INSTANCE", ["DEC_LAYERS", 2]),
     # Like the published instance model with 3 levels: coarse first, other boxes around masks; and one decoder layer.
     "bitmask": (

@@ -9,7 +9,6 @@ import functools
 import importlib
 import runpy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -49,7 +48,7 @@ def load_official(folder: str | Path, **options) -> tuple[torch.nn.Module, torch
     values |= {"device": "cpu", "frozen_weights": None, "masks": False, "dataset_file": "coco", **options}
     # For the rest of the process: its modules import one another by these names.
     sys.path.insert(0, str(folder))
-    hide_missing(UNUSED)
+    sys.modules.update({name: mock.MagicMock() for name in UNUSED if not installed(name)})
     resnet50 = functools.partial(torchvision.models.resnet50)
     with mock.patch("torchvision.models.resnet50", lambda **options: resnet50(**{**options, "pretrained": False})):
         dino = importlib.import_module("models.dino.dino")
@@ -68,12 +67,7 @@ def load_official(folder: str | Path, **options) -> tuple[torch.nn.Module, torch
     return model, criterion
 
 
-def hide_missing(names: Sequence[str]) -> None:
-    """Empty modules, for the rest of the process, instead of those that are not installed."""
-    sys.modules.update({name: mock.MagicMock() for name in names if not _installed(name)})
-
-
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ImportError:

@@ -18,7 +18,7 @@ from part_robust.engine import CheckpointMismatch, end_process_group, evaluate, 
 def main(args: argparse.Namespace):
     try:
         cfg = setup(args)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         # What a user can mend needs a sentence, not a traceback.
         sys.exit(sentence(error))
     results = evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import math
 import os
@@ -34,6 +35,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
     """
     cfg = get_part_robust_cfg(args.config_file, args.opts)
+    import_modules(cfg)
     register_builtin()
     register_from_config(cfg)
     cfg = with_counts(cfg)
@@ -46,6 +48,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
+
+
+def import_modules(cfg: CfgNode) -> None:
+    """Imports cfg.IMPORTS: the user's own heads, segmenters and attacks register themselves.
+
+    Raises:
+        ImportError: one cannot be imported.
+    """
+    for name in cfg.IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"IMPORTS names {name!r}: {error}. Is its folder in PYTHONPATH?") from error
 
 
 def _close_logs() -> None:
