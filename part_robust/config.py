@@ -232,6 +232,12 @@ def _attack_defaults() -> CfgNode:
     node.KEEP = "last"
     # Random starts depend on this seed, the image id and the restart only.
     node.SEED = 0
+    # Images that are fooled leave the batch; PGD needs KEEP best for it. Flags are the same as without. The batch is
+    # looked at every COMPACT_EVERY steps.
+    node.EARLY_STOP = False
+    node.COMPACT_EVERY = 10
+    # Keep the loss of every step, for convergence plots and checks.
+    node.RECORD_HISTORY = False
     return node
 
 

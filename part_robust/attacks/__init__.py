@@ -3,13 +3,14 @@
 from part_robust.attacks.base import (
     ATTACK_REGISTRY,
     Attack,
-    AttackError,
     AttackResult,
     build_attack,
 )
-from part_robust.attacks.model_view import attack_batch, attack_view
+from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
 from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
 from part_robust.attacks.pgd import PGD
+from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
+from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, ThreatModelViolation
 
 __all__ = [
@@ -19,7 +20,12 @@ __all__ = [
     "Attack",
     "AttackError",
     "AttackResult",
+    "Counts",
+    "Forward",
+    "ModelView",
     "Objective",
+    "Problem",
+    "TargetChoice",
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",

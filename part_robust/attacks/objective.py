@@ -14,6 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+@dataclass
+class Score:
+    """Attributes:
+    loss: (N,), what the attack maximises.
+    harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
+    fooled: bool (N,), the attack has won.
+    """
+
+    loss: Tensor
+    harm: Tensor | None = None
+    fooled: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Objective:
     """A loss to maximise.
@@ -26,13 +39,41 @@ class Objective:
         loss: (outputs, targets) -> (N,), larger is worse for the model.
         fooled: (outputs, targets) -> bool (N,), True where the model is wrong.
         options: of the model's view that gives the outputs.
+        harm: (outputs, targets) -> (N,), what the best of several images is chosen by; None: the loss.
+        targeted: the loss takes a third argument, int64 (N,), the classes to aim at.
+        scheduled: the loss takes a third argument, the share of the attack that is over, 0..1.
     """
 
     name: str
     reads: str
-    loss: Callable[[Any, Any], Tensor]
+    loss: Callable[..., Tensor]
     fooled: Callable[[Any, Any], Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    harm: Callable[[Any, Any], Tensor] | None = None
+    targeted: bool = False
+    scheduled: bool = False
+
+    def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
+        """The loss (N,). Targeted objectives take (labels, classes to aim at) as `targets`."""
+        if self.targeted:
+            return self.loss(outputs, *targets)
+        return self.loss(outputs, targets, progress) if self.scheduled else self.loss(outputs, targets)
+
+    def score(self, outputs: Any, targets: Any, loss: Tensor, judged: bool = True) -> Score:
+        """The whole score of outputs whose `loss` is known; without `judged`, the loss alone."""
+        if not judged:
+            return Score(loss)
+        labels = targets[0] if self.targeted else targets
+        harm = loss if self.harm is None else self.harm(outputs, labels)
+        return Score(loss, harm, self.fooled(outputs, labels))
+
+    def score_originals(self, outputs: Any, targets: Any) -> Score:
+        """Of images that are not attacked yet, so that there is no class to aim at."""
+        if not self.targeted:
+            return self.score(outputs, targets, self.value(outputs, targets))
+        assert self.harm is not None
+        harm = self.harm(outputs, targets)
+        return Score(harm, harm, self.fooled(outputs, targets))
 
 
 def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,6 +148,6 @@ def get_objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def better(loss: Tensor, fooled: Tensor, best_loss: Tensor, best_fooled: Tensor) -> Tensor:
-    """bool (N,): the new result is worse for the model. Being fooled beats any loss."""
-    return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss)) | torch.isnan(best_loss)
+def better(harm: Tensor, fooled: Tensor, best_harm: Tensor, best_fooled: Tensor) -> Tensor:
+    """bool (N,): the new result is worse for the model. Being fooled beats any harm."""
+    return (fooled & ~best_fooled) | ((fooled == best_fooled) & (harm > best_harm)) | torch.isnan(best_harm)

@@ -81,6 +81,11 @@ class ThreatModel:
         """Steepest ascent of length 1 in the norm: the sign, or the gradient over its length (0 stays 0)."""
         return gradient.sign() if self.norm == "linf" else _unit(gradient)
 
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """(N,) gain of a linear function along the steepest ascent of length 1."""
+        flat = gradient.flatten(1)
+        return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
+
     def verify(self, adversarial: Tensor, images: Tensor) -> None:
         """Raises:
         ThreatModelViolation: a perturbation is too long, a pixel is out of range or not a number.
