@@ -111,10 +111,11 @@ class AttackedBatch:
         padding = None if self.padding is None else self.padding[rows]
         return self.inner.class_logits(images[rows], padding=padding)
 
-    def attack(self, name: str, attack: Attack, wanted: Tensor) -> Outcome:
+    def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> Outcome:
         """Runs the attack on those of the images `wanted`, bool (N,), that it has not been run on yet.
 
-        An attack gives an image the same result in any batch, so it does not matter who asked for it first.
+        An attack gives an image the same result in any batch, so it does not matter who asked for it first. `starts`
+        (N, 3, H, W) are where it begins instead of a random point.
         """
         if name not in self.outcomes:
             self.outcomes[name] = Outcome(self.images.clone(), torch.zeros_like(wanted))
@@ -124,7 +125,9 @@ class AttackedBatch:
             return outcome
         start = time.perf_counter()
         rows = index.tolist()
-        result, _ = attack_batch(attack, self.inner, [self.items[row] for row in rows], self.keys[rows])
+        begin = None if starts is None else starts[index]
+        items = [self.items[row] for row in rows]
+        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=begin)
         outcome.images[index] = result.images
         outcome.done[index] = True
         cost = outcome.cost
@@ -146,6 +149,8 @@ class AttackedBatch:
 def _sum_of_first_run(history: Tensor, steps: int) -> np.ndarray:
     """(S,) from (runs * S, M), NaN where an image had left; such an image keeps its last loss, 0 if it had none."""
     losses = history[:steps].double().cpu().numpy()
+    # A run that everyone left before its end is shorter.
+    losses = np.pad(losses, ((0, steps - len(losses)), (0, 0)), constant_values=np.nan)
     for step in range(1, len(losses)):
         gone = np.isnan(losses[step])
         losses[step, gone] = losses[step - 1, gone]

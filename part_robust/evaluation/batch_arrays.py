@@ -126,12 +126,15 @@ class Merged:
     def __init__(self, batches: Sequence[BatchArrays]) -> None:
         """
         Raises:
-            ValueError: there are none, so the data set is empty.
+            ValueError: there are none, so the data set is empty; an image occurs twice.
         """
         if not batches:
             raise ValueError("no image was evaluated: is the data set empty?")
         self.batches = batches
-        order = np.argsort(np.concatenate([batch["images.image_id"] for batch in batches]), kind="stable")
+        ids = np.concatenate([batch["images.image_id"] for batch in batches])
+        if len(np.unique(ids)) < len(ids):
+            raise ValueError("an image was evaluated twice: is its image_id that of another image, too?")
+        order = np.argsort(ids)
         names = [name for name in batches[0] if name.startswith("images.")]
         names += sorted({name for batch in batches for name in batch if name.startswith("images.")} - set(names))
         # Sorted by image id: the same for any number of processes and any order.
@@ -164,7 +167,7 @@ class Merged:
         return np.sum([batch[name] for batch in self.batches if name in batch], axis=0)
 
     def evaluate(self, row: str, evaluators: DatasetEvaluators) -> dict[str, dict[str, float]]:
-        """Task -> metrics of a row. To be called by the main process, or by all with the same batches nowhere else."""
+        """Task -> metrics of a row. For the main process: the evaluators' own gathering finds nothing elsewhere."""
         evaluators.reset()
         for number, evaluator in enumerate(evaluators._evaluators):
             prefix = f"evaluators.{row}.{number}."

@@ -5,7 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; A attacks of a tier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,11 +77,23 @@ class TierResult:
     outputs_by_attack: dict[str, list[dict]]
 
 
-def run_tier(tier: Tier, batch: AttackedBatch) -> TierResult:
-    return _worst_parts(tier, batch) if tier.kind == "parts" else _worst_class(tier, batch)
+def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
+    """
+    Args:
+        tier: what to run.
+        batch: on what.
+        note: is told before each attack what comes.
+
+    Raises:
+        ValueError: the model has no classes, or no parts, to attack.
+    """
+    if not (batch.has_parts if tier.kind == "parts" else batch.has_classes):
+        missing = "parts" if tier.kind == "parts" else "class head"
+        raise ValueError(f"tier {tier.name!r} measures {tier.objective}, and this model has no {missing}")
+    return (_worst_parts if tier.kind == "parts" else _worst_class)(tier, batch, note)
 
 
-def _worst_class(tier: Tier, batch: AttackedBatch) -> TierResult:
+def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
     everything = tier.kind == "full"
     clean = torch.stack([output["class_logits"] for output in batch.clean])
     worst_margin, wrong = margins(clean, batch.labels)
@@ -93,6 +105,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch) -> TierResult:
         rows = standing.nonzero()[:, 0]
         if not len(rows):
             break
+        note(f"{tier.name}, {name} on {len(rows)} of {len(batch)} images")
         outcome = batch.attack(name, attack, standing)
         # Asked anew instead of trusting the attack: one scale for attacks that maximise different losses.
         margin, fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])
@@ -110,13 +123,14 @@ def _worst_class(tier: Tier, batch: AttackedBatch) -> TierResult:
     return TierResult(images, batch.outputs(images), broken_by, verdicts, {}, {})
 
 
-def _worst_parts(tier: Tier, batch: AttackedBatch) -> TierResult:
+def _worst_parts(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
     clean = label_counts(batch.clean, batch.items, batch.num_parts)
     labelled = clean.pixels > 0
     images, outputs = batch.images.clone(), list(batch.clean)
     broken_by, worst = torch.full_like(batch.labels, -1), clean.right.clone()
     verdicts, counts, outputs_by_attack = {}, {}, {}
     for index, (name, attack) in enumerate(tier.attacks.items()):
+        note(f"{tier.name}, {name}")
         outcome = batch.attack(name, attack, labelled)
         outputs_by_attack[name] = batch.outputs(outcome.images)
         counts[name] = label_counts(outputs_by_attack[name], batch.items, batch.num_parts)
