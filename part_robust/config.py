@@ -211,33 +211,59 @@ def _add_dino(cfg: CfgNode) -> None:
 
 def _attack_defaults() -> CfgNode:
     node = CfgNode()
-    # Name in ATTACK_REGISTRY.
+    # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square" or "RandomNoise".
     node.NAME = "PGD"
-    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits,
-    # "pixel_cross_entropy" of dense parts, and of detectors "part_loss" (matched anew at every step), "part_loss_fixed"
-    # (matched on the image before the attack), or "joint" and "joint_fixed": class and part loss as in training.
+    # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and for
+    # APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
+    # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
+    # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and part
+    # loss as in training. FAB has a loss of its own and ignores this.
     node.OBJECTIVE = "cross_entropy"
     # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
     node.NORM = "linf"
     node.EPS = 8.0
+    # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.
     node.STEPS = 10
-    # Step length in the norm, 0..255 units.
+    # PGD: step length in the norm, 0..255 units.
     node.STEP_SIZE = 1.0
-    # Start uniformly in the ball instead of at the image.
+    # PGD and APGD: start uniformly in the ball instead of at the image.
     node.RANDOM_START = True
     # Independent runs; the worst result of each image is kept.
     node.RESTARTS = 1
-    # Which iterate of a run counts: "last" (the thesis) or "best" (the worst for the model along the path, the image
-    # itself included, so that attacked accuracy is never above clean accuracy).
+    # PGD: which iterate of a run counts, "last" (the thesis) or "best" (the worst for the model along the path, the
+    # image itself included, so that attacked accuracy is never above clean accuracy). All others keep the best.
     node.KEEP = "last"
-    # Random starts depend on this seed, the image id and the restart only.
+    # Random numbers depend on this seed, the image id, the restart and the target only.
     node.SEED = 0
-    # Images that are fooled leave the batch; PGD needs KEEP best for it. Flags are the same as without. The batch is
-    # looked at every COMPACT_EVERY steps.
+    # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives, those
+    # without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps between
+    # two looks at the batch.
     node.EARLY_STOP = False
     node.COMPACT_EVERY = 10
     # Keep the loss of every step, for convergence plots and checks.
     node.RECORD_HISTORY = False
+    # Classes that targeted objectives and FAB aim at, one run each; never more than there are wrong ones.
+    node.NUM_TARGETS = 9
+    # Their order: "logits" (largest first), or "malt" (Melamed et al., 2024): smallest logit gap per length of the
+    # gradient difference, among the TARGET_CANDIDATES largest wrong logits, for one backward pass each.
+    node.TARGET_RANKING = "logits"
+    node.TARGET_CANDIDATES = 100
+    # APGD: weight of the gradient step against the last move; share of the steps between two checkpoints that must
+    # raise the loss, lest the step size halve (alpha and rho of the paper, 0..1).
+    node.APGD_MOMENTUM = 0.75
+    node.APGD_SUCCESS_SHARE = 0.75
+    # APGD: pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
+    # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
+    node.RADIUS_SCHEDULE = ()
+    # FAB: largest weight of the step from the original, length of steps relative to the way to the boundary, share of
+    # the perturbation kept after a success (alpha_max, eta and beta of the paper), and forward passes of the search
+    # for a nearer image in the end.
+    node.FAB_ALPHA_MAX = 0.1
+    node.FAB_OVERSHOOT = 1.05
+    node.FAB_BACKWARD = 0.9
+    node.FAB_FINAL_SEARCH = 3
+    # Square: share of the image that the first squares cover, 0..1 (p of the paper).
+    node.SQUARE_AREA = 0.8
     return node
 
 
@@ -276,6 +302,49 @@ def _add_attack(cfg: CfgNode) -> None:
     # One step from the image itself (Goodfellow et al., 2015).
     specs.fgsm = _attack_defaults()
     specs.fgsm.merge_from_list(["STEPS", 1, "STEP_SIZE", 8.0, "RANDOM_START", False])
+    _add_standard_attacks(specs)
+    _add_part_attacks(specs)
+
+
+def _add_standard_attacks(specs: CfgNode) -> None:
+    """AutoAttack's numbers: 100 steps, one restart, 9 targets, 5000 queries. Nothing here depends on the radius."""
+    shared = ["NAME", "APGD", "STEPS", 100, "EARLY_STOP", True]
+    for name, objective in (
+        ("apgd_ce", "cross_entropy"),
+        ("apgd_margin", "margin"),
+        # Below four classes these two fall back to the margin.
+        ("apgd_dlr", "dlr"),
+        ("apgd_t", "targeted_dlr"),
+    ):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list([*shared, "OBJECTIVE", objective])
+    specs.fab_t = _attack_defaults()
+    specs.fab_t.merge_from_list(["NAME", "FAB", "STEPS", 100, "OBJECTIVE", "targeted_margin", "EARLY_STOP", True])
+    specs.square = _attack_defaults()
+    specs.square.merge_from_list(["NAME", "Square", "STEPS", 5000, "OBJECTIVE", "margin", "EARLY_STOP", True])
+    # The control: the worst of ten uniform draws.
+    specs.noise = _attack_defaults()
+    specs.noise.merge_from_list(["NAME", "RandomNoise", "STEPS", 10, "OBJECTIVE", "margin"])
+
+
+def _add_part_attacks(specs: CfgNode) -> None:
+    """Attacks on dense parts."""
+    for name in ("segpgd", "cospgd"):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list(["OBJECTIVE", name, "STEPS", 100, "STEP_SIZE", 0.8, "KEEP", "best"])
+    # SEA (Croce, Singh and Hein, 2023): the worst of these three per image, 300 steps each, from twice the radius down.
+    for name, objective in (
+        ("sea_masked", "masked_cross_entropy"),
+        ("sea_balanced", "balanced_cross_entropy"),
+        ("sea_js", "jensen_shannon"),
+    ):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list(["NAME", "APGD", "OBJECTIVE", objective, "STEPS", 300])
+        specs[name].RADIUS_SCHEDULE = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
+    # The loss of detectors, matched anew at every step, and matched on the image before the attack.
+    for name in ("part_loss", "part_loss_fixed"):
+        specs["apgd_" + name] = _attack_defaults()
+        specs["apgd_" + name].merge_from_list(["NAME", "APGD", "OBJECTIVE", name, "STEPS", 100])
 
 
 def _add_test(cfg: CfgNode) -> None:

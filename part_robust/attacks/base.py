@@ -66,6 +66,7 @@ class Attack(ABC):
 
     # Attacks without gradients cannot be blind.
     uses_gradient = True
+    least_steps = 1
     # A run returns the worst image it met, so it knows whether the model is fooled.
     keeps_best = True
 
@@ -87,13 +88,13 @@ class Attack(ABC):
         Args:
             threat_model: norm, radius, pixel range.
             objective: what to maximise.
-            steps: of each run, 0 or more.
+            steps: of each run.
             restarts: independent runs; the worst result per image is kept.
             seed: of the random numbers.
             offer_original: the image itself competes with the runs' results, so that an image which the model gets
                 wrong stays wrong; costs one forward pass. Objectives that aim at classes need that pass anyway.
-            early_stop: images that are fooled leave the batch. Their flags are the same as without, their images the
-                worst so far instead of the worst there is.
+            early_stop: images for which nothing worse can happen (`Objective.finished`) leave the batch: those whose
+                class is wrong. Flags are the same as without, images the worst so far instead of the worst there is.
             compact_every: steps between two looks at who may leave, which cost a host-device exchange each.
             targets: how to choose the classes that targeted objectives aim at, one run for each.
             record_history: fill `AttackResult.history`.
@@ -103,8 +104,8 @@ class Attack(ABC):
         """
         if restarts < 1:
             raise ValueError(f"an attack needs at least 1 restart, got {restarts}")
-        if steps < 0:
-            raise ValueError(f"STEPS must not be negative, is {steps}")
+        if steps < self.least_steps:
+            raise ValueError(f"{type(self).__name__} needs STEPS of at least {self.least_steps}, got {steps}")
         if compact_every < 1:
             raise ValueError(f"COMPACT_EVERY must be at least 1, is {compact_every}")
         if objective.targeted and targets is None:
@@ -146,7 +147,7 @@ class Attack(ABC):
         assert found.harm is not None and found.fooled is not None
         blind = torch.full_like(found.fooled, self.uses_gradient)
         if self.early_stop:
-            blind &= ~found.fooled  # these leave before the first step
+            blind &= ~self.objective.finished(found.harm, found.fooled)  # these leave before the first step
         return Run(images=problem.images.clone(), zero_gradient=blind, harm=found.harm, fooled=found.fooled)
 
     @final
@@ -230,8 +231,8 @@ class Attack(ABC):
     def _standing(self, problem: Problem, best: Run) -> Problem:
         if not self.early_stop:
             return problem
-        assert best.fooled is not None
-        index = (~best.fooled[problem.rows]).nonzero()[:, 0]
+        assert best.harm is not None and best.fooled is not None
+        index = (~self.objective.finished(best.harm, best.fooled)[problem.rows]).nonzero()[:, 0]
         return problem if len(index) == len(problem) else problem.select(index)
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
@@ -254,7 +255,7 @@ class Attack(ABC):
                 history.append(torch.full((batch,), float("nan"), device=place.device))
                 history[-1][problem.rows] = state.loss
             if self.early_stop and (step + 1) % self.compact_every == 0 and step + 1 < self.steps:
-                index = (~state.best_fooled).nonzero()[:, 0]
+                index = (~self.objective.finished(state.best_harm, state.best_fooled)).nonzero()[:, 0]
                 if len(index) == len(place):
                     continue
                 if whole is None:

@@ -14,6 +14,8 @@ from part_robust.attacks.state import State
 class PGD(Attack):
     """Steps of fixed length along the steepest ascent, projected back after each."""
 
+    least_steps = 0
+
     def __init__(
         self, *, steps: int = 10, step_size: float = 1.0, random_start: bool = True, keep: str = "last", **shared: Any
     ) -> None:
@@ -62,7 +64,7 @@ class PGD(Attack):
         if self.keeps_best:
             state.see(state.x, found)
         state.loss = found.loss
-        state.notice(slope)
+        state.notice(slope, found)
         length = self.step_size * problem.scale
         state.x = problem.project(state.x + length * problem.threat_model.ascent_direction(slope))
 

@@ -127,7 +127,7 @@ def gradient(
         objective: what to maximise.
         adversarial: where, (N, 3, H, W).
         progress: share of the attack that is over, for objectives that change on the way.
-        judged: without, the score has the loss alone.
+        judged: without, the score has neither harm nor verdict.
 
     Raises:
         AttackError: the outputs do not depend on the images.

@@ -101,9 +101,11 @@ class State(Rows):
         self.best_harm = torch.where(take, found.harm, self.best_harm)
         self.best_fooled = torch.where(take, found.fooled, self.best_fooled)
 
-    def notice(self, slope: Tensor) -> None:
+    def notice(self, slope: Tensor, found: Score) -> None:
         """Remembers whether there was a gradient. Stays on the device: one look at it in the end, none per step."""
         self.blind = self.blind & (slope == 0).flatten(1).all(dim=1)
+        if found.idle is not None:
+            self.blind = self.blind & ~found.idle
 
 
 def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:

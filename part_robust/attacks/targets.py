@@ -5,6 +5,7 @@ Letters: N images, C classes, T classes to aim at, K candidates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -36,6 +37,14 @@ class TargetChoice:
             raise ValueError(f"TARGET_RANKING must be one of {RANKINGS}, is {self.ranking!r}")
         if self.candidates < 1:
             raise ValueError(f"TARGET_CANDIDATES must be at least 1, is {self.candidates}")
+
+    @classmethod
+    def from_config(cls, node: Mapping) -> TargetChoice:
+        return cls(
+            number=node.get("NUM_TARGETS", 9),
+            ranking=node.get("TARGET_RANKING", "logits"),
+            candidates=node.get("TARGET_CANDIDATES", 100),
+        )
 
     def describe(self) -> dict:
         values = asdict(self)

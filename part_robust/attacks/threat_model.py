@@ -50,7 +50,11 @@ class ThreatModel:
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """(N,) norms of the perturbations."""
-        delta = (adversarial - images).flatten(1)
+        return self.length(adversarial - images)
+
+    def length(self, change: Tensor) -> Tensor:
+        """(N,) norms of changes (N, 3, H, W)."""
+        delta = change.flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
 
     def random_start(self, images: Tensor, keys: Tensor) -> Tensor:
