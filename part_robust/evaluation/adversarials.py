@@ -35,7 +35,9 @@ def round_into_ball(attacked: Tensor, images: Tensor, threat_model: ThreatModel)
         ValueError: the originals are not whole, so there may be no allowed whole value near them.
     """
     if not torch.equal(images, images.round()):
-        raise ValueError("TEST.SAVE_ADVERSARIALS png needs images with whole pixel values; these have fractions: use npz")
+        raise ValueError(
+            "TEST.SAVE_ADVERSARIALS png needs images with whole pixel values; these have fractions: use npz"
+        )
     delta = attacked - images
     if threat_model.norm == "linf":
         largest = float(np.floor(threat_model.eps + 1e-4))
@@ -104,7 +106,9 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png")
+        raise FileNotFoundError(
+            f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
+        )
     for path in paths:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

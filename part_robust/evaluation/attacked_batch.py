@@ -6,7 +6,7 @@ Letters: N images of (3, H, W), RGB, 0..255; C classes; P parts, K = P + 1 label
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
-from part_robust.attacks.objective import class_margin
+from part_robust.attacks.class_losses import class_margin
 from part_robust.evaluation.conversion import predicted_labels
 
 
@@ -184,7 +184,7 @@ class LabelCounts:
         return self.truth.sum(dim=1)
 
 
-def label_counts(outputs: list[Mapping], items: list[dict], num_parts: int) -> LabelCounts:
+def label_counts(outputs: Sequence[Mapping], items: list[dict], num_parts: int) -> LabelCounts:
     """Counts of a batch; images without part labels have none."""
     labels = num_parts + 1
     size = tuple(items[0]["sem_seg"].shape)

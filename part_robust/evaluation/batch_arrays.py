@@ -88,7 +88,7 @@ def describe_batch(
 def _rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> Iterator[tuple[str, list[dict]]]:
     """Name and outputs of everything that the evaluators look at."""
     yield "clean", batch.clean
-    seen = set()
+    seen: set[str] = set()
     for tier, result in results.items():
         yield tier.name, result.outputs
         for name, outputs in result.outputs_by_attack.items():

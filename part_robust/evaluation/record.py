@@ -96,7 +96,7 @@ def right(merged: Merged, row: str) -> np.ndarray:
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
-    """bool (N,), the class is right under a tier: when its images were scored at last, and after each of its attacks."""
+    """bool (N,), the class is right under a tier: on its images as scored last, and after each of its attacks."""
     final = right(merged, tier.name)
     return final & (merged.images[f"broken_by.{tier.name}"] < 0) if tier.kind == "class" else final
 
