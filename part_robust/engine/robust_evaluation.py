@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -188,6 +189,9 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
         identity = _identity(cfg, plan, model, weights, weights_of, [record["image_id"] for record in records])
         journal = _open(journal_folder(cfg, dataset), identity, resume)
+        if comm.is_main_process() and adversarials.exists() and not journal.batches():
+            _move_aside(adversarials)  # another evaluation's
+        comm.synchronize()
         evaluators = PartTrainer.build_evaluator(cfg, dataset)
 
         def remaining(
@@ -236,6 +240,12 @@ def _open(folder: Path, identity: dict[str, str], resume: bool) -> Journal:
     journal = Journal(folder)
     journal.folder.mkdir(parents=True, exist_ok=True)  # on other machines
     return journal
+
+
+def _move_aside(folder: Path) -> None:
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    folder.rename(previous)
 
 
 def _identity(
