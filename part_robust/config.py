@@ -377,6 +377,19 @@ def _add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Run the dear checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
+    cfg.TEST.AUDIT = False
+    # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of
+    # the short attacks, steps of the one that is doubled to see whether it has converged, random perturbations that
+    # compete with the attack, and forward passes averaged where a model turns out to be random.
+    checks = cfg.TEST.CHECKS = CfgNode()
+    checks.IMAGES = 32
+    checks.DIRECTIONS = 8
+    checks.STEPS = 20
+    checks.LONG_STEPS = 100
+    checks.NOISE_DRAWS = 100
+    checks.EOT_DRAWS = 10
+    checks.SEED = 0
 
 
 def attack_spec(cfg: CfgNode, name: str) -> CfgNode:
