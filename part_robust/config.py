@@ -447,6 +447,42 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True
+    # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
+    # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
+    cfg.TEST.TIER = ""
+    # Tiers by name: attacks of ATTACK.SPECS, cheap ones first. "thesis" runs each on every image. Any other tier is the
+    # worst case per image: of attacks on the class for the class, where only images that are still right are attacked
+    # further; of attacks on the parts for pixel accuracy. Attacks on parts of another kind than the model's (dense or
+    # boxes) are left out.
+    tiers = cfg.TEST.TIERS = CfgNode(new_allowed=True)
+    tiers.thesis = ["pgd100x5"]
+    tiers.screen = ["apgd_ce", "apgd_t"]
+    tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
+    # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
+    # attack's spec says. Step lengths of PGD stay as they are.
+    cfg.TEST.NORM = ""
+    cfg.TEST.EPS = -1.0
+    # Radii, 0..255 units, at which class accuracy is measured by TEST.EPS_CURVE_ATTACK, such as (0, 1, 2, 4, 8, 16);
+    # () for none. Needs TEST.TIER.
+    cfg.TEST.EPS_CURVE = ()
+    cfg.TEST.EPS_CURVE_ATTACK = "apgd_ce"
+    # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
+    # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
+    cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Run the dear checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
+    cfg.TEST.AUDIT = False
+    # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of
+    # the short attacks, steps of the one that is doubled to see whether it has converged, random perturbations that
+    # compete with the attack, and forward passes averaged where a model turns out to be random.
+    checks = cfg.TEST.CHECKS = CfgNode()
+    checks.IMAGES = 32
+    checks.DIRECTIONS = 8
+    checks.STEPS = 20
+    checks.LONG_STEPS = 100
+    checks.NOISE_DRAWS = 100
+    checks.EOT_DRAWS = 10
+    checks.SEED = 0
 
 
 def attack_spec(cfg: CfgNode, name: str) -> CfgNode:

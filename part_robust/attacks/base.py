@@ -162,6 +162,7 @@ class Attack(ABC):
         keys: Tensor,
         padding: Tensor | None = None,
         scored: bool = False,
+        starts: Tensor | None = None,
     ) -> AttackResult:
         """Attacks one batch. The model behind `forward` should be inside `attack_view`.
 
@@ -174,6 +175,8 @@ class Attack(ABC):
                 batch size and order.
             padding: bool (N, H, W), True on pixels that must not move.
             scored: report `fooled` in any case, at the cost of a forward pass where it is not known anyway.
+            starts: (N, 3, H, W), where attacks that start at a random point begin their first restart instead, such as
+                the result at a smaller radius.
 
         Raises:
             AttackError: the outputs do not depend on the images.
@@ -189,6 +192,7 @@ class Attack(ABC):
             threat_model=self.threat_model.scaled(self.scale),
             scale=self.scale,
             rows=torch.arange(len(images), device=images.device),
+            starts=starts,
         )
         scored = scored or self.keeps_best or self.restarts > 1
         history: list[Tensor] = []
@@ -235,6 +239,8 @@ class Attack(ABC):
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
         """With the keys and the target of one run."""
+        if restart > 0:
+            problem = replace(problem, starts=None)
         if problem.aims is None:
             return replace(problem, keys=noise.make_keys(self.seed, problem.keys, restart))
         keys = noise.make_keys(self.seed, problem.keys, restart, aim)

@@ -94,7 +94,12 @@ class ModelView:
 
 
 def attack_batch(
-    attack: Attack, inner: Any, batched_inputs: list[dict], keys: Tensor, scored: bool = False
+    attack: Attack,
+    inner: Any,
+    batched_inputs: list[dict],
+    keys: Tensor,
+    scored: bool = False,
+    starts: Tensor | None = None,
 ) -> tuple[AttackResult, Tensor | None]:
     """Attacks a batch of the mapper's dicts.
 
@@ -105,10 +110,11 @@ def attack_batch(
         batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
         keys: int64 (N,).
         scored: as of `Attack`.
+        starts: as of `Attack`.
 
     Returns:
         The result and the padding mask of the batch.
     """
     images, padding = inner.preprocess(batched_inputs)
     view = ModelView(inner, attack.objective, batched_inputs, images, padding)
-    return attack(view, images, view.targets(), keys=keys, padding=padding, scored=scored), padding
+    return attack(view, images, view.targets(), keys=keys, padding=padding, scored=scored, starts=starts), padding

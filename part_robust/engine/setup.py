@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks
 from part_robust.evaluation.report import build_record, results_table, write_json
 from part_robust.modeling.part_classifier import with_counts
@@ -111,34 +112,49 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
-    """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL.
+    """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL, or under the tiers of TEST.TIER.
 
-    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json.
+    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json. With `resume`, weights are
+    those of the last checkpoint, and an interrupted evaluation with tiers goes on, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
-    attacks = build_attacks(cfg, cfg.ATTACK.EVAL)
+    # A wrong name must not come up after the weights are loaded and the images attacked.
+    attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
+    build_tiers(cfg), build_curve(cfg)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
-    weights = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
+    weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    interrupted = resumed_weights(cfg) if resume and cfg.TEST.TIER else None
+    if resume and checkpointer.has_checkpoint() and interrupted != "MODEL.WEIGHTS":
+        weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
     iteration = checkpointer.load(weights).get("iteration", 0)
-    results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
+    local = checkpointer.path_manager.get_local_path(weights) if weights else ""
+    shown, evaluations = attacks, None
+    if cfg.TEST.TIER:
+        found = evaluate_tiers(cfg, model, local, weights_of, resume)
+        results, warnings, attacks, shown = found.results, found.warnings, found.attacks, found.shown
+        evaluations = found.evaluations
+    else:
+        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
     if not comm.is_main_process():
         return OrderedDict()
+    node = cfg.MODEL.PART_CLASSIFIER
     record = build_record(
         results=results,
         attacks=attacks,
         warnings=warnings,
-        checkpoint=checkpointer.path_manager.get_local_path(weights) if weights else "",
+        checkpoint=local,
         config=cfg.dump(),
+        evaluations=evaluations,
+        name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
+        architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
     )
     write_json(os.path.join(cfg.OUTPUT_DIR, "robustness.json"), record)
-    logger.info("Results:\n%s", results_table(results, attacks))
+    logger.info("Results:\n%s", results_table(results, shown))
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)

@@ -66,9 +66,14 @@ class PartTrainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None):
+        """Of `records` of the data set only, if given."""
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=cfg.DATALOADER.TEST_BATCH_SIZE)
+        batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
+        if records is None:
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return build_detection_test_loader(records, mapper=mapper, batch_size=batch_size, num_workers=workers)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
