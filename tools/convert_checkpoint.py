@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turns a public DINO checkpoint (the authors' or detrex's) into one that MODEL.WEIGHTS takes.
+"""Turns a public checkpoint of DINO (the authors' or detrex's) or Mask DINO (the authors') into one for MODEL.WEIGHTS.
 
     python tools/convert_checkpoint.py checkpoint0011_4scale.pth dino_r50.pth \\
         --config-file configs/part_imagenet/dino_detector.yaml
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, help="the public checkpoint")
     parser.add_argument("output", type=Path, help="the file to write")
-    parser.add_argument("--config-file", required=True, help="of a model with a DINO segmenter")
+    parser.add_argument("--config-file", required=True, help="of a model with a DINO or Mask DINO segmenter")
     parser.add_argument("--layout", choices=LAYOUTS, help="found out by default")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
     args = parser.parse_intermixed_args(arguments)

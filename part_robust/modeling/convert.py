@@ -1,7 +1,7 @@
-"""Public DINO checkpoints -> our parameter names, with an account of every key.
+"""Public DINO and Mask DINO checkpoints -> our parameter names, with an account of every key.
 
-Two layouts: the authors' ("official": heads shared by all layers, torchvision backbone) and detrex's (a head for each
-layer, detectron2 backbone).
+Three layouts: of DINO the authors' ("official": heads shared by all layers, torchvision backbone) and detrex's (a head
+for each layer, detectron2 backbone); of Mask DINO the authors' ("mask_dino", detectron2 backbone).
 """
 
 from __future__ import annotations
@@ -66,12 +66,35 @@ _DETREX: Rules = (
     (r"(bbox_embed|class_embed)\.(.+)", r"segmenter.\1.\2", ""),
     (r"criterion\..+|pixel_(?:mean|std)", None, "no weight of the network"),
 )
-LAYOUTS = {"official": _OFFICIAL, "detrex": _DETREX}
 
-# Depend on the number of parts; of another number they start anew.
-_PART_COUNT_KEYS = re.compile(
-    r"segmenter\.(class_embed\.\d+|query_selection\.enc_out_class_embed)\.(weight|bias)|segmenter\.label_enc\.weight"
+_SECOND_BOX_HEAD = "a second name of the box head, which all layers share"
+_MASK_DINO: Rules = (
+    (r"backbone\.((?:stem|res\d)\..+)", r"backbone.\1", ""),
+    (r"sem_seg_head\.pixel_decoder\.transformer\.((?:encoder\.|level_embed).*)", r"segmenter.pixel_decoder.\1", ""),
+    (
+        r"sem_seg_head\.pixel_decoder\.((?:input_proj|adapter_1|layer_1|mask_features)\..+)",
+        r"segmenter.pixel_decoder.\1",
+        "",
+    ),
+    (r"sem_seg_head\.predictor\._bbox_embed\.(.+)", r"segmenter.bbox_embed.\1", ""),
+    (r"sem_seg_head\.predictor\.(?:decoder\.)?bbox_embed\..+", None, _SECOND_BOX_HEAD),
+    (r"sem_seg_head\.predictor\.decoder_norm\..+", None, "a second name of the decoder's norm"),
+    (r"sem_seg_head\.predictor\.(enc_output(?:_norm)?\..+)", r"segmenter.query_selection.\1", ""),
+    (
+        r"sem_seg_head\.predictor\.((?:decoder|query_feat|query_embed|class_embed|mask_embed|label_enc)\..+)",
+        r"segmenter.\1",
+        "",
+    ),
+    (r"criterion\..+|pixel_(?:mean|std)", None, "no weight of the network"),
 )
+LAYOUTS = {"official": _OFFICIAL, "detrex": _DETREX, "mask_dino": _MASK_DINO}
+
+# Depend on the number of parts, and on whether there is a class "no object"; of another number they start anew.
+_PART_COUNT_KEYS = re.compile(
+    r"segmenter\.(class_embed(\.\d+)?|query_selection\.enc_out_class_embed)\.(weight|bias)|segmenter\.label_enc\.weight"
+)
+# One row for each query.
+_QUERY_KEYS = tuple(f"segmenter.{name}.weight" for name in ("tgt_embed", "query_feat", "query_embed"))
 
 
 @dataclass
@@ -88,14 +111,17 @@ class Account:
 
 def detect_layout(state: Mapping[str, Tensor]) -> str:
     """Raises:
-    ValueError: the keys are of neither layout.
+    ValueError: the keys are of no known layout.
     """
+    if any(key.startswith("sem_seg_head.predictor.") for key in state):
+        return "mask_dino"
     if any(key.startswith("backbone.0.body.") for key in state):
         return "official"
     if any(key.startswith("neck.convs.") for key in state):
         return "detrex"
     raise ValueError(
-        "neither the authors' DINO layout (keys backbone.0.body.*) nor detrex's (keys neck.convs.*); "
+        "neither the authors' DINO layout (keys backbone.0.body.*), nor detrex's (keys neck.convs.*), nor Mask DINO's "
+        "(keys sem_seg_head.predictor.*); "
         f"the first keys are {', '.join(list(state)[:3])}"
     )
 
@@ -116,7 +142,7 @@ def our_name(key: str, layout: str) -> tuple[str | None, str]:
 def convert(
     state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], layout: str | None = None
 ) -> tuple[dict[str, Tensor], list[Account]]:
-    """Renames a DINO checkpoint for a model of ours.
+    """Renames a DINO or Mask DINO checkpoint for a model of ours.
 
     Args:
         state: the file's weights.
@@ -146,9 +172,10 @@ def convert(
             accounts.append(Account("dropped", key, reason=reason))
             continue
         if value.shape != model_state[name].shape:
-            if name == "segmenter.tgt_embed.weight" and len(value) > len(model_state[name]):
-                value = value[: len(model_state[name])]
-                reason = f"the first {len(value)} of {len(state[key])} queries"
+            rows = len(model_state[name]) if name in _QUERY_KEYS else len(value)
+            if rows < len(value) and value.shape[1:] == model_state[name].shape[1:]:
+                value = value[:rows]
+                reason = f"the first {rows} of {len(state[key])} queries"
             elif _PART_COUNT_KEYS.fullmatch(name):
                 had, has = tuple(value.shape), tuple(model_state[name].shape)
                 accounts.append(Account("re-initialised", key, name, f"{had} in the file, {has} in the model"))
@@ -157,7 +184,8 @@ def convert(
             else:
                 raise ValueError(
                     f"{key} has shape {tuple(value.shape)}, the model's {name} {tuple(model_state[name].shape)}: "
-                    "MODEL.DINO of the config is another architecture than the checkpoint's"
+                    f"MODEL.{'MASK_DINO' if layout == 'mask_dino' else 'DINO'} of the config is another architecture "
+                    "than the checkpoint's"
                 )
         result[name] = value
         source[name] = key

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+from part_robust.config import get_part_robust_cfg
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout, our_name
 from tests.dino_weights import official_names
+from tests.mask_dino_weights import official_name
 from tests.toy import tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
+MASK_KEY_LIST = ROOT.parent / "shared" / "reference" / "mask-dino-checkpoint-keys.txt"
 KEY_LIST = ROOT.parent / "shared" / "reference" / "dino-checkpoint-keys.txt"
 # A whole ResNet-50, as the checkpoints have, of little width.
 OPTS = [
@@ -168,4 +172,79 @@ def test_tool(tmp_path, capsys):
     assert "layout: official" in text and "renamed" in text and "dropped" in text and "epoch" in text
     with pytest.raises(SystemExit):
         module.main([str(tmp_path / "nowhere.pth"), str(tmp_path / "out.pth"), "--config-file", str(config)])
-    assert set(LAYOUTS) == {"official", "detrex"}
+    assert set(LAYOUTS) == {"official", "detrex", "mask_dino"}
+
+
+def mask_dino(model: str = "mask_dino_segmenter", parts: int = 19, *opts):
+    """On the meta device, but for the weights asked for: whole architectures, without memory."""
+    counts = ["MODEL.PART_CLASSIFIER.NUM_PARTS", parts, "MODEL.PART_CLASSIFIER.NUM_CLASSES", 3]
+    cfg = get_part_robust_cfg(ROOT / "configs" / "models" / f"{model}.yaml", ["MODEL.DEVICE", "meta", *counts, *opts])
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+def to_mask_dino(ours: dict[str, torch.Tensor], layers: int = 9) -> dict[str, torch.Tensor]:
+    """With the second names of the box head and the norm, and the criterion's buffer."""
+    state = {official_name(key): value for key, value in ours.items()}
+    for key in [k for k in state if "._bbox_embed." in k]:
+        for layer in range(layers):
+            for name in ("bbox_embed", "decoder.bbox_embed"):
+                state[key.replace("_bbox_embed", f"{name}.{layer}")] = state[key]
+    for kind in ("weight", "bias"):
+        norm = f"sem_seg_head.predictor.decoder.norm.{kind}"
+        state[norm.replace("decoder.norm", "decoder_norm")] = state[norm]
+    return state | {"criterion.empty_weight": torch.ones(len(ours["segmenter.label_enc.weight"]) + 1)}
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "norm", "keys"),
+    [
+        ("mask_dino_segmenter", 19, "BN", 767),
+        ("mask_dino_segmenter", 150, "FrozenBN", 714),
+        ("mask_dino_instance", 80, "FrozenBN", 720),
+    ],
+)
+def test_mask_dino_layout(model, parts, norm, keys):
+    ours = mask_dino(model, parts, "MODEL.RESNETS.NORM", norm).state_dict()
+    state = to_mask_dino(ours)
+    assert len(state) == keys, "as many as the public files have"
+    assert detect_layout(state) == "mask_dino"
+    result, accounts = convert(state, ours)
+    assert result.keys() == ours.keys()
+    assert all(result[key] is ours[key] for key in ours)
+    assert sorted(a.key for a in accounts) == sorted(state), "each key, once"
+    assert Counter(a.action for a in accounts)["dropped"] == 2 * 9 * 6 + 2 + 1
+    assert all(a.reason for a in accounts if a.action == "dropped")
+
+
+def test_mask_dino_with_other_parts_fewer_layers_and_queries():
+    state = to_mask_dino(mask_dino().state_dict())
+    model = mask_dino("mask_dino_segmenter", 40, "MODEL.MASK_DINO.DECODER_LAYERS", 1, "MODEL.MASK_DINO.NUM_QUERIES", 30)
+    result, accounts = convert(state, model.state_dict())
+    anew = {a.ours: a.reason for a in accounts if a.action == "re-initialised"}
+    assert set(anew) == {f"segmenter.{name}" for name in ("class_embed.weight", "class_embed.bias", "label_enc.weight")}
+    assert "(20, 256) in the file, (41, 256) in the model" in anew["segmenter.class_embed.weight"]
+    assert result["segmenter.query_feat.weight"].shape == (30, 256) and result.keys() == model.state_dict().keys()
+    dropped = {a.key for a in accounts if a.action == "dropped"}
+    assert "sem_seg_head.predictor.decoder.layers.1.norm1.weight" in dropped
+    # As many parts, but sigmoids instead of a softmax with "no object".
+    model = mask_dino("mask_dino_segmenter", 19, "MODEL.MASK_DINO.CLASS_LOSS", "focal")
+    _, accounts = convert(state, model.state_dict())
+    anew = {a.ours for a in accounts if a.action == "re-initialised"}
+    assert anew == {"segmenter.class_embed.weight", "segmenter.class_embed.bias"}
+
+
+def test_mask_dino_of_another_architecture_is_named():
+    state = to_mask_dino(mask_dino().state_dict())
+    with pytest.raises(ValueError, match=r"pixel_decoder.*MODEL\.MASK_DINO of the config is another architecture"):
+        convert(state, mask_dino("mask_dino_instance", 19).state_dict())
+
+
+@pytest.mark.skipif(not MASK_KEY_LIST.exists(), reason="the list of public keys is not part of the repository")
+def test_every_public_mask_dino_key_is_known():
+    lines = [line.split()[0] for line in MASK_KEY_LIST.read_text().splitlines() if line[:1] not in ("", "#")]
+    keys = {re.sub(r"\{i\}", "0", key) for key in lines if key.startswith(("backbone.", "sem_seg_head.", "criterion."))}
+    assert len(keys) > 150
+    for key in keys:
+        name, reason = our_name(key, "mask_dino")
+        assert name is not None or reason.startswith(("a second name", "no weight")), key
