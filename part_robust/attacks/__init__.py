@@ -7,13 +7,17 @@ from part_robust.attacks.base import (
     AttackResult,
     build_attack,
 )
+from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.model_view import attack_batch, attack_view
+from part_robust.attacks.nfgsm import NFGSM, training_radius
 from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.threat_model import ThreatModel, ThreatModelViolation
 
 __all__ = [
     "ATTACK_REGISTRY",
+    "KL_DIVERGENCE",
+    "NFGSM",
     "OBJECTIVES",
     "PGD",
     "Attack",
@@ -23,7 +27,9 @@ __all__ = [
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",
+    "attack_training_batch",
     "attack_view",
     "build_attack",
     "get_objective",
+    "training_radius",
 ]

@@ -305,6 +305,10 @@ class DinoSegmenter(PartSegmenter):
             losses |= {f"loss_part_denoising_{name}": nothing for name in self.criterion.weights}
         return losses
 
+    def label_count(self, targets: PartTargets) -> Tensor:
+        known = [own for own, labelled in zip(targets.instances, targets.labelled.tolist(), strict=True) if labelled]
+        return targets.labelled.new_tensor(sum(len(own) for own in known), dtype=torch.int64)
+
     def match(self, output: PartOutput) -> Matching:
         """Which queries of the last layer answer for which true parts; `output` was made with targets."""
         return self.criterion.matcher(*self._last(output), output.aux["true_parts"])
