@@ -16,6 +16,9 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     """Adds our keys, with defaults, to a detectron2 config in place."""
     add_deeplab_config(cfg)
     _change_detectron2_defaults(cfg)
+    # Python modules of the user's own heads, segmenters and attacks, imported before the model is built
+    # (docs/extending.md).
+    cfg.IMPORTS = []
     _add_input(cfg)
     _add_model(cfg)
     _add_attack(cfg)
@@ -176,6 +179,7 @@ def _add_model(cfg: CfgNode) -> None:
     node.EMPTY_CLASSES = "column"
 
     _add_dino(cfg)
+    _add_mask_dino(cfg)
 
     # DeepLabv3+ as in the thesis: output stride 16, depthwise separable, ASPP rates for stride 16.
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -237,28 +241,109 @@ def _add_dino(cfg: CfgNode) -> None:
     node.MS_DEFORM_ATTN = "auto"
 
 
+def _add_mask_dino(cfg: CfgNode) -> None:
+    # Mask DINO (Li et al., 2022), as in the published semantic models and the thesis; what the published instance
+    # models have instead stands in brackets.
+    node = cfg.MODEL.MASK_DINO = CfgNode()
+    # Backbone features that the encoder sees, fine to coarse, and the number of levels [4]: the missing ones are made
+    # from the last feature by strided convolutions.
+    node.IN_FEATURES = ["res3", "res4", "res5"]
+    node.LEVELS = 3
+    # "coarse_first" (published as high2low), or "fine_first" [low2high]: the order of the encoder's levels and of their
+    # weights. Boxes that start from pixels have sides of 0.05 on the decoder's first level, its coarsest [fine_first].
+    node.LEVEL_ORDER = "coarse_first"
+    # Backbone feature that has the resolution of masks, a quarter of the image's sides.
+    node.MASK_FEATURE = "res2"
+    node.ENCODER_LAYERS = 6
+    # [2048, or 1024 with 3 levels]
+    node.ENCODER_FEEDFORWARD_DIM = 1024
+    # Thesis: 9, or 1.
+    node.DECODER_LAYERS = 9
+    node.FEEDFORWARD_DIM = 2048
+    # [300]
+    node.NUM_QUERIES = 100
+    node.DIM = 256
+    # Channels of the mask features.
+    node.MASK_DIM = 256
+    node.HEADS = 8
+    # Sampling points per head and level.
+    node.POINTS = 4
+    # Queries start from the encoder's most confident pixels [True], or from learned content and boxes; with
+    # LEARNED_CONTENT they take only the boxes from the pixels.
+    node.TWO_STAGE = False
+    node.LEARNED_CONTENT = False
+    # Box such a query starts from: "no" (its pixel's), or the one around the mask predicted for it, "bitmask" or
+    # "mask2box" [with 3 or with 4 levels].
+    node.BOX_INIT = "no"
+    # Predict, and learn, parts from the queries before the first layer too.
+    node.INITIAL_PREDICTION = True
+    # Class loss of a query: "cross_entropy" of a softmax with a further class "no object" that counts
+    # NO_OBJECT_WEIGHT, or "focal" of sigmoids [focal].
+    node.CLASS_LOSS = "cross_entropy"
+    node.NO_OBJECT_WEIGHT = 0.1
+    # Unified denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how far
+    # boxes move, as a share of half a side (centre) and of a side (sides).
+    node.DENOISING_NUMBER = 100
+    node.LABEL_NOISE = 0.4
+    node.BOX_NOISE = 0.4
+    # Training passes boxes between decoder layers as constants. Attacks do not, unless ATTACK.FULL_GRADIENT is False.
+    node.DETACH_REFERENCES = True
+    # Weights of the costs that assign queries to true parts, and of the losses.
+    node.MATCH_CLASS_COST = 4.0
+    node.MATCH_MASK_COST = 5.0
+    node.MATCH_DICE_COST = 5.0
+    node.MATCH_BOX_COST = 5.0
+    node.MATCH_GIOU_COST = 2.0
+    node.CLASS_WEIGHT = 4.0
+    node.MASK_WEIGHT = 5.0
+    node.DICE_WEIGHT = 5.0
+    node.BOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Where masks are compared: "dense", on every pixel at a quarter of the resolution, or "points", on NUM_POINTS
+    # random ones, the published way. At 224 px a mask has 3136 pixels: "dense" costs less there and is not random.
+    # From about 450 px on the points are fewer. Attacks on the part loss always use "dense".
+    node.MASK_LOSS = "dense"
+    node.NUM_POINTS = 12544
+    # Candidates per point, and the share of points chosen among them because the mask is unsure there.
+    node.POINT_OVERSAMPLE = 3.0
+    node.POINT_IMPORTANCE = 0.75
+    node.POINT_SEED = 0
+    # "mean" over decoder layers, so that c_seg weighs parts against the class alike for any number of layers; or
+    # "thesis": the sum over all sets of predictions, the weights in all 399 with 9 layers and 63 with 1.
+    node.LOSS_SCALE = "mean"
+    # What evaluation predicts: "semantic" label maps, "instance" masks with boxes, or both.
+    node.OUTPUTS = ["semantic", "instance"]
+    # Instances per image in evaluation.
+    node.MAX_DETECTIONS = 100
+    # As MODEL.DINO.MS_DEFORM_ATTN.
+    node.MS_DEFORM_ATTN = "auto"
+
+
 def _attack_defaults() -> CfgNode:
     node = CfgNode()
-    # Name in ATTACK_REGISTRY.
+    # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
     node.NAME = "PGD"
-    # What the attack maximises, a name of attacks/objective.py: "cross_entropy" or "margin" of the class logits,
-    # "pixel_cross_entropy" of dense parts, and of detectors "part_loss" (matched anew at every step), "part_loss_fixed"
-    # (matched on the image before the attack), or "joint" and "joint_fixed": class and part loss as in training.
+    # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and for
+    # APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
+    # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
+    # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and part
+    # loss as in training. FAB has a loss of its own and ignores this.
     node.OBJECTIVE = "cross_entropy"
     # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
     node.NORM = "linf"
     node.EPS = 8.0
+    # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.
     node.STEPS = 10
-    # Step length in the norm, 0..255 units.
+    # PGD: step length in the norm, 0..255 units.
     node.STEP_SIZE = 1.0
-    # Start uniformly in the ball instead of at the image.
+    # PGD and APGD: start uniformly in the ball instead of at the image.
     node.RANDOM_START = True
     # Independent runs; the worst result of each image is kept.
     node.RESTARTS = 1
-    # Which iterate of a run counts: "last" (the thesis) or "best" (the worst for the model along the path, the image
-    # itself included, so that attacked accuracy is never above clean accuracy).
+    # PGD: which iterate of a run counts, "last" (the thesis) or "best" (the worst for the model along the path, the
+    # image itself included, so that attacked accuracy is never above clean accuracy). All others keep the best.
     node.KEEP = "last"
-    # Random starts depend on this seed, the image id and the restart only.
+    # Random numbers depend on this seed, the image id, the restart and the target only.
     node.SEED = 0
     # NFGSM only: largest change of a pixel by the noise before the step, in units of EPS. Its step is EPS long; STEPS,
     # STEP_SIZE and RANDOM_START are those of PGD.
@@ -266,6 +351,35 @@ def _attack_defaults() -> CfgNode:
     # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
     # repeats the published evaluation, which overestimates robustness.
     node.FULL_GRADIENT = True
+    # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives, those
+    # without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps between
+    # two looks at the batch.
+    node.EARLY_STOP = False
+    node.COMPACT_EVERY = 10
+    # Keep the loss of every step, for convergence plots and checks.
+    node.RECORD_HISTORY = False
+    # Classes that targeted objectives and FAB aim at, one run each; never more than there are wrong ones.
+    node.NUM_TARGETS = 9
+    # Their order: "logits" (largest first), or "malt" (Melamed et al., 2024): smallest logit gap per length of the
+    # gradient difference, among the TARGET_CANDIDATES largest wrong logits, for one backward pass each.
+    node.TARGET_RANKING = "logits"
+    node.TARGET_CANDIDATES = 100
+    # APGD: weight of the gradient step against the last move; share of the steps between two checkpoints that must
+    # raise the loss, lest the step size halve (alpha and rho of the paper, 0..1).
+    node.APGD_MOMENTUM = 0.75
+    node.APGD_SUCCESS_SHARE = 0.75
+    # APGD: pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
+    # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
+    node.RADIUS_SCHEDULE = ()
+    # FAB: largest weight of the step from the original, length of steps relative to the way to the boundary, share of
+    # the perturbation kept after a success (alpha_max, eta and beta of the paper), and forward passes of the search
+    # for a nearer image in the end.
+    node.FAB_ALPHA_MAX = 0.1
+    node.FAB_OVERSHOOT = 1.05
+    node.FAB_BACKWARD = 0.9
+    node.FAB_FINAL_SEARCH = 3
+    # Square: share of the image that the first squares cover, 0..1 (p of the paper).
+    node.SQUARE_AREA = 0.8
     return node
 
 
@@ -329,6 +443,49 @@ def _add_attack(cfg: CfgNode) -> None:
     # One step from the image itself (Goodfellow et al., 2015).
     specs.fgsm = _attack_defaults()
     specs.fgsm.merge_from_list(["STEPS", 1, "STEP_SIZE", 8.0, "RANDOM_START", False])
+    _add_standard_attacks(specs)
+    _add_part_attacks(specs)
+
+
+def _add_standard_attacks(specs: CfgNode) -> None:
+    """AutoAttack's numbers: 100 steps, one restart, 9 targets, 5000 queries. Nothing here depends on the radius."""
+    shared = ["NAME", "APGD", "STEPS", 100, "EARLY_STOP", True]
+    for name, objective in (
+        ("apgd_ce", "cross_entropy"),
+        ("apgd_margin", "margin"),
+        # Below four classes these two fall back to the margin.
+        ("apgd_dlr", "dlr"),
+        ("apgd_t", "targeted_dlr"),
+    ):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list([*shared, "OBJECTIVE", objective])
+    specs.fab_t = _attack_defaults()
+    specs.fab_t.merge_from_list(["NAME", "FAB", "STEPS", 100, "OBJECTIVE", "targeted_margin", "EARLY_STOP", True])
+    specs.square = _attack_defaults()
+    specs.square.merge_from_list(["NAME", "Square", "STEPS", 5000, "OBJECTIVE", "margin", "EARLY_STOP", True])
+    # The control: the worst of ten uniform draws.
+    specs.noise = _attack_defaults()
+    specs.noise.merge_from_list(["NAME", "RandomNoise", "STEPS", 10, "OBJECTIVE", "margin"])
+
+
+def _add_part_attacks(specs: CfgNode) -> None:
+    """Attacks on dense parts."""
+    for name in ("segpgd", "cospgd"):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list(["OBJECTIVE", name, "STEPS", 100, "STEP_SIZE", 0.8, "KEEP", "best"])
+    # SEA (Croce, Singh and Hein, 2023): the worst of these three per image, 300 steps each, from twice the radius down.
+    for name, objective in (
+        ("sea_masked", "masked_cross_entropy"),
+        ("sea_balanced", "balanced_cross_entropy"),
+        ("sea_js", "jensen_shannon"),
+    ):
+        specs[name] = _attack_defaults()
+        specs[name].merge_from_list(["NAME", "APGD", "OBJECTIVE", objective, "STEPS", 300])
+        specs[name].RADIUS_SCHEDULE = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
+    # The loss of detectors, matched anew at every step, and matched on the image before the attack.
+    for name in ("part_loss", "part_loss_fixed"):
+        specs["apgd_" + name] = _attack_defaults()
+        specs["apgd_" + name].merge_from_list(["NAME", "APGD", "OBJECTIVE", name, "STEPS", 100])
 
 
 def _add_test(cfg: CfgNode) -> None:

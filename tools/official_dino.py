@@ -48,7 +48,7 @@ def load_official(folder: str | Path, **options) -> tuple[torch.nn.Module, torch
     values |= {"device": "cpu", "frozen_weights": None, "masks": False, "dataset_file": "coco", **options}
     # For the rest of the process: its modules import one another by these names.
     sys.path.insert(0, str(folder))
-    sys.modules.update({name: mock.MagicMock() for name in UNUSED if not _installed(name)})
+    sys.modules.update({name: mock.MagicMock() for name in UNUSED if not installed(name)})
     resnet50 = functools.partial(torchvision.models.resnet50)
     with mock.patch("torchvision.models.resnet50", lambda **options: resnet50(**{**options, "pretrained": False})):
         dino = importlib.import_module("models.dino.dino")
@@ -67,7 +67,7 @@ def load_official(folder: str | Path, **options) -> tuple[torch.nn.Module, torch
     return model, criterion
 
 
-def _installed(name: str) -> bool:
+def installed(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ImportError:

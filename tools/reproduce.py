@@ -44,6 +44,15 @@ DINO_SIZES = {
     }.items()
     if not (stem == "dino_two_headed" and "1layer" in size)
 }
+MASK_DINO = {
+    "mask_dino_segmenter": "Mask DINO, parts only",
+    "mask_dino_simple_fixed_9layers": "Mask DINO Simple, fixed matrix, 9 layers",
+    "mask_dino_simple_fixed_1layer": "Mask DINO Simple, fixed matrix, 1 layer",
+    "mask_dino_simple_learned_9layers": "Mask DINO Simple, learned matrix, 9 layers",
+    "mask_dino_simple_learned_1layer": "Mask DINO Simple, learned matrix, 1 layer",
+}
+# Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
+C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
 # Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision. The DeepLab rows of
 # the thesis's Tables 2.1 to 2.3 are those of part_imagenet_deeplab under "boxes", Table 3.4's are in paco_deeplab.
 TABLES = {
@@ -51,13 +60,16 @@ TABLES = {
     "part_shapes_dino": ("part_shapes", DINO, {"boxes": ""}),
     "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
     "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
+    "part_shapes_mask_dino": ("part_shapes", MASK_DINO, {"masks": ""}),
     "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
+    "paco_mask_dino": ("paco", MASK_DINO | C_SEG, {"masks": ""}),
 }
 METRICS = {
     "acc.": ("classification", "accuracy"),
     "pixel acc.": ("part_seg", "pixel_accuracy"),
     "AP": ("part_box", "AP"),
     "AP50": ("part_box", "AP50"),
+    "mask AP": ("part_mask", "AP"),
 }
 
 
@@ -100,6 +112,12 @@ def numbers(record: dict) -> list[float | None]:
     ]
 
 
+def without_empty(rows: Sequence[list], titles: Sequence[str]) -> tuple[list[list], list[str]]:
+    """The table without columns that no row has a number for."""
+    keep = [i for i in range(len(titles)) if any(row[i] is not None for row in rows)]
+    return [[row[i] for i in keep] for row in rows], [titles[i] for i in keep]
+
+
 def notes(cells: Sequence[str], record: dict) -> list[str]:
     """What must be known beside a row's numbers: images, attack, warnings."""
     ((dataset, tasks),) = record["results"].items()
@@ -133,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record = run_phase(Phase(", ".join(cells), config, args.opts))
         rows.append([*cells, *numbers(record)])
         # After every run: an interrupted table is worth something too.
-        table = tabulate(rows, headers(record), tablefmt="github", floatfmt=".1f", missingval="-")
+        table = tabulate(*without_empty(rows, headers(record)), tablefmt="github", floatfmt=".1f", missingval="-")
         footnotes.update(dict.fromkeys(notes(cells, record)))
         path.write_text("\n".join([table, "", *(f"- {line}" for line in footnotes), ""]))
     print(f"\n{path.read_text()}\ntable: {path}")

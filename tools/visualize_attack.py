@@ -15,6 +15,7 @@ from part_robust.attacks import attack_batch, attack_view
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
 from part_robust.engine import PartCheckpointer
+from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import build_attacks
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
 
@@ -31,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def draw(cfg, attack_name: str, count: int, output: str) -> str:
     """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
+    import_modules(cfg)
     register_builtin()
     register_from_config(cfg)
     attack = build_attacks(cfg, [attack_name])[attack_name]

@@ -1,6 +1,6 @@
-"""What every attack shares: the call, restarts, zero gradients, verification, building from config.
+"""What every attack shares: the call, the loop over restarts, targets and steps, and building from config.
 
-Letters: N images of (3, H, W), RGB, 0..255.
+Letters: N images of (3, H, W), RGB, 0..255; T classes to aim at; S steps.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -17,7 +17,10 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 
 from part_robust.attacks import noise
-from part_robust.attacks.objective import Objective, better
+from part_robust.attacks.objective import Objective, Score, get_objective
+from part_robust.attacks.problem import Forward, PlainForward, Problem
+from part_robust.attacks.state import Run, State, worst_of
+from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel
 
 logger = logging.getLogger(__name__)
@@ -28,100 +31,95 @@ Attacks by the name the config gives them. A class is built by `from_config(node
 `ATTACK.TRAIN` in part_robust/config.py, of which any may be missing.
 """
 
-Forward = Callable[[Tensor], Any]
-
-
-class AttackError(RuntimeError):
-    """The attack cannot run on this model."""
-
-
-@dataclass
-class Problem:
-    """One batch under attack.
-
-    Attributes:
-        forward: differentiable, images (N, 3, H, W) -> outputs for the objective.
-        images: the originals.
-        targets: for the objective.
-        movable: float (N, 1, H, W), 0 on padding that must stay as it is; None where all pixels may move.
-        threat_model: with the radius in force (it may be warming up).
-        scale: factor on the radius and so on step sizes, 0..1.
-    """
-
-    forward: Forward
-    images: Tensor
-    targets: Any
-    movable: Tensor | None
-    threat_model: ThreatModel
-    scale: float
-
-    def random_start(self, keys: Tensor) -> Tensor:
-        return self.restrict(self.threat_model.random_start(self.images, keys))
-
-    def project(self, adversarial: Tensor) -> Tensor:
-        return self.restrict(self.threat_model.project(adversarial, self.images))
-
-    def restrict(self, adversarial: Tensor) -> Tensor:
-        """Puts the padding back."""
-        if self.movable is None:
-            return adversarial
-        return self.images + (adversarial - self.images) * self.movable
-
-
-@dataclass
-class Run:
-    """Result of one restart. `loss` and `fooled` (N,) belong to `images`; None where nobody needs to know."""
-
-    images: Tensor
-    zero_gradient: Tensor
-    loss: Tensor | None = None
-    fooled: Tensor | None = None
-
 
 @dataclass
 class AttackResult:
     """Attributes:
     images: (N, 3, H, W), allowed by the threat model (verified).
-    zero_gradient: bool (N,), images whose gradient was zero at every step of every restart: the attack was blind
-        there and the result says nothing about robustness.
+    zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
+        and the result says nothing about robustness. False for images that left before the first step, and for
+        attacks that use no gradient.
+    fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
+    forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
+    backwards: images whose gradient was taken, counted likewise.
+    history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
+        `record_history`.
+    distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
+        that are wrong already, `inf` where none was found; None for attacks that do not look for it.
     """
 
     images: Tensor
     zero_gradient: Tensor
+    fooled: Tensor | None = None
+    forwards: int = 0
+    backwards: int = 0
+    history: Tensor | None = None
+    distance: Tensor | None = None
 
 
 class Attack(ABC):
-    """Maximises an objective inside a threat model."""
+    """Maximises an objective inside a threat model, in runs of equally many steps.
+
+    Attributes:
+        scale: factor on the radius, set by the eps warm-up of training.
+    """
+
+    # Attacks without gradients cannot be blind.
+    uses_gradient = True
+    least_steps = 1
+    # A run returns the worst image it met, so it knows whether the model is fooled.
+    keeps_best = True
 
     def __init__(
         self,
         *,
         threat_model: ThreatModel,
         objective: Objective,
+        steps: int,
         restarts: int = 1,
         seed: int = 0,
-        offer_original: bool = False,
+        offer_original: bool = True,
+        early_stop: bool = False,
+        compact_every: int = 10,
+        targets: TargetChoice | None = None,
+        record_history: bool = False,
     ) -> None:
         """
         Args:
             threat_model: norm, radius, pixel range.
             objective: what to maximise.
+            steps: of each run.
             restarts: independent runs; the worst result per image is kept.
             seed: of the random numbers.
             offer_original: the image itself competes with the runs' results, so that an image which the model gets
-                wrong stays wrong; costs one forward pass.
+                wrong stays wrong; costs one forward pass. Objectives that aim at classes need that pass anyway.
+            early_stop: images for which nothing worse can happen (`Objective.finished`) leave the batch: those whose
+                class is wrong. Flags are the same as without, images the worst so far instead of the worst there is.
+            compact_every: steps between two looks at who may leave, which cost a host-device exchange each.
+            targets: how to choose the classes that targeted objectives aim at, one run for each.
+            record_history: fill `AttackResult.history`.
 
         Raises:
-            ValueError: less than one restart.
+            ValueError: a value is impossible.
         """
         if restarts < 1:
             raise ValueError(f"an attack needs at least 1 restart, got {restarts}")
+        if steps < self.least_steps:
+            raise ValueError(f"{type(self).__name__} needs STEPS of at least {self.least_steps}, got {steps}")
+        if compact_every < 1:
+            raise ValueError(f"COMPACT_EVERY must be at least 1, is {compact_every}")
+        if objective.targeted and targets is None:
+            raise ValueError(f"{type(self).__name__} aims at no class: objective {objective.name!r} needs APGD")
         self.threat_model = threat_model
         self.objective = objective
+        self.steps = steps
         self.restarts = restarts
         self.seed = seed
         self.offer_original = offer_original
-        # Factor on the radius, set by the eps warm-up of training.
+        self.early_stop = early_stop
+        self.compact_every = compact_every
+        self.targets = targets if objective.targeted else None
+        self.record_history = record_history
         self.scale = 1.0
         # Follow the gradient that a model cuts in training; see `attack_view`.
         self.full_gradient = True
@@ -132,28 +130,50 @@ class Attack(ABC):
         """Builds the attack from the keys of ATTACK.TRAIN; missing ones take the constructor's defaults."""
 
     @abstractmethod
-    def run(self, problem: Problem, keys: Tensor, scored: bool) -> Run:
-        """One restart. `keys` int64 (N,) for random numbers; with `scored` the run reports `loss` and `fooled`."""
+    def start(self, problem: Problem, restart: int) -> State:
+        """Where a run begins; `problem.keys` are those of the run."""
+
+    @abstractmethod
+    def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
+        """One step, in place. With `scored`, `state.best` must be right after the last step and `finish`."""
+
+    def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
+        """What a scored run still has to do after its last step."""
+
+    def outcome(self, state: State) -> Run:
+        """Result of a scored run."""
+        return Run(images=state.best, zero_gradient=state.blind, harm=state.best_harm, fooled=state.best_fooled)
+
+    def outcome_of_originals(self, problem: Problem, found: Score) -> Run:
+        """The images themselves as a result."""
+        assert found.harm is not None and found.fooled is not None
+        blind = torch.full_like(found.fooled, self.uses_gradient)
+        if self.early_stop:
+            blind &= ~self.objective.finished(found.harm, found.fooled)  # these leave before the first step
+        return Run(images=problem.images.clone(), zero_gradient=blind, harm=found.harm, fooled=found.fooled)
 
     @final
     def __call__(
         self,
-        forward: Forward,
+        forward: Forward | Callable[[Tensor], Any],
         images: Tensor,
         targets: Any,
         *,
         keys: Tensor,
         padding: Tensor | None = None,
+        scored: bool = False,
     ) -> AttackResult:
         """Attacks one batch. The model behind `forward` should be inside `attack_view`.
 
         Args:
-            forward: differentiable, (N, 3, H, W) -> outputs the objective understands, class logits above all.
+            forward: differentiable, (N, 3, H, W) -> outputs the objective understands, class logits above all. What
+                knows something about each image must be a `Forward`; any other callable is taken for the model.
             images: float (N, 3, H, W), 0..255.
             targets: labels (N,), or what the objective takes.
             keys: int64 (N,), what random starts depend on besides the seed; image ids make results the same for any
                 batch size and order.
             padding: bool (N, H, W), True on pixels that must not move.
+            scored: report `fooled` in any case, at the cost of a forward pass where it is not known anyway.
 
         Raises:
             AttackError: the outputs do not depend on the images.
@@ -161,34 +181,104 @@ class Attack(ABC):
         """
         images = images.detach().clone()  # also leaves inference mode
         problem = Problem(
-            forward=forward,
+            forward=forward if isinstance(forward, Forward) else PlainForward(forward),
             images=images,
             targets=targets,
+            keys=keys.to(images.device),
             movable=None if padding is None else (~padding)[:, None].to(images.dtype),
             threat_model=self.threat_model.scaled(self.scale),
             scale=self.scale,
+            rows=torch.arange(len(images), device=images.device),
         )
-        keys = keys.to(images.device)
-        best: Run | None = None
-        if self.offer_original:
-            loss, fooled = score(problem, self.objective, images)
-            best = Run(images=images, zero_gradient=torch.ones_like(fooled), loss=loss, fooled=fooled)
-        scored = self.restarts > 1 or self.offer_original
+        scored = scored or self.keeps_best or self.restarts > 1
+        history: list[Tensor] = []
+        best, standing = self._originals(problem)
         for restart in range(self.restarts):
-            run = self.run(problem, noise.make_keys(self.seed, keys, restart), scored=scored)
-            best = run if best is None else _worst_of(best, run)
+            for aim in range(1 if standing.aims is None else standing.aims.shape[1]):
+                if not len(standing):
+                    break
+                run = self._run(self._prepared(standing, restart, aim), restart, scored, history, len(images))
+                best = run if best is None else worst_of(best, run, standing.rows)
+                standing = self._standing(standing, best)
         assert best is not None
         problem.threat_model.verify(best.images, images)
-        blind = int(best.zero_gradient.sum()) if self.threat_model.eps > 0 and self.scale > 0 else 0
+        if self.uses_gradient and problem.threat_model.eps > 0:
+            self._warn_if_blind(best.zero_gradient)
+        return AttackResult(
+            images=best.images,
+            zero_gradient=best.zero_gradient,
+            fooled=best.fooled,
+            forwards=problem.counts.forwards,
+            backwards=problem.counts.backwards,
+            history=torch.stack(history) if history else None,
+            distance=best.distance,
+        )
+
+    def _originals(self, problem: Problem) -> tuple[Run | None, Problem]:
+        """The images as a first result, and those that remain to be attacked, with the classes to aim at."""
+        if self.targets is None and not self.offer_original:
+            return None, problem
+        with torch.no_grad():
+            outputs = problem.ask(problem.images)
+            best = self.outcome_of_originals(problem, self.objective.score_originals(outputs, problem.targets))
+        standing = self._standing(problem, best)
+        if self.targets is not None and len(standing):
+            standing = replace(standing, aims=self.targets.choose(standing, outputs[standing.rows]))
+        return best, standing
+
+    def _standing(self, problem: Problem, best: Run) -> Problem:
+        if not self.early_stop:
+            return problem
+        assert best.harm is not None and best.fooled is not None
+        index = (~self.objective.finished(best.harm, best.fooled)[problem.rows]).nonzero()[:, 0]
+        return problem if len(index) == len(problem) else problem.select(index)
+
+    def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
+        """With the keys and the target of one run."""
+        if problem.aims is None:
+            return replace(problem, keys=noise.make_keys(self.seed, problem.keys, restart))
+        keys = noise.make_keys(self.seed, problem.keys, restart, aim)
+        return replace(problem, keys=keys, targets=(problem.targets, problem.aims[:, aim]), aims=None)
+
+    def _run(self, problem: Problem, restart: int, scored: bool, history: list[Tensor], batch: int) -> Run:
+        """All steps of one run, whose images may leave on the way."""
+        state = self.start(problem, restart)
+        place = torch.arange(len(problem), device=problem.images.device)
+        whole: Run | None = None
+        for step in range(self.steps):
+            self.step(problem, state, step, scored)
+            if self.record_history:
+                history.append(torch.full((batch,), float("nan"), device=place.device))
+                history[-1][problem.rows] = state.loss
+            if self.early_stop and (step + 1) % self.compact_every == 0 and step + 1 < self.steps:
+                index = (~self.objective.finished(state.best_harm, state.best_fooled)).nonzero()[:, 0]
+                if len(index) == len(place):
+                    continue
+                if whole is None:
+                    whole = self.outcome(state).copy()
+                else:
+                    whole.put(place, self.outcome(state))
+                state, problem, place = state.select(index), problem.select(index), place[index]
+                if not len(index):
+                    return whole
+        if not scored:
+            return Run(images=state.x, zero_gradient=state.blind)
+        self.finish(problem, state)
+        if whole is None:
+            return self.outcome(state)
+        whole.put(place, self.outcome(state))
+        return whole
+
+    def _warn_if_blind(self, zero_gradient: Tensor) -> None:
+        blind = int(zero_gradient.sum())
         if blind:
             log_every_n_seconds(
                 logging.WARNING,
-                f"{type(self).__name__}: {blind} of {len(images)} images got an all-zero gradient at every step; "
-                "their result says nothing about robustness (saturated or detached logits?)",
+                f"{type(self).__name__}: {blind} of {len(zero_gradient)} images got an all-zero gradient at every "
+                "step; their result says nothing about robustness (saturated or detached logits?)",
                 n=60,
                 name=logger.name,
             )
-        return AttackResult(images=best.images, zero_gradient=best.zero_gradient)
 
     def describe(self) -> dict:
         """Everything a reader needs to repeat the attack, for reports."""
@@ -196,51 +286,29 @@ class Attack(ABC):
             "attack": type(self).__name__,
             "objective": self.objective.name,
             "threat_model": self.threat_model.describe(),
+            "steps": self.steps,
             "restarts": self.restarts,
             "seed": self.seed,
             "full_gradient": self.full_gradient,
+            "offer_original": self.offer_original,
+            "early_stop": self.early_stop,
+            "compact_every": self.compact_every,
+            **({} if self.targets is None else self.targets.describe()),
         }
 
 
-def gradient(problem: Problem, objective: Objective, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Input gradient of the summed objective, and the outputs' `loss` and `fooled`, all (N, ...) and detached.
-
-    Raises:
-        AttackError: the outputs do not depend on the images.
-    """
-    adversarial = adversarial.detach().requires_grad_(True)
-    outputs = problem.forward(adversarial)
-    loss = objective.loss(outputs, problem.targets)
-    if not loss.requires_grad:
-        raise AttackError(
-            "the model's outputs do not depend on the image (detached, or computed without gradient): "
-            "no gradient attack can judge it"
-        )
-    (result,) = torch.autograd.grad(loss.sum(), adversarial, allow_unused=True)
-    if result is None:
-        raise AttackError("the model's outputs do not depend on the image: no gradient attack can judge it")
-    if problem.movable is not None:
-        result = result * problem.movable
-    return result, loss.detach(), objective.fooled(outputs, problem.targets).detach()
-
-
-@torch.no_grad()
-def score(problem: Problem, objective: Objective, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-    """`loss` and `fooled` (N,) of images, without gradient."""
-    outputs = problem.forward(adversarial)
-    return objective.loss(outputs, problem.targets), objective.fooled(outputs, problem.targets)
-
-
-def _worst_of(first: Run, second: Run) -> Run:
-    assert first.loss is not None and first.fooled is not None
-    assert second.loss is not None and second.fooled is not None
-    take = better(second.loss, second.fooled, first.loss, first.fooled)
-    return Run(
-        images=torch.where(take.view(-1, 1, 1, 1), second.images, first.images),
-        zero_gradient=first.zero_gradient & second.zero_gradient,
-        loss=torch.where(take, second.loss, first.loss),
-        fooled=torch.where(take, second.fooled, first.fooled),
-    )
+def shared_arguments(node: Mapping, objective: str = "cross_entropy") -> dict[str, Any]:
+    """The constructor's arguments that all attacks read from the config alike."""
+    return {
+        "threat_model": ThreatModel(norm=node.get("NORM", "linf"), eps=node.get("EPS", 8.0)),
+        "objective": get_objective(node.get("OBJECTIVE", objective)),
+        "steps": node.get("STEPS", 10),
+        "restarts": node.get("RESTARTS", 1),
+        "seed": node.get("SEED", 0),
+        "early_stop": node.get("EARLY_STOP", False),
+        "compact_every": node.get("COMPACT_EVERY", 10),
+        "record_history": node.get("RECORD_HISTORY", False),
+    }
 
 
 def build_attack(node: Mapping, **overrides: Any) -> Attack:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.attacks.base import Attack, AttackResult
+from part_robust.attacks.objective import Objective
 
 
 @contextmanager
@@ -47,30 +48,67 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
             parameter.requires_grad_(flag)
 
 
+class ModelView:
+    """Images -> what an objective reads of a model, for one batch of the mapper's dicts; a `Forward`.
+
+    The model offers `class_logits(images, padding)`, `part_logits(images, padding)` or `part_loss_view(batched_inputs,
+    images, padding, ...)`, whichever the objective reads.
+    """
+
+    def __init__(
+        self, inner: Any, objective: Objective, batched_inputs: list[dict], images: Tensor, padding: Tensor | None
+    ) -> None:
+        """
+        Args:
+            inner: the model, inside `attack_view`.
+            objective: it says whether the attack is aimed at the class or at the parts.
+            batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
+            images: (N, 3, H, W) before the attack.
+            padding: bool (N, H, W), True on letterbox padding.
+        """
+        self.inner = inner
+        self.objective = objective
+        self.batched_inputs = batched_inputs
+        self.images = images
+        self.padding = padding
+        self.view: Callable[[Tensor], Any]
+        if objective.reads == "part_losses":
+            self.view = inner.part_loss_view(batched_inputs, images, padding, **objective.options)
+        else:
+            self.view = functools.partial(getattr(inner, objective.reads), padding=padding)
+
+    def __call__(self, images: Tensor) -> Any:
+        return self.view(images)
+
+    def select(self, index: Tensor) -> ModelView:
+        """The view of the images at `index`; a matching frozen at the originals costs a forward pass again."""
+        batched_inputs = [self.batched_inputs[i] for i in index.tolist()]
+        padding = None if self.padding is None else self.padding[index]
+        return ModelView(self.inner, self.objective, batched_inputs, self.images[index], padding)
+
+    def targets(self) -> Tensor:
+        """What the objective compares with: labels (N,), or label maps (N, H, W)."""
+        if self.objective.reads == "part_logits":
+            return torch.stack([item["sem_seg"] for item in self.batched_inputs]).to(self.images.device)
+        return torch.tensor([item["class_id"] for item in self.batched_inputs], device=self.images.device)
+
+
 def attack_batch(
-    attack: Attack, inner: Any, batched_inputs: list[dict], keys: Tensor
+    attack: Attack, inner: Any, batched_inputs: list[dict], keys: Tensor, scored: bool = False
 ) -> tuple[AttackResult, Tensor | None]:
     """Attacks a batch of the mapper's dicts.
 
     Args:
         attack: the attack; its objective says whether it is aimed at the class or at the parts.
-        inner: the model, inside `attack_view`. It offers `preprocess(batched_inputs)` -> (images, padding), and
-            `class_logits(images, padding)`, `part_logits(images, padding)` or `part_loss_view(batched_inputs, images,
-            padding, ...)`, whichever the objective reads.
-        batched_inputs: with `class_id`, and `sem_seg` for part objectives.
+        inner: the model, inside `attack_view`. Besides what `ModelView` needs it offers `preprocess(batched_inputs)` ->
+            (images, padding).
+        batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
         keys: int64 (N,).
+        scored: as of `Attack`.
 
     Returns:
         The result and the padding mask of the batch.
     """
     images, padding = inner.preprocess(batched_inputs)
-    if attack.objective.reads == "part_losses":
-        view = inner.part_loss_view(batched_inputs, images, padding, **attack.objective.options)
-        labels = torch.tensor([item["class_id"] for item in batched_inputs], device=images.device)
-        return attack(view, images, labels, keys=keys, padding=padding), padding
-    forward: Callable[[Tensor], Tensor] = functools.partial(getattr(inner, attack.objective.reads), padding=padding)
-    if attack.objective.reads == "class_logits":
-        targets = torch.tensor([item["class_id"] for item in batched_inputs], device=images.device)
-    else:
-        targets = torch.stack([item["sem_seg"] for item in batched_inputs]).to(images.device)
-    return attack(forward, images, targets, keys=keys, padding=padding), padding
+    view = ModelView(inner, attack.objective, batched_inputs, images, padding)
+    return attack(view, images, view.targets(), keys=keys, padding=padding, scored=scored), padding

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
-
-from part_robust.attacks import noise
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, Problem, Run, gradient, score
-from part_robust.attacks.objective import Objective, get_objective
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.noise import uniform
+from part_robust.attacks.problem import Problem, gradient, score
+from part_robust.attacks.state import State
 from part_robust.attacks.threat_model import ThreatModel
 
 
@@ -24,54 +24,57 @@ class NFGSM(Attack):
             against, has the radius that can be reached, (noise + 1) * eps.
     """
 
-    def __init__(self, *, eps: float = 8.0, objective: Objective, noise: float = 2.0, seed: int = 0) -> None:
+    keeps_best = False
+
+    def __init__(self, *, eps: float = 8.0, noise: float = 2.0, **shared: Any) -> None:
         """
         Args:
             eps: see above; also the length of the step.
-            objective: what to maximise.
             noise: largest change of a pixel before the step, in units of eps; the paper's k.
-            seed: of the noise.
+            **shared: of `Attack`, without threat model, steps and restarts.
 
         Raises:
             ValueError: negative noise.
         """
         if noise < 0:
             raise ValueError(f"NOISE must not be negative, is {noise}")
-        super().__init__(
-            threat_model=ThreatModel(norm="linf", eps=(noise + 1.0) * eps), objective=objective, restarts=1, seed=seed
-        )
+        reach = ThreatModel(norm="linf", eps=(noise + 1.0) * eps)
+        super().__init__(threat_model=reach, steps=1, offer_original=False, **shared)
         self.eps = eps
         self.noise = noise
 
     @classmethod
     def from_config(cls, node: Mapping) -> NFGSM:
+        """
+        Raises:
+            ValueError: a value that only other attacks have.
+        """
         if node.get("NORM", "linf") != "linf":
             raise ValueError(f"NFGSM is an attack in the L-inf norm, NORM is {node['NORM']!r}")
-        if node.get("RESTARTS", 1) != 1:
-            raise ValueError("NFGSM has no restarts: set RESTARTS 1")
-        return cls(
-            eps=node.get("EPS", 8.0),
-            objective=get_objective(node.get("OBJECTIVE", "cross_entropy")),
-            noise=node.get("NOISE", 2.0),
-            seed=node.get("SEED", 0),
-        )
+        if node.get("RESTARTS", 1) != 1 or node.get("EARLY_STOP", False):
+            raise ValueError("NFGSM is one step: leave RESTARTS at 1 and EARLY_STOP at False")
+        shared = shared_arguments(node)
+        for name in ("threat_model", "steps", "restarts"):
+            shared.pop(name)
+        return cls(eps=node.get("EPS", 8.0), noise=node.get("NOISE", 2.0), **shared)
 
-    def run(self, problem: Problem, keys: Tensor, scored: bool) -> Run:
-        shape = problem.images.shape[1:]
-        start = (2.0 * noise.uniform(keys, shape) - 1.0) * (self.noise * self.eps * problem.scale)
+    def start(self, problem: Problem, restart: int) -> State:
+        shift = (2.0 * uniform(problem.keys, problem.images.shape[1:]) - 1.0) * (self.noise * self.eps * problem.scale)
         # The published step goes out from the noisy image as it is; pixels are clipped once, at the end.
-        start = problem.restrict(problem.images + start)
-        slope, _, _ = gradient(problem, self.objective, start)
-        result = start + self.eps * problem.scale * slope.sign()
-        result = problem.restrict(result.clamp(problem.threat_model.low, problem.threat_model.high))
-        blind = (slope == 0).flatten(1).all(dim=1)
-        if not scored:
-            return Run(images=result, zero_gradient=blind)
-        loss, fooled = score(problem, self.objective, result)
-        return Run(images=result, zero_gradient=blind, loss=loss, fooled=fooled)
+        return State(**State.unseen(problem.restrict(problem.images + shift)))
+
+    def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
+        slope, found = gradient(problem, self.objective, state.x, judged=False)
+        state.loss = found.loss
+        state.notice(slope, found)
+        moved = state.x + self.eps * problem.scale * slope.sign()
+        state.x = problem.restrict(moved.clamp(problem.threat_model.low, problem.threat_model.high))
+
+    def finish(self, problem: Problem, state: State) -> None:
+        state.see(state.x, score(problem, self.objective, state.x))
 
     def describe(self) -> dict:
-        return super().describe() | {"training_eps": self.eps, "noise": self.noise, "steps": 1}
+        return super().describe() | {"training_eps": self.eps, "noise": self.noise}
 
 
 def training_radius(attack: Attack) -> float:

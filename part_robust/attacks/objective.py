@@ -11,7 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from part_robust.attacks import class_losses, part_losses
+
+
+@dataclass
+class Score:
+    """Attributes:
+    loss: (N,), what the attack maximises.
+    harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
+    fooled: bool (N,), the attack has won.
+    idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
+    """
+
+    loss: Tensor
+    harm: Tensor | None = None
+    fooled: Tensor | None = None
+    idle: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -26,44 +42,49 @@ class Objective:
         loss: (outputs, targets) -> (N,), larger is worse for the model.
         fooled: (outputs, targets) -> bool (N,), True where the model is wrong.
         options: of the model's view that gives the outputs.
+        harm: (outputs, targets) -> (N,), what the best of several images is chosen by; None: the loss.
+        targeted: the loss takes a third argument, int64 (N,), the classes to aim at.
+        scheduled: the loss takes a third argument, the share of the attack that is over, 0..1.
     """
 
     name: str
     reads: str
-    loss: Callable[[Any, Any], Tensor]
+    loss: Callable[..., Tensor]
     fooled: Callable[[Any, Any], Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    harm: Callable[[Any, Any], Tensor] | None = None
+    targeted: bool = False
+    scheduled: bool = False
 
+    def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
+        """The loss (N,). Targeted objectives take (labels, classes to aim at) as `targets`."""
+        if self.targeted:
+            return self.loss(outputs, *targets)
+        return self.loss(outputs, targets, progress) if self.scheduled else self.loss(outputs, targets)
 
-def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class logits (N, C) and labels (N,), in float32."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    def score(self, outputs: Any, targets: Any, loss: Tensor, judged: bool = True) -> Score:
+        """The whole score of outputs whose `loss` is known; without `judged`, no harm and no verdict."""
+        labels = targets[0] if self.targeted else targets
+        idle = part_losses.nothing_right(outputs, labels) if self.reads == "part_logits" else None
+        if not judged:
+            return Score(loss, idle=idle)
+        harm = loss if self.harm is None else self.harm(outputs, labels)
+        return Score(loss, harm, self.fooled(outputs, labels), idle)
 
+    def score_originals(self, outputs: Any, targets: Any) -> Score:
+        """Of images that are not attacked yet, so that there is no class to aim at."""
+        if not self.targeted:
+            return self.score(outputs, targets, self.value(outputs, targets))
+        assert self.harm is not None
+        harm = self.harm(outputs, targets)
+        return Score(harm, harm, self.fooled(outputs, targets))
 
-def class_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Best wrong logit minus the right one (Carlini and Wagner, 2017); unlike cross-entropy it never saturates."""
-    logits = logits.float()
-    right = logits.gather(1, labels[:, None])[:, 0]
-    wrong = logits.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
-    return wrong - right
-
-
-def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.argmax(dim=1) != labels
-
-
-def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean pixel cross-entropy of each image over its labelled pixels; 0 where there are none."""
-    counts = labels < logits.shape[1]
-    loss = F.cross_entropy(logits.float(), labels.where(counts, -100), ignore_index=-100, reduction="none")
-    return loss.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1).clamp(min=1)
-
-
-def most_pixels_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """True where less than half of the labelled pixels are right."""
-    counts = (labels < logits.shape[1]).flatten(1)
-    right = ((logits.argmax(dim=1) == labels).flatten(1) & counts).sum(dim=1)
-    return 2 * right < counts.sum(dim=1)
+    def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
+        """bool (N,): nothing worse can happen, so the image may leave. A class is wrong or not; parts get worse until
+        no pixel is right; a detection can always get worse."""
+        if self.reads == "class_logits":
+            return fooled
+        return harm >= 1.0 if self.reads == "part_logits" else torch.zeros_like(fooled)
 
 
 def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
@@ -74,15 +95,36 @@ def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
 def class_is_wrong(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
     """False where there are no class logits: a detection is never plainly wrong."""
     logits = outputs[0]
-    return torch.zeros_like(labels, dtype=torch.bool) if logits is None else misclassified(logits, labels)
+    return torch.zeros_like(labels, dtype=torch.bool) if logits is None else class_losses.misclassified(logits, labels)
+
+
+def _parts(name: str, loss: Callable[..., Tensor], scheduled: bool = False) -> Objective:
+    return Objective(
+        name, "part_logits", loss, part_losses.most_pixels_wrong, harm=part_losses.wrong_pixels, scheduled=scheduled
+    )
+
+
+def _aimed(name: str, loss: Callable[..., Tensor]) -> Objective:
+    """The worst over the targets is chosen by the margin, which means the same for all of them."""
+    return Objective(
+        name, "class_logits", loss, class_losses.misclassified, harm=class_losses.class_margin, targeted=True
+    )
 
 
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective("cross_entropy", "class_logits", class_cross_entropy, misclassified),
-        Objective("margin", "class_logits", class_margin, misclassified),
-        Objective("pixel_cross_entropy", "part_logits", pixel_cross_entropy, most_pixels_wrong),
+        Objective("cross_entropy", "class_logits", class_losses.class_cross_entropy, class_losses.misclassified),
+        Objective("margin", "class_logits", class_losses.class_margin, class_losses.misclassified),
+        Objective("dlr", "class_logits", class_losses.class_logits_ratio, class_losses.misclassified),
+        _aimed("targeted_margin", class_losses.targeted_margin),
+        _aimed("targeted_dlr", class_losses.targeted_logits_ratio),
+        _parts("pixel_cross_entropy", part_losses.pixel_cross_entropy),
+        _parts("masked_cross_entropy", part_losses.masked_cross_entropy),
+        _parts("balanced_cross_entropy", part_losses.balanced_cross_entropy),
+        _parts("jensen_shannon", part_losses.jensen_shannon),
+        _parts("segpgd", part_losses.seg_pgd, scheduled=True),
+        _parts("cospgd", part_losses.cos_pgd),
         *(
             Objective(
                 name + suffix,
@@ -107,6 +149,6 @@ def get_objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def better(loss: Tensor, fooled: Tensor, best_loss: Tensor, best_fooled: Tensor) -> Tensor:
-    """bool (N,): the new result is worse for the model. Being fooled beats any loss."""
-    return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss)) | torch.isnan(best_loss)
+def better(harm: Tensor, fooled: Tensor, best_harm: Tensor, best_fooled: Tensor) -> Tensor:
+    """bool (N,): the new result is worse for the model. Being fooled beats any harm."""
+    return (fooled & ~best_fooled) | ((fooled == best_fooled) & (harm > best_harm)) | torch.isnan(best_harm)

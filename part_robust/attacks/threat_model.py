@@ -50,7 +50,11 @@ class ThreatModel:
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """(N,) norms of the perturbations."""
-        delta = (adversarial - images).flatten(1)
+        return self.length(adversarial - images)
+
+    def length(self, change: Tensor) -> Tensor:
+        """(N,) norms of changes (N, 3, H, W)."""
+        delta = change.flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
 
     def random_start(self, images: Tensor, keys: Tensor) -> Tensor:
@@ -80,6 +84,11 @@ class ThreatModel:
     def ascent_direction(self, gradient: Tensor) -> Tensor:
         """Steepest ascent of length 1 in the norm: the sign, or the gradient over its length (0 stays 0)."""
         return gradient.sign() if self.norm == "linf" else _unit(gradient)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """(N,) gain of a linear function along the steepest ascent of length 1."""
+        flat = gradient.flatten(1)
+        return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
 
     def verify(self, adversarial: Tensor, images: Tensor) -> None:
         """Raises:

@@ -1,8 +1,8 @@
 """Starts a job's processes, or finds out that torchrun or Slurm has, and says in a sentence why one ended.
 
-    python tools/train_net.py --num-gpus 8                                   this module starts 8 processes
-    torchrun --nproc-per-node 8 tools/train_net.py                           torchrun did
-    srun --ntasks-per-node 8 python tools/train_net.py                       Slurm did, on any number of nodes
+python tools/train_net.py --num-gpus 8                                   this module starts 8 processes
+torchrun --nproc-per-node 8 tools/train_net.py                           torchrun did
+srun --ntasks-per-node 8 python tools/train_net.py                       Slurm did, on any number of nodes
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from part_robust.attacks import AttackError
 from part_robust.engine.checkpoint import CheckpointMismatch
 from part_robust.engine.failures import SIGNALS, NonFiniteStep
 from part_robust.engine.overfitting_guard import CatastrophicOverfitting
+from part_robust.engine.phases import OtherRun
 from part_robust.engine.safe_loading import UnsafeCheckpoint
 
 # What a user can mend needs a sentence, not a traceback.
@@ -38,6 +39,7 @@ MENDABLE = (
     CheckpointMismatch,
     FileNotFoundError,
     NonFiniteStep,
+    OtherRun,
     UnsafeCheckpoint,
 )
 
@@ -99,8 +101,8 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         if error.exit_code >= 0:  # it has said why
             sys.exit(error.exit_code)
         sys.exit(
-            f"process {error.error_index} of this machine was ended by {error.signal_name} (out of memory?), and with it "
-            "the job. The same command with --resume goes on from the last checkpoint"
+            f"process {error.error_index} of this machine was ended by {error.signal_name} (out of memory?), and with "
+            "it the job. The same command with --resume goes on from the last checkpoint"
         )
     except ProcessRaisedException as error:
         sys.exit(str(error))

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.engine.setup import setup, train
+from part_robust.engine.setup import complete_config, setup, train
 
 logger = logging.getLogger(__name__)
 
@@ -25,23 +26,30 @@ class OtherRun(ValueError):
     """The output folder belongs to a training with another config."""
 
 
-def train_two_phases(args: argparse.Namespace) -> Path:
-    """
+def prepare_two_phases(args: argparse.Namespace) -> Callable[[], Path]:
+    """Looks at both phases' configs before any work, and gives what does it.
+
     Args:
-        args: of `default_argument_parser`, with the config of the adversarial phase. `opts` hold in both phases, but for
-            MODEL.WEIGHTS, which is where the clean one starts. With `resume`, a phase goes on even if its config has
-            changed since.
+        args: of `default_argument_parser`, with the config of the adversarial phase. `opts` hold in both phases, but
+            for MODEL.WEIGHTS, which is where the clean one starts. With `resume`, a phase goes on even if its config
+            has changed since.
 
     Returns:
-        The best weights of the adversarial phase.
+        Trains, and returns the best weights of the adversarial phase. Raises `OtherRun`.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: as `setup`; OtherRun.
+        FileNotFoundError, KeyError, ValueError: as `setup`.
     """
     clean_args, adversarial_args = phase_arguments(args)
-    clean = train_phase(setup(clean_args), go_on=args.resume)
-    adversarial_args.opts += ["MODEL.WEIGHTS", str(clean)]
-    return train_phase(setup(adversarial_args), go_on=args.resume)
+    complete_config(adversarial_args)
+    clean_cfg = setup(clean_args)
+
+    def run() -> Path:
+        clean = train_phase(clean_cfg, go_on=args.resume)
+        adversarial_args.opts = [*adversarial_args.opts, "MODEL.WEIGHTS", str(clean)]
+        return train_phase(setup(adversarial_args), go_on=args.resume)
+
+    return run
 
 
 def phase_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, argparse.Namespace]:
@@ -127,8 +135,8 @@ def _plan(output: Path, fingerprint: str, go_on: bool, restart: bool) -> str:
     else:
         reason = f"had another {', '.join(_different_keys(started.read_text(), fingerprint))}"
     return (
-        f"refuse: the training in OUTPUT_DIR {output} {reason}. Give another OUTPUT_DIR, or go on with it all the same: "
-        "--resume"
+        f"refuse: the training in OUTPUT_DIR {output} {reason}. Give another OUTPUT_DIR, or go on with it all the "
+        "same: --resume"
     )
 
 

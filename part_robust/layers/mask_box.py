@@ -28,6 +28,25 @@ def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
     return labels, (highest - logits.logsumexp(dim=-3)).exp()
 
 
+def mask_bounds(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The tightest box around each mask.
+
+    Args:
+        masks: bool (..., H, W).
+
+    Returns:
+        (..., 4) boxes, zero where a mask is empty; and bool (...), whether there is any pixel.
+    """
+    bounds = []
+    for side in (-2, -1):  # pixels of a column, of a row
+        line = masks.any(dim=side).to(torch.uint8)
+        bounds.append((line.argmax(dim=-1), line.shape[-1] - line.flip(-1).argmax(dim=-1)))
+    (left, right), (top, bottom) = bounds
+    found = masks.flatten(-2).any(dim=-1)
+    boxes = torch.stack([left, top, right, bottom], dim=-1).float()
+    return boxes * found[..., None], found
+
+
 def masks_to_boxes(
     labels: Tensor, probabilities: Tensor, num_parts: int, *, min_area: float = 0.01, connectivity: int = 4
 ) -> list[Instances]:

@@ -20,8 +20,8 @@ class TrainingObjective:
 
     Attributes:
         method: "adversarial" (Madry et al., 2018): cross-entropy of the attacked images.
-            "mix" (Goodfellow et al., 2015): adversarial_weight of the attacked images' cross-entropy and the rest of the
-            clean ones'.
+            "mix" (Goodfellow et al., 2015): adversarial_weight of the attacked images' cross-entropy and the rest of
+            the clean ones'.
             "trades" (Zhang et al., 2019): clean cross-entropy + trades_beta KL(clean || attacked).
             "mart" (Wang et al., 2020): boosted cross-entropy of the attacked images + mart_beta KL(clean || attacked)
             weighed by how unsure the clean prediction is.

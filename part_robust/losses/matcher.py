@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, pairwise_generalized_iou
+
+if TYPE_CHECKING:
+    from part_robust.losses.mask_losses import TrueMasks
 
 
 @dataclass
@@ -25,6 +29,7 @@ class PartBoxes:
         present: bool (N, G).
         known: bool (N,), False for images without part labels, which teach nothing.
         complete: bool (N,), False where parts may be missing: there a prediction without a true part is not wrong.
+        masks: of the same parts, for models that predict masks.
     """
 
     labels: Tensor
@@ -32,6 +37,7 @@ class PartBoxes:
     present: Tensor
     known: Tensor
     complete: Tensor
+    masks: TrueMasks | None = None
 
 
 @dataclass
@@ -69,18 +75,23 @@ class HungarianMatcher:
         class_cost: float = 2.0,
         box_cost: float = 5.0,
         giou_cost: float = 2.0,
+        mask_cost: float = 0.0,
+        dice_cost: float = 0.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
         """
         Args:
-            class_cost: weight of the focal cost.
+            class_cost: weight of the focal cost; of the published softmax models too.
             box_cost: weight of the L1 distance of cxcywh.
             giou_cost: weight of the negative generalised IoU.
+            mask_cost: weight of the cross-entropy of masks.
+            dice_cost: weight of the dice loss of masks.
             alpha: of the focal cost.
             gamma: of the focal cost.
         """
         self.class_cost, self.box_cost, self.giou_cost = class_cost, box_cost, giou_cost
+        self.mask_cost, self.dice_cost = mask_cost, dice_cost
         self.alpha, self.gamma = alpha, gamma
 
     @torch.no_grad()
@@ -95,17 +106,23 @@ class HungarianMatcher:
         overlap = pairwise_generalized_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets.boxes))
         return self.class_cost * classes + self.box_cost * distance - self.giou_cost * overlap
 
-    def __call__(self, logits: Tensor, boxes: Tensor, targets: PartBoxes) -> Matching:
+    def __call__(
+        self, logits: Tensor, boxes: Tensor, targets: PartBoxes, masks: tuple[Tensor, Tensor] | None = None
+    ) -> Matching:
         """
         Args:
             logits: (T, N, Q, K).
             boxes: (T, N, Q, 4) cxcywh.
             targets: G may exceed Q: then the parts that cost most stay without a query.
+            masks: cross-entropy and dice loss of masks, (T, N, Q, G) each.
 
         Raises:
             ValueError: a cost is not finite, so the model has diverged.
         """
-        cost = self.cost(logits, boxes, targets).cpu()
+        cost = self.cost(logits, boxes, targets)
+        if masks is not None:
+            cost = cost + self.mask_cost * masks[0] + self.dice_cost * masks[1]
+        cost = cost.cpu()
         if not torch.isfinite(cost).all():
             raise ValueError("part predictions are not finite: the model has diverged, lower SOLVER.BASE_LR")
         sets, images, _, true = cost.shape

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def global_mean_weight(count: Tensor) -> Tensor:
-    """1 / (mean of `count` over the processes), at least 1 as denominator.
+def global_mean_weight(count: Tensor, least: float = 1.0) -> Tensor:
+    """1 / (mean of `count` over the processes), with a total of at least `least`, that of one element.
 
     Sums divided by it and averaged over processes (as DistributedDataParallel does with gradients) are the mean over
     all that was counted, however it is spread over the processes.
@@ -24,7 +24,7 @@ def global_mean_weight(count: Tensor) -> Tensor:
         torch.distributed.all_reduce(count)
         count = count / world
     # The floor must be one element of the whole job, or a lone pixel's weight would depend on the process count.
-    return 1.0 / count.clamp(min=1.0 / world)
+    return 1.0 / count.clamp(min=least / world)
 
 
 def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Tensor:

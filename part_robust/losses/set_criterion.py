@@ -1,11 +1,12 @@
-"""Losses of a set of predicted parts against the true ones (Carion et al., 2020; Zhang et al., 2023).
+"""Losses of a set of predicted parts against the true ones (Carion et al., 2020; Zhang et al., 2023; Li et al., 2022).
 
 Letters: T sets of predictions (decoder layers), N images, Q queries, K part classes, G true parts (padded).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,21 +15,44 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy
+from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss, PredictedMasks
 from part_robust.losses.matcher import HungarianMatcher, Matching, PartBoxes
 from part_robust.losses.part_segmentation import global_mean_weight
 
 
 @dataclass
 class PredictedParts:
-    """Predictions of T sets: logits (T, N, Q, K) and boxes (T, N, Q, 4) cxcywh."""
+    """Predictions of T sets: logits (T, N, Q, K), boxes (T, N, Q, 4) cxcywh, and masks where the model has them."""
 
     logits: Tensor
     boxes: Tensor
+    masks: PredictedMasks | None = None
+
+    def of(self, sets: slice, queries: slice = slice(None)) -> PredictedParts:
+        """Some of the sets and queries."""
+        masks = self.masks
+        if masks is not None:
+            masks = PredictedMasks(masks.embedding[sets, :, queries], masks.pixels)
+        return PredictedParts(self.logits[sets, :, queries], self.boxes[sets, :, queries], masks)
+
+    @staticmethod
+    def cat(predictions: Sequence[PredictedParts]) -> PredictedParts:
+        """All sets, of the same images, as one."""
+        masks = [p.masks for p in predictions if p.masks is not None]
+        return PredictedParts(
+            torch.cat([p.logits for p in predictions]),
+            torch.cat([p.boxes for p in predictions]),
+            PredictedMasks(torch.cat([m.embedding for m in masks]), masks[0].pixels) if masks else None,
+        )
 
 
 class SetCriterion:
-    """Focal loss of all class logits; L1 and generalised IoU of matched boxes; unweighted sums per image come first,
-    so that one image's loss can be told from its neighbours'."""
+    """Class loss of all queries; L1 and generalised IoU of matched boxes; losses of matched masks. Unweighted sums per
+    image come first, so that one image's loss can be told from its neighbours'.
+
+    Attributes:
+        weights: of the terms "class", "box", "giou", and with masks "mask" and "dice".
+    """
 
     def __init__(
         self,
@@ -37,21 +61,51 @@ class SetCriterion:
         class_weight: float = 1.0,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        mask_loss: DenseMaskLoss | PointMaskLoss | None = None,
+        no_object_weight: float | None = None,
+        sum_sets: bool = False,
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
         """
         Args:
             matcher: assigns predictions to true parts.
-            class_weight: of the focal loss.
+            class_weight: of the class loss.
             box_weight: of the L1 loss.
             giou_weight: of 1 - generalised IoU.
+            mask_weight: of the masks' cross-entropy.
+            dice_weight: of the dice loss.
+            mask_loss: compares masks; None for models without.
+            no_object_weight: makes the class loss a softmax cross-entropy, in which queries without a true part are of
+                a last class that counts this much; None for the focal loss of sigmoids.
+            sum_sets: sum over the T sets, as published, instead of their mean.
             alpha: of the focal loss.
             gamma: of the focal loss.
         """
         self.matcher = matcher
+        self.mask_loss = mask_loss
         self.weights = {"class": class_weight, "box": box_weight, "giou": giou_weight}
+        if mask_loss is not None:
+            self.weights |= {"mask": mask_weight, "dice": dice_weight}
+        self.no_object_weight = no_object_weight
+        self.sum_sets = sum_sets
         self.alpha, self.gamma = alpha, gamma
+
+    def with_mask_loss(self, mask_loss: DenseMaskLoss | PointMaskLoss) -> SetCriterion:
+        """The same criterion, masks compared in another way."""
+        other = copy.copy(self)
+        other.mask_loss = mask_loss
+        return other
+
+    def match(self, predictions: PredictedParts, targets: PartBoxes) -> Matching:
+        """Which queries answer for which true parts, in each set for itself."""
+        if self.mask_loss is None:
+            return self.matcher(predictions.logits, predictions.boxes, targets)
+        assert predictions.masks is not None and targets.masks is not None
+        masks = self.mask_loss.cost(predictions.masks, targets.masks)
+        return self.matcher(predictions.logits, predictions.boxes, targets, masks)
 
     def sums(
         self,
@@ -69,35 +123,54 @@ class SetCriterion:
             counted: bool (N, Q), queries that exist; all by default.
 
         Returns:
-            "class", "box", "giou" -> (T, N); zero for images that are not `known`.
+            The names of `weights` -> (T, N); zero for images that are not `known`. Under softmax also "class_count", by
+            how much the queries count together.
         """
         if matching is None:
-            matching = self.matcher(predictions.logits, predictions.boxes, targets)
+            matching = self.match(predictions, targets)
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
-        # Row Q takes what is not matched, and is cut off.
-        query = matching.query.where(matching.matched, logits.shape[2])
-        wanted = logits.new_zeros(*logits.shape[:2], logits.shape[2] + 1, logits.shape[3])
-        label = F.one_hot(targets.labels, logits.shape[3]).to(logits.dtype).expand(len(logits), -1, -1, -1)
-        wanted = wanted.scatter(2, query[..., None].expand_as(label), label)[:, :, :-1]
-        focal = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).sum(dim=-1)
-        # Where parts may be missing, only predictions that have found one are right or wrong.
-        judged = targets.complete[:, None] | (wanted.sum(dim=-1) > 0)
-        if counted is not None:
-            judged = judged & counted
+        result = self._class_sums(logits, targets, matching, counted)
         own = boxes.gather(2, matching.query[..., None].expand(-1, -1, -1, 4))
         true = targets.boxes.to(boxes.dtype).expand_as(own)
         distance = (own - true).abs().sum(dim=-1)
         overlap = generalized_box_iou_loss(cxcywh_to_xyxy(own), cxcywh_to_xyxy(true), eps=1e-6)
-        return {
-            "class": focal.where(judged & targets.known[:, None], 0.0).sum(dim=-1),
-            "box": distance.where(matching.matched, 0.0).sum(dim=-1),
-            "giou": overlap.where(matching.matched, 0.0).sum(dim=-1),
-        }
+        result["box"] = distance.where(matching.matched, 0.0).sum(dim=-1)
+        result["giou"] = overlap.where(matching.matched, 0.0).sum(dim=-1)
+        if self.mask_loss is not None:
+            assert predictions.masks is not None and targets.masks is not None
+            result |= self.mask_loss.sums(predictions.masks, targets.masks, matching)
+        return result
+
+    def _class_sums(
+        self, logits: Tensor, targets: PartBoxes, matching: Matching, counted: Tensor | None
+    ) -> dict[str, Tensor]:
+        # Row Q takes what is not matched, and is cut off.
+        query = matching.query.where(matching.matched, logits.shape[2])
+        answers = torch.zeros(*logits.shape[:2], logits.shape[2] + 1, dtype=torch.bool, device=logits.device)
+        answers = answers.scatter(2, query, True)[:, :, :-1]
+        # Where parts may be missing, only predictions that have found one are right or wrong.
+        judged = (targets.complete[:, None] | answers) & targets.known[:, None]
+        if counted is not None:
+            judged = judged & counted
+        label = targets.labels.expand_as(query)
+        if self.no_object_weight is None:
+            wanted = logits.new_zeros(*logits.shape[:2], logits.shape[2] + 1, logits.shape[3])
+            label = F.one_hot(label, logits.shape[3]).to(logits.dtype)
+            wanted = wanted.scatter(2, query[..., None].expand_as(label), label)[:, :, :-1]
+            focal = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).sum(dim=-1)
+            return {"class": focal.where(judged, 0.0).sum(dim=-1)}
+        nothing = logits.shape[3] - 1
+        classes = query.new_full((*logits.shape[:2], logits.shape[2] + 1), nothing)
+        classes = classes.scatter(2, query, label)[:, :, :-1]
+        entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)
+        weight = torch.where(answers, 1.0, self.no_object_weight).where(judged, 0.0)
+        return {"class": (entropy * weight).sum(dim=-1), "class_count": weight.sum(dim=-1)}
 
     def batch_losses(
         self, sums: Mapping[str, Tensor], targets: PartBoxes, groups: int = 1, prefix: str = "loss_part_"
     ) -> dict[str, Tensor]:
-        """Weighted scalars: mean over the T sets, over the true parts of the whole batch and all processes.
+        """Weighted scalars: mean (or sum) over the T sets, over the true parts of the whole batch and all processes; of
+        the softmax class loss the mean over the queries instead.
 
         Args:
             sums: of `sums`.
@@ -106,9 +179,22 @@ class SetCriterion:
             prefix: of the names.
         """
         scale = global_mean_weight(targets.present.sum()) / groups
-        return {prefix + name: self.weights[name] * scale * value.sum(dim=1).mean() for name, value in sums.items()}
+        losses = {}
+        for name, weight in self.weights.items():
+            own = scale
+            if name == "class" and self.no_object_weight is not None:
+                own = global_mean_weight(sums["class_count"].sum(dim=1), least=self.no_object_weight)
+            sets = own * sums[name].sum(dim=1)
+            losses[prefix + name] = weight * (sets.sum() if self.sum_sets else sets.mean())
+        return losses
 
     def image_losses(self, sums: Mapping[str, Tensor], targets: PartBoxes) -> Tensor:
         """Weighted total (N,), mean over the T sets and the true parts of the image itself: what attacks maximise."""
-        total = torch.stack([self.weights[name] * value for name, value in sums.items()]).sum(dim=0).mean(dim=0)
-        return total / targets.present.sum(dim=1).clamp(min=1)
+        count = targets.present.sum(dim=1).clamp(min=1)
+        total = torch.zeros_like(sums["class"])
+        for name, weight in self.weights.items():
+            own = count
+            if name == "class" and self.no_object_weight is not None:
+                own = sums["class_count"].clamp(min=self.no_object_weight)
+            total = total + weight * sums[name] / own
+        return total.mean(dim=0)

@@ -19,7 +19,7 @@ from part_robust.modeling.registry import (
     PartSegmenter,
     PartTargets,
 )
-from part_robust.modeling.segmenters import deeplab, dino  # noqa: F401  (registration)
+from part_robust.modeling.segmenters import deeplab, dino, mask_dino  # noqa: F401  (registration)
 
 __all__ = [
     "CLASS_HEAD_REGISTRY",

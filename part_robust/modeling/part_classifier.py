@@ -138,10 +138,7 @@ class PartClassifier(nn.Module):
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
         output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
-        results = self.segmenter.inference(output, images.shape[-2:])
-        if "sem_seg" not in results[0]:
-            raise ValueError("this model predicts boxes, no dense parts: set the attack's OBJECTIVE to part_loss")
-        return torch.stack([r["sem_seg"] for r in results])
+        return self.segmenter.dense_logits(output, images.shape[-2:])
 
     def attack_gradient(self) -> AbstractContextManager[None]:
         """The context in which attacks take their gradients."""

@@ -104,9 +104,20 @@ class PartSegmenter(nn.Module):
         return targets.labelled.sum()
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """One dict per image: `sem_seg` (P + 1, H, W) scores (background last), and `instances` where the segmenter
+        """One dict per image: `sem_seg` (P + 1, H, W) logits (background last), and `instances` where the segmenter
         predicts them."""
         raise NotImplementedError
+
+    def dense_logits(self, output: PartOutput, image_size: tuple[int, int]) -> Tensor:
+        """Logits (N, P + 1, H, W), background last: `inference`'s `sem_seg`, and nothing besides.
+
+        Raises:
+            ValueError: the segmenter predicts no dense parts.
+        """
+        results = self.inference(output, image_size)
+        if "sem_seg" not in results[0]:
+            raise ValueError("this model predicts boxes, no dense parts: set the attack's OBJECTIVE to part_loss")
+        return torch.stack([result["sem_seg"] for result in results])
 
 
 class ClassHead(nn.Module):

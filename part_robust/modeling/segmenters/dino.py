@@ -14,29 +14,27 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from part_robust.layers.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from part_robust.layers.box_ops import cxcywh_to_xyxy
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.layers.position_encoding import sine_position
-from part_robust.losses.matcher import HungarianMatcher, Matching, PartBoxes, pad_part_boxes
+from part_robust.losses.matcher import HungarianMatcher, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
-from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartSegmenter, PartTargets, zero_loss
-from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries, repeat_targets
-from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, Tokens, refine
+from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
+from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries
+from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.modeling.segmenters.tokens import Tokens, content_size, input_projection, make_tokens
+from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, refine
 
 # Of `inverse_sigmoid`, in DINO's decoder.
 EPS = 1e-3
 
 
 @PART_SEGMENTER_REGISTRY.register()
-class DinoSegmenter(PartSegmenter):
+class DinoSegmenter(QuerySegmenter):
     """Backbone features -> Q boxes with K class logits (sigmoid, focal loss).
 
     `query_boxes` are 0..1 of the image without its letterbox padding.
     """
-
-    attack_objective = "part_loss"
 
     @configurable
     def __init__(
@@ -107,9 +105,9 @@ class DinoSegmenter(PartSegmenter):
         self.max_detections = max_detections
         self.criterion = criterion
 
-        self.input_proj = nn.ModuleList(_projection(channels, dim) for channels in in_channels)
+        self.input_proj = nn.ModuleList(input_projection(channels, dim) for channels in in_channels)
         for extra in range(levels - len(in_channels)):
-            self.input_proj.append(_projection(dim if extra else in_channels[-1], dim, stride=2))
+            self.input_proj.append(input_projection(dim if extra else in_channels[-1], dim, stride=2))
         self.level_embed = nn.Parameter(torch.empty(levels, dim))
         layer_options = {
             "dim": dim,
@@ -194,10 +192,10 @@ class DinoSegmenter(PartSegmenter):
     ) -> PartOutput:
         tokens = self.tokens(features, padding_mask)
         memory = self.encoder(tokens)
-        encoder_logits, encoder_boxes = self.query_selection(memory, tokens)
-        reference = encoder_boxes.detach() if self.decoder.detach_references else encoder_boxes
+        selected = self.query_selection(memory, tokens)
+        reference = selected.boxes.detach() if self.decoder.detach_references else selected.boxes
         content = self.tgt_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)
-        output = PartOutput(aux={"content_size": _content_size(padding_mask, image_size, memory.device)})
+        output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
         denoising = None
         if targets is not None:
             output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"])
@@ -218,7 +216,7 @@ class DinoSegmenter(PartSegmenter):
         if targets is not None:
             logits, boxes = (torch.stack(x) for x in zip(*sets, strict=True))
             output.aux["decoder"] = PredictedParts(logits[:, :, ordinary], boxes[:, :, ordinary])
-            output.aux["encoder"] = PredictedParts(encoder_logits[None], encoder_boxes[None])
+            output.aux["encoder"] = PredictedParts(selected.logits[None], selected.boxes[None])
             if denoising is not None:
                 hidden = slice(0, ordinary.start)
                 output.aux["denoising"] = PredictedParts(logits[:, :, hidden], boxes[:, :, hidden])
@@ -232,26 +230,7 @@ class DinoSegmenter(PartSegmenter):
         for index, projection in enumerate(self.input_proj):
             source = maps[index] if index < len(maps) else maps[-1] if index == len(maps) else levels[-1]
             levels.append(projection(source))
-        shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
-        device = levels[0].device
-        dtype = torch.promote_types(levels[0].dtype, torch.float32)
-        if padding_mask is None:
-            valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
-        else:
-            whole = (~padding_mask)[:, None].float()
-            valid = [F.interpolate(whole, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
-        position = [
-            sine_position(mask, level.shape[1], self.position_temperature, self.position_offset).flatten(1, 2) + embed
-            for mask, level, embed in zip(valid, levels, self.level_embed.to(dtype), strict=True)
-        ]
-        ratio = [torch.stack([m[:, 0].to(dtype).mean(dim=1), m[:, :, 0].to(dtype).mean(dim=1)], dim=-1) for m in valid]
-        return Tokens(
-            features=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
-            position=torch.cat(position, dim=1).to(levels[0].dtype),
-            shapes=shapes,
-            padding=None if padding_mask is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1),
-            valid_ratio=torch.stack(ratio, dim=1),
-        )
+        return make_tokens(levels, padding_mask, self.level_embed, self.position_temperature, self.position_offset)
 
     def _predict(self, layer: int, content: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         own = min(layer, len(self.class_embed) - 1)
@@ -266,62 +245,6 @@ class DinoSegmenter(PartSegmenter):
             eps=EPS,
             **self.denoising,
         )
-
-    def true_parts(self, targets: PartTargets, content_size: Tensor) -> PartBoxes:
-        """The targets' boxes, cxcywh in 0..1 of the images without their padding."""
-        scale = content_size.flip(-1).repeat(1, 2)
-        return pad_part_boxes(
-            [own.gt_classes for own in targets.instances],
-            [
-                xyxy_to_cxcywh(own.gt_boxes.tensor.float() / s)
-                for own, s in zip(targets.instances, scale.expand(len(targets.instances), -1), strict=True)
-            ],
-            targets.labelled,
-            targets.complete,
-        )
-
-    def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
-        true_parts = output.aux["true_parts"]
-        decoder, encoder = output.aux["decoder"], output.aux["encoder"]
-        every = PredictedParts(torch.cat([decoder.logits, encoder.logits]), torch.cat([decoder.boxes, encoder.boxes]))
-        sums = self.criterion.sums(every, true_parts)
-        losses = self.criterion.batch_losses({k: v[:-1] for k, v in sums.items()}, true_parts)
-        losses |= self.criterion.batch_losses(
-            {k: v[-1:] for k, v in sums.items()}, true_parts, prefix="loss_part_encoder_"
-        )
-        if "denoising" in output.aux:
-            queries: DenoisingQueries = output.aux["denoising_queries"]
-            predictions = output.aux["denoising"]
-            sets = len(predictions.logits)
-            matching = Matching(
-                queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1)
-            )
-            repeated = repeat_targets(true_parts, queries.groups)
-            sums = self.criterion.sums(predictions, repeated, matching, queries.counted)
-            losses |= self.criterion.batch_losses(sums, true_parts, queries.groups, prefix="loss_part_denoising_")
-        elif self.training:
-            # The same names in every process, and every parameter reached, also where one has no true part.
-            nothing = zero_loss(self.label_enc.weight)
-            losses |= {f"loss_part_denoising_{name}": nothing for name in self.criterion.weights}
-        return losses
-
-    def label_count(self, targets: PartTargets) -> Tensor:
-        known = [own for own, labelled in zip(targets.instances, targets.labelled.tolist(), strict=True) if labelled]
-        return targets.labelled.new_tensor(sum(len(own) for own in known), dtype=torch.int64)
-
-    def match(self, output: PartOutput) -> Matching:
-        """Which queries of the last layer answer for which true parts; `output` was made with targets."""
-        return self.criterion.matcher(*self._last(output), output.aux["true_parts"])
-
-    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
-        """Detection loss (N,) of the last layer, each image for itself; matched anew unless a matching is given."""
-        sums = self.criterion.sums(PredictedParts(*self._last(output)), output.aux["true_parts"], matching)
-        return self.criterion.image_losses(sums, output.aux["true_parts"])
-
-    @staticmethod
-    def _last(output: PartOutput) -> tuple[Tensor, Tensor]:
-        assert output.query_logits is not None and output.query_boxes is not None
-        return output.query_logits[None], output.query_boxes[None]
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         """`instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first; a query may
@@ -342,18 +265,3 @@ class DinoSegmenter(PartSegmenter):
 def reset_class_bias(head: nn.Linear, probability: float = 0.01) -> None:
     """Every class starts at this probability, or the many queries without a part would drown the loss."""
     nn.init.constant_(head.bias, -math.log((1 - probability) / probability))
-
-
-def _projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequential:
-    size = 1 if stride == 1 else 3
-    return nn.Sequential(
-        nn.Conv2d(in_channels, dim, size, stride, size // 2), nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
-    )
-
-
-def _content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
-    """(N or 1, 2) height and width in pixels of the images without their padding."""
-    if padding_mask is None:
-        return torch.tensor([image_size], dtype=torch.float32, device=device)
-    valid = ~padding_mask
-    return torch.stack([valid[:, :, 0].sum(dim=1), valid[:, 0].sum(dim=1)], dim=-1).float()

@@ -7,15 +7,16 @@ Boxes are cxcywh, 0..1 of the image without its padding. Parameter names are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.layers.box_ops import inverse_sigmoid
-from part_robust.layers.ms_deform_attn import MSDeformAttn, Shapes
+from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.layers.position_encoding import box_embedding
+from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
 
 
 class MLP(nn.Module):
@@ -33,36 +34,6 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
-
-
-@dataclass
-class Tokens:
-    """A feature pyramid as one sequence, fine to coarse.
-
-    Attributes:
-        features: (N, S, C).
-        position: (N or 1, S, C), position and level embedding.
-        shapes: (h, w) of each level.
-        padding: bool (N, S), True on padding; None without any.
-        valid_ratio: (N or 1, L, 2), share of each level's width and height that is not padding.
-    """
-
-    features: Tensor
-    position: Tensor
-    shapes: Shapes
-    padding: Tensor | None
-    valid_ratio: Tensor
-
-
-def pixel_centers(shapes: Shapes, valid_ratio: Tensor) -> Tensor:
-    """Centres of all pixels, (N or 1, S, 2) x and y, 0..1 of the image without its padding."""
-    centers = []
-    for level, (height, width) in enumerate(shapes):
-        y = (torch.arange(height, device=valid_ratio.device) + 0.5) / height
-        x = (torch.arange(width, device=valid_ratio.device) + 0.5) / width
-        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
-        centers.append(grid.to(valid_ratio.dtype) / valid_ratio[:, level, None])
-    return torch.cat(centers, dim=1)
 
 
 class EncoderLayer(nn.Module):
@@ -209,21 +180,45 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
     return boxes, valid if tokens.padding is None else valid & ~tokens.padding
 
 
+class Selected(NamedTuple):
+    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4)."""
+
+    content: Tensor
+    logits: Tensor
+    boxes: Tensor
+
+
 class QuerySelection(nn.Module):
     """The encoder's own predictions; the most confident ones give the decoder's first boxes (mixed query selection)."""
 
-    def __init__(self, *, dim: int, num_classes: int, num_queries: int) -> None:
+    def __init__(self, *, dim: int, num_queries: int, num_classes: int | None = None) -> None:
+        """
+        Args:
+            dim: C.
+            num_queries: Q.
+            num_classes: K of heads of its own; None where the decoder's are used, which the caller then gives.
+        """
         super().__init__()
         self.num_queries = num_queries
         self.enc_output = nn.Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)
-        self.enc_out_class_embed = nn.Linear(dim, num_classes)
-        self.enc_out_bbox_embed = MLP([dim, dim, dim, 4])
+        if num_classes is not None:
+            self.enc_out_class_embed = nn.Linear(dim, num_classes)
+            self.enc_out_bbox_embed = MLP([dim, dim, dim, 4])
 
-    def forward(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        memory: Tensor,
+        tokens: Tokens,
+        class_head: Callable[[Tensor], Tensor] | None = None,
+        box_head: Callable[[Tensor], Tensor] | None = None,
+    ) -> Selected:
         """
-        Returns:
-            Class logits (N, Q, K) and boxes (N, Q, 4) of the selected pixels, most confident first.
+        Args:
+            memory: (N, S, C), the encoder's output.
+            tokens: what the encoder saw.
+            class_head: (N, S, C) -> (N, S, K), instead of its own.
+            box_head: (N, Q, C) -> (N, Q, 4) changes of the box logits, instead of its own.
 
         Raises:
             ValueError: the image has fewer pixels in all levels than there are queries.
@@ -231,19 +226,20 @@ class QuerySelection(nn.Module):
         if memory.shape[1] < self.num_queries:
             raise ValueError(
                 f"{self.num_queries} queries are chosen from feature pixels, of which levels {list(tokens.shapes)} "
-                f"have {memory.shape[1]}: lower MODEL.DINO.NUM_QUERIES or raise INPUT.SIZE"
+                f"have {memory.shape[1]}: lower NUM_QUERIES (of MODEL.DINO or MODEL.MASK_DINO) or raise INPUT.SIZE"
             )
         boxes, valid = proposals(tokens)
         x = self.enc_output_norm(self.enc_output(memory * valid[..., None]))
-        logits = self.enc_out_class_embed(x)
+        logits = (class_head or self.enc_out_class_embed)(x)
         index = self.select(logits.amax(dim=-1))[..., None]
         images = len(memory)
+        content = x.gather(1, index.expand(-1, -1, x.shape[-1]))
         # The box head on the selected pixels only: the others' boxes are used nowhere.
-        change = self.enc_out_bbox_embed(x.gather(1, index.expand(-1, -1, x.shape[-1])))
+        change = (box_head or self.enc_out_bbox_embed)(content)
         # Pixels that are no proposal can be selected all the same; their box is the corner point (1, 1).
         start = boxes.logit().masked_fill(~valid[..., None], float("inf")).expand(images, -1, -1)
         boxes = (change.to(start.dtype) + start.gather(1, index.expand(-1, -1, 4))).sigmoid()
-        return logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes
+        return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes)
 
     def select(self, scores: Tensor) -> Tensor:
         """Scores (N, S) -> int64 (N, Q)."""

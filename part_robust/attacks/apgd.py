@@ -1,0 +1,223 @@
+"""Auto-PGD (Croce and Hein, 2020): PGD with momentum whose step halves where it stops paying, and with the radius
+schedule of SEA (Croce, Singh and Hein, 2023).
+
+Letters: N images, S steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.objective import Score
+from part_robust.attacks.problem import Problem, gradient, score
+from part_robust.attacks.state import State, where
+from part_robust.attacks.targets import TargetChoice
+
+NO_SCHEDULE = ((1.0, 1.0),)
+
+
+@dataclass
+class ApgdState(State):
+    """Attributes:
+    slope: (N, 3, H, W), gradient at `x`.
+    previous: (N, 3, H, W), the iterate before `x`.
+    top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
+    top_loss: (N,), there.
+    top_slope: (N, 3, H, W), likewise.
+    length: (N,), step size as a share of the radius.
+    gains: (N,), steps since the last checkpoint that raised the loss.
+    top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
+    halved_at_checkpoint: bool (N,), the step size was halved there.
+    """
+
+    slope: Tensor
+    previous: Tensor
+    top: Tensor
+    top_loss: Tensor
+    top_slope: Tensor
+    length: Tensor
+    gains: Tensor
+    top_at_checkpoint: Tensor
+    halved_at_checkpoint: Tensor
+
+
+@ATTACK_REGISTRY.register()
+class APGD(Attack):
+    """Momentum steps of twice the radius at first. At checkpoints, where too few steps paid, or where the best loss and
+    the step size stood still since the last one, the step size halves and the search goes on from its best point."""
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        random_start: bool = True,
+        momentum: float = 0.75,
+        success_share: float = 0.75,
+        radius_schedule: Sequence[Sequence[float]] = NO_SCHEDULE,
+        **shared: Any,
+    ) -> None:
+        """
+        Args:
+            steps: number of steps; a run asks the model once more, at its start.
+            random_start: start uniformly in the ball instead of at the image.
+            momentum: weight of the gradient step, 1 - weight of the last move; alpha of the paper, 0..1.
+            success_share: share of steps that must raise the loss, rho of the paper, 0..1.
+            radius_schedule: pairs (factor on eps, share of the steps). Each stage starts where the last one found the
+                largest loss, projected to its own radius; only the last one, of factor 1, counts. SEA: 2, 1.5 and 1
+                for 30, 30 and 40 % of the steps.
+            **shared: of `Attack`.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        super().__init__(steps=steps, **shared)
+        for name, value in (("APGD_MOMENTUM", momentum), ("APGD_SUCCESS_SHARE", success_share)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie in 0..1, is {value}")
+        if self.restarts > 1 and not random_start:
+            raise ValueError("RESTARTS > 1 without RANDOM_START repeats the same run")
+        self.starts_randomly = random_start
+        self.momentum = momentum
+        self.success_share = success_share
+        self.radius_schedule = _checked(radius_schedule)
+        # First step of each stage and, last, the number of steps.
+        ends = accumulate(share for _, share in self.radius_schedule)
+        self.stages = [0, *(round(steps * end) for end in ends)]
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"RADIUS_SCHEDULE has a stage without a step: {radius_schedule} of {steps} steps")
+
+    @classmethod
+    def from_config(cls, node: Mapping) -> APGD:
+        return cls(
+            random_start=node.get("RANDOM_START", True),
+            momentum=node.get("APGD_MOMENTUM", 0.75),
+            success_share=node.get("APGD_SUCCESS_SHARE", 0.75),
+            radius_schedule=node.get("RADIUS_SCHEDULE", ()) or NO_SCHEDULE,
+            targets=TargetChoice.from_config(node),
+            **shared_arguments(node),
+        )
+
+    def start(self, problem: Problem, restart: int) -> State:
+        ball = self._stage(problem, 0)
+        x = ball.random_start() if self.starts_randomly else problem.images
+        unseen = State.unseen(x)
+        unseen["best"] = problem.images  # allowed, should no step follow
+        nothing, false = unseen["best_harm"], unseen["best_fooled"]
+        blank = torch.zeros_like(x)
+        return ApgdState(
+            **unseen,
+            slope=blank,
+            previous=x,
+            top=x,
+            top_loss=nothing,
+            top_slope=blank,
+            length=torch.zeros_like(nothing),
+            gains=torch.zeros_like(nothing),
+            top_at_checkpoint=nothing,
+            halved_at_checkpoint=false,
+        )
+
+    def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
+        assert isinstance(state, ApgdState)
+        stage = next(i for i, end in enumerate(self.stages[1:]) if step < end)
+        first, end = self.stages[stage], self.stages[stage + 1]
+        ball, counts = self._stage(problem, stage), stage + 2 == len(self.stages)
+        if step == first:
+            self._enter(ball, state, counts, step / self.steps)
+        # The way from x by the gradient, and by the last move.
+        reach = (state.length * ball.threat_model.eps).view(-1, 1, 1, 1)
+        ahead = ball.project(state.x + reach * ball.threat_model.ascent_direction(state.slope))
+        if step > first:
+            ahead = state.x + self.momentum * (ahead - state.x) + (1 - self.momentum) * (state.x - state.previous)
+            ahead = ball.project(ahead)
+        state.previous, state.x = state.x, ahead
+        # Nobody would use the gradient at the very last point.
+        found = self._look(ball, state, counts, (step + 1) / self.steps, last=step + 1 == end)
+        state.gains = state.gains + (found > 0)
+        marks = checkpoints(end - first)
+        if step + 1 - first in marks[1:-1]:
+            self._check(state, marks, step + 1 - first)
+
+    def _stage(self, problem: Problem, stage: int) -> Problem:
+        factor = self.radius_schedule[stage][0]
+        return problem if factor == 1.0 else replace(problem, threat_model=problem.threat_model.scaled(factor))
+
+    def _enter(self, ball: Problem, state: ApgdState, counts: bool, progress: float) -> None:
+        """Begins a stage at the best point of the one before."""
+        state.x = ball.project(state.top)
+        state.top_loss = torch.full_like(state.top_loss, float("nan"))
+        self._look(ball, state, counts, progress, last=False)
+        state.length = torch.full_like(state.length, 2.0)
+        state.gains = torch.zeros_like(state.gains)
+        state.top_at_checkpoint = state.top_loss
+        state.halved_at_checkpoint = torch.ones_like(state.halved_at_checkpoint)
+
+    def _look(self, ball: Problem, state: ApgdState, counts: bool, progress: float, last: bool) -> Tensor:
+        """Asks the model about `x`; returns by how much the loss grew."""
+        before = state.loss
+        found: Score
+        if last:
+            found, slope = score(ball, self.objective, state.x, progress), None
+        else:
+            slope, found = gradient(ball, self.objective, state.x, progress)
+            state.notice(slope, found)
+            state.slope = slope
+        if counts:
+            state.see(state.x, found)
+        state.loss = found.loss
+        new = (found.loss > state.top_loss) | torch.isnan(state.top_loss)
+        state.top = where(new, state.x, state.top)
+        state.top_loss = torch.where(new, found.loss, state.top_loss)
+        if slope is not None:
+            state.top_slope = where(new, slope, state.top_slope)
+        return found.loss - before
+
+    def _check(self, state: ApgdState, marks: Sequence[int], now: int) -> None:
+        """One checkpoint (section 3.2 of the paper)."""
+        since = now - max(mark for mark in marks if mark < now)
+        few = state.gains < self.success_share * since
+        stuck = ~state.halved_at_checkpoint & (state.top_loss <= state.top_at_checkpoint)
+        halve = few | stuck
+        state.length = torch.where(halve, state.length / 2, state.length)
+        state.x = where(halve, state.top, state.x)
+        state.slope = where(halve, state.top_slope, state.slope)
+        state.loss = torch.where(halve, state.top_loss, state.loss)
+        state.halved_at_checkpoint = halve
+        state.top_at_checkpoint = state.top_loss
+        state.gains = torch.zeros_like(state.gains)
+
+    def describe(self) -> dict:
+        return super().describe() | {
+            "random_start": self.starts_randomly,
+            "momentum": self.momentum,
+            "success_share": self.success_share,
+            "radius_schedule": [list(stage) for stage in self.radius_schedule],
+        }
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Steps after which the step size is judged: gaps from 22 % of the steps on, each 3 % shorter, 6 % at least."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1.0:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    # Rounded first: 0.57 * 100 is a little more than 57 in floating point.
+    return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares})
+
+
+def _checked(schedule: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    stages = tuple((float(factor), float(share)) for factor, share in schedule)
+    factors, shares = zip(*stages, strict=True)
+    if factors[-1] != 1.0 or min(factors) <= 0 or min(shares) <= 0 or abs(sum(shares) - 1.0) > 1e-6:
+        raise ValueError(
+            "RADIUS_SCHEDULE takes pairs (factor on EPS, share of the steps), the last factor 1 and all shares "
+            f"together 1, is {schedule}"
+        )
+    return stages

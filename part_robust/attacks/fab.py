@@ -1,0 +1,222 @@
+"""FAB, the fast adaptive boundary attack, targeted (Croce and Hein, 2020): the least change that changes the class.
+
+Letters: N images of D = 3 H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.objective import Score, get_objective
+from part_robust.attacks.problem import Problem, gradient, score
+from part_robust.attacks.state import Run, State, where
+from part_robust.attacks.targets import TargetChoice
+
+
+@dataclass
+class FabState(State):
+    """`best` is the nearest image found that changes the class, inside eps or not, `best_harm` minus its distance.
+
+    Attributes:
+        originals: (N, 3, H, W).
+        margin: (N,), of the originals: best wrong logit minus the right one.
+        best_margin: (N,), of `best`.
+    """
+
+    originals: Tensor
+    margin: Tensor
+    best_margin: Tensor
+
+
+@ATTACK_REGISTRY.register()
+class FAB(Attack):
+    """Steps onto the linearised class boundary, drawn to the original, a little beyond; and back from every success.
+
+    After a success the paper steps back and asks the model again before it linearises. Here the boundary stays
+    linearised at the success, just behind it, and only the projection starts from the point further back: one forward
+    pass per step instead of two.
+
+    eps does not steer the search; it decides which of the images found are allowed, and so fool.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        alpha_max: float = 0.1,
+        overshoot: float = 1.05,
+        backward: float = 0.9,
+        final_search: int = 3,
+        **shared: Any,
+    ) -> None:
+        """
+        Args:
+            steps: number of steps.
+            alpha_max: largest weight of the step from the original against that from the iterate, 0..1.
+            overshoot: length of the steps, relative to the way to the boundary; eta of the paper, 1 or more.
+            backward: after a success, the share of the perturbation that is kept; beta of the paper, 0..1.
+            final_search: forward passes that look for a nearer image between the original and the best.
+            **shared: of `Attack`; restarts after the first start at random within half of eps.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        super().__init__(steps=steps, objective=get_objective("targeted_margin"), **shared)
+        if not 0.0 <= alpha_max <= 1.0 or not 0.0 <= backward <= 1.0 or overshoot < 1.0 or final_search < 0:
+            raise ValueError(
+                "FAB_ALPHA_MAX and FAB_BACKWARD must lie in 0..1, FAB_OVERSHOOT must be 1 or more and FAB_FINAL_SEARCH "
+                f"0 or more; they are {alpha_max}, {backward}, {overshoot} and {final_search}"
+            )
+        self.alpha_max = alpha_max
+        self.overshoot = overshoot
+        self.backward = backward
+        self.final_search = final_search
+
+    @classmethod
+    def from_config(cls, node: Mapping) -> FAB:
+        shared = shared_arguments(node)
+        del shared["objective"]  # the margin to each class aimed at is what the method is made of
+        return cls(
+            alpha_max=node.get("FAB_ALPHA_MAX", 0.1),
+            overshoot=node.get("FAB_OVERSHOOT", 1.05),
+            backward=node.get("FAB_BACKWARD", 0.9),
+            final_search=node.get("FAB_FINAL_SEARCH", 3),
+            targets=TargetChoice.from_config(node),
+            **shared,
+        )
+
+    def start(self, problem: Problem, restart: int) -> State:
+        x = problem.images
+        if restart > 0:
+            x = x + (problem.random_start() - x) / 2
+        unseen = State.unseen(x)
+        unseen["best"] = problem.images
+        unseen["best_harm"] = torch.full_like(unseen["loss"], float("-inf"))
+        nothing = unseen["loss"]
+        return FabState(**unseen, originals=problem.images, margin=nothing, best_margin=nothing)
+
+    def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
+        assert isinstance(state, FabState)
+        slope, found = gradient(problem, self.objective, state.x)
+        state.notice(slope, found)
+        self._keep(problem, state, state.x, found)
+        assert found.fooled is not None and found.harm is not None
+        if step == 0:
+            state.margin = found.harm  # that of the originals, or close to it after a random start
+        images = problem.images
+        back = where(found.fooled, images + self.backward * (state.x - images), state.x)
+        # How far `loss` must grow along the linearisation to be zero.
+        gap = -(found.loss + (slope * (back - state.x)).flatten(1).sum(dim=1))
+        gap_original = -(found.loss + (slope * (images - state.x)).flatten(1).sum(dim=1))
+        from_back = self._to_boundary(problem, back, slope, gap)
+        from_original = self._to_boundary(problem, images, slope, gap_original)
+        near = problem.threat_model.length(from_back)
+        far = problem.threat_model.length(from_original)
+        alpha = (near / (near + far).clamp(min=1e-12)).clamp(max=self.alpha_max).view(-1, 1, 1, 1)
+        x = (1 - alpha) * (back + self.overshoot * from_back) + alpha * (images + self.overshoot * from_original)
+        state.x = problem.restrict(x.clamp(problem.threat_model.low, problem.threat_model.high))
+
+    def finish(self, problem: Problem, state: State) -> None:
+        """Looks at the last iterate and, on the way from the original to the best image, for a nearer one."""
+        assert isinstance(state, FabState)
+        self._keep(problem, state, state.x, score(problem, self.objective, state.x))
+        known = torch.isfinite(state.best_harm)
+        right = torch.zeros_like(state.margin)  # share of the perturbation at which the model was still right
+        right_margin = state.margin
+        for _ in range(self.final_search):
+            # Where the margin would be zero if it were linear in between, and a little further.
+            share = right_margin / (right_margin - state.best_margin)
+            share = torch.where(known & torch.isfinite(share), share.clamp(0, 1), 1.0)
+            share = share + 0.02 * (1 - share)
+            near_share = right + (1 - right) * share
+            best = state.best
+            x = problem.images + near_share.view(-1, 1, 1, 1) * (best - problem.images)
+            found = score(problem, self.objective, x)
+            assert found.fooled is not None and found.harm is not None
+            self._keep(problem, state, x, found)
+            # The best image has moved to x, or else x is the new point where the model is right.
+            right = torch.where(found.fooled, right / near_share.clamp(min=1e-12), near_share)
+            right_margin = torch.where(found.fooled, right_margin, found.harm)
+
+    def outcome(self, state: State) -> Run:
+        assert isinstance(state, FabState)
+        return Run(
+            images=where(state.best_fooled, state.best, state.originals),
+            zero_gradient=state.blind,
+            harm=state.best_harm,
+            fooled=state.best_fooled,
+            distance=-state.best_harm,
+        )
+
+    def outcome_of_originals(self, problem: Problem, found: Score) -> Run:
+        run = super().outcome_of_originals(problem, found)
+        assert run.fooled is not None
+        run.distance = torch.where(run.fooled, 0.0, float("inf"))
+        run.harm = -run.distance
+        return run
+
+    def _keep(self, problem: Problem, state: FabState, x: Tensor, found: Score) -> None:
+        assert found.fooled is not None and found.harm is not None
+        distance = problem.threat_model.distance(x, problem.images)
+        take = found.fooled & (distance < -state.best_harm)
+        state.loss = found.loss
+        state.best = where(take, x, state.best)
+        state.best_harm = torch.where(take, -distance, state.best_harm)
+        state.best_margin = torch.where(take, found.harm, state.best_margin)
+        state.best_fooled = -state.best_harm <= problem.threat_model.eps
+
+    def _to_boundary(self, problem: Problem, x: Tensor, slope: Tensor, gap: Tensor) -> Tensor:
+        threat = problem.threat_model
+        return shortest_change(x, slope, gap, threat.norm, threat.low, threat.high)
+
+    def describe(self) -> dict:
+        return super().describe() | {
+            "alpha_max": self.alpha_max,
+            "overshoot": self.overshoot,
+            "backward": self.backward,
+            "final_search": self.final_search,
+        }
+
+
+def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
+    """The change of least norm that moves a linear function by `gap` and keeps all pixels in range (section 2 of the
+    paper); where the range does not allow it, the change that comes closest.
+
+    Each pixel goes in its own direction until its room is used up, at speed 1 ("linf") or |slope| ("l2"). What the
+    function gains by then is piecewise linear in time: sorting the moments at which pixels stop finds the piece.
+
+    Args:
+        x: (N, 3, H, W), inside the range.
+        slope: (N, 3, H, W), of the linear function; 0 on pixels that must not move.
+        gap: (N,), by how much the function must change.
+        norm: "linf" or "l2".
+        low: of the range.
+        high: of the range.
+
+    Returns:
+        (N, 3, H, W).
+    """
+    flat = x.flatten(1)
+    direction = slope.flatten(1).sign() * gap.sign()[:, None]
+    weight = slope.flatten(1).abs().double()
+    room = torch.where(direction > 0, high - flat, flat - low).clamp(min=0).double()
+    room = torch.where(weight > 0, room, 0.0)
+    speed = (weight > 0).double() if norm == "linf" else weight
+    stop = torch.where(weight > 0, room / speed, 0.0)
+    stop, order = stop.sort(dim=1)
+    filled = (weight * room).gather(1, order).cumsum(dim=1)
+    rate = (weight * speed).gather(1, order)
+    rate = rate.flip(1).cumsum(dim=1).flip(1)  # of the pixels that have not stopped before; summed from the small end
+    later = torch.nn.functional.pad(rate[:, 1:], (0, 1))
+    wanted = gap.abs().double()[:, None]
+    piece = torch.searchsorted(filled + stop * later, wanted).clamp(max=flat.shape[1] - 1)
+    before = torch.nn.functional.pad(filled, (1, 0)).gather(1, piece)
+    moment = (wanted - before) / rate.gather(1, piece).clamp(min=torch.finfo(rate.dtype).tiny)
+    moment = torch.minimum(moment.clamp(min=0), stop.gather(1, piece))
+    return (direction * torch.minimum(moment * speed, room).to(x.dtype)).view_as(x)

@@ -1,0 +1,182 @@
+"""Square attack (Andriushchenko et al., 2020): random search over square patches, without any gradient.
+
+Letters: N images of (3, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from part_robust.attacks import noise
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.problem import Problem, score
+from part_robust.attacks.state import State, where
+
+# Shares of the queries after which the patches' area halves (appendix B of the paper).
+HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass
+class SquareState(State):
+    """Attributes:
+    walk_loss: (N,), the loss at `x`, from which the next patch starts.
+    """
+
+    walk_loss: Tensor
+
+
+@ATTACK_REGISTRY.register()
+class Square(Attack):
+    """Each query changes one square of the image and is kept where the loss grows. Place and signs of the squares
+    depend on the image's key alone."""
+
+    uses_gradient = False
+
+    def __init__(self, *, steps: int = 5000, area_share: float = 0.8, **shared: Any) -> None:
+        """
+        Args:
+            steps: number of queries.
+            area_share: of the first squares in the image, more than 0 and at most 1; p of the paper.
+            **shared: of `Attack`.
+
+        Raises:
+            ValueError: a value is impossible.
+        """
+        super().__init__(steps=steps, **shared)
+        if not 0.0 < area_share <= 1.0:
+            raise ValueError(f"SQUARE_AREA must be more than 0 and at most 1, is {area_share}")
+        self.area_share = area_share
+
+    @classmethod
+    def from_config(cls, node: Mapping) -> Square:
+        return cls(area_share=node.get("SQUARE_AREA", 0.8), **shared_arguments(node))
+
+    def start(self, problem: Problem, restart: int) -> State:
+        first = stripes if problem.threat_model.norm == "linf" else tiles
+        x = problem.project(problem.images + problem.threat_model.eps * first(problem.keys, problem.images.shape[1:]))
+        unseen = State.unseen(x, blind=False)
+        return SquareState(**unseen, walk_loss=unseen["loss"])
+
+    def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
+        assert isinstance(state, SquareState)
+        x = state.x if step == 0 else self._changed(problem, state.x, step)
+        found = score(problem, self.objective, x)
+        state.see(x, found)
+        take = (found.loss > state.walk_loss) | torch.isnan(state.walk_loss)
+        state.x = where(take, x, state.x)
+        state.walk_loss = torch.where(take, found.loss, state.walk_loss)
+
+    def _changed(self, problem: Problem, x: Tensor, step: int) -> Tensor:
+        channels, height, width = x.shape[1:]
+        halvings = sum(step / self.steps > share for share in HALVINGS)
+        side = math.sqrt(self.area_share / 2**halvings * height * width)
+        if problem.threat_model.norm == "linf":
+            side = min(max(round(side), 1), height, width)
+            drawn = noise.uniform(problem.keys, (2 + channels,), stream=step)
+            square = window(drawn[:, :2], side, height, width)
+            signs = torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0)[:, :, None, None]
+            changed = torch.where(square, problem.images + problem.threat_model.eps * signs, x)
+        else:
+            side = min(max(round(side), 3), height, width)
+            drawn = noise.uniform(problem.keys, (5 + channels,), stream=step)
+            changed = problem.images + moved_mass(
+                x - problem.images, drawn, side - (side + 1) % 2, problem.threat_model.eps
+            )
+        return problem.project(changed)
+
+    def describe(self) -> dict:
+        return super().describe() | {"area_share": self.area_share}
+
+
+def stripes(keys: Tensor, shape: torch.Size) -> Tensor:
+    """(N, 3, H, W) of +1 and -1, equal along columns: the first perturbation for L-inf."""
+    channels, height, width = shape
+    signs = torch.where(noise.uniform(keys, (channels, 1, width)) < 0.5, -1.0, 1.0)
+    return signs.expand(-1, -1, height, -1)
+
+
+def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
+    """(N, 3, H, W) of length 1: at least 5 by 5 bumps of random sign and direction, the first perturbation for L2."""
+    channels, height, width = shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    drawn = noise.uniform(keys, (channels + 1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    signs = torch.where(drawn[:, :channels] < 0.5, -1.0, 1.0)
+    bump = double_bump(side, keys.device)
+    bump = torch.where(drawn[:, channels:] < 0.5, bump.repeat(rows, columns), bump.T.repeat(rows, columns))
+    spare = (height - rows * side, width - columns * side)
+    left, top = spare[1] // 2, spare[0] // 2
+    pattern = F.pad(signs * bump, (left, spare[1] - left, top, spare[0] - top))
+    return pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+
+
+def window(drawn: Tensor, side: int, height: int, width: int) -> Tensor:
+    """bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
+    top, left = corner(drawn, side, height, width)
+    rows = torch.arange(height, device=drawn.device) - top[:, None]
+    columns = torch.arange(width, device=drawn.device) - left[:, None]
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+
+
+def corner(drawn: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Top and left int64 (N,) of a square, every place as likely as any other."""
+    return (drawn[:, 0] * (height - side + 1)).long(), (drawn[:, 1] * (width - side + 1)).long()
+
+
+def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float) -> Tensor:
+    """A perturbation whose mass in one window went to another, with all that the ball has left (algorithm 3).
+
+    Args:
+        delta: (N, 3, H, W), the perturbation so far.
+        drawn: (N, 5 + 3) random numbers in [0, 1): corners of both windows, direction of the bump, signs.
+        side: of the windows, odd.
+        eps: radius of the ball.
+
+    Returns:
+        (N, 3, H, W) of length eps.
+    """
+    count, channels, height, width = delta.shape
+    emptied = window(drawn[:, 2:4], side, height, width)
+    union = window(drawn[:, :2], side, height, width) | emptied
+    spare = (eps**2 - delta.square().flatten(1).sum(dim=1)).clamp(min=0)
+    available = ((delta.square() * union).flatten(2).sum(dim=2) + spare[:, None] / channels).sqrt()
+
+    top, left = corner(drawn[:, :2], side, height, width)
+    steps = torch.arange(side, device=delta.device)
+    index = (top[:, None] + steps)[:, :, None] * width + (left[:, None] + steps)[:, None, :]
+    index = index.view(count, 1, -1).expand(-1, channels, -1)
+    old = delta.flatten(2).gather(2, index)
+    bump = double_bump(side, delta.device)
+    bump = torch.where(drawn[:, 4, None, None] < 0.5, bump, bump.T).flatten(1)[:, None]
+    signs = torch.where(drawn[:, 5:] < 0.5, -1.0, 1.0)[:, :, None]
+    new = signs * bump + old / old.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    new = new / new.norm(dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
+    return torch.where(emptied, 0.0, delta).flatten(2).scatter(2, index, new).view_as(delta)
+
+
+def double_bump(side: int, device: torch.device) -> Tensor:
+    """(side, side) of length 1: a hill in the upper half, a valley in the lower one (eq. 2 of the paper)."""
+    if side == 1:
+        return torch.ones(1, 1, device=device)
+    upper = side // 2
+    both = torch.cat([_hill(upper, side, device), -_hill(side - upper, side, device)])
+    return both / both.norm()
+
+
+def _hill(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width): nested rectangles around the centre, the k-th adding 1 / k^2; of length 1."""
+    rows = (torch.arange(height, device=device) - height // 2).abs()
+    columns = (torch.arange(width, device=device) - width // 2).abs()
+    count = max(height, width) // 2 + 1
+    added = 1.0 / torch.arange(1, count + 1, device=device).square()
+    levels = added.flip(0).cumsum(0).flip(0)
+    hill = levels[torch.maximum(rows[:, None], columns[None, :])]
+    return hill / hill.norm()

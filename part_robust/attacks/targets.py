@@ -1,0 +1,92 @@
+"""Which classes a targeted attack aims at, the most promising first.
+
+Letters: N images, C classes, T classes to aim at, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from part_robust.attacks.problem import AttackError, Problem
+
+RANKINGS = ("logits", "malt")
+
+
+@dataclass(frozen=True)
+class TargetChoice:
+    """Attributes:
+    number: at most this many classes, and never more than there are wrong ones.
+    ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
+        the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
+        Shamir, MALT, 2024).
+    candidates: wrong classes of largest logit among which "malt" chooses; costs one backward pass each.
+    """
+
+    number: int = 9
+    ranking: str = "logits"
+    candidates: int = 100
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise ValueError(f"NUM_TARGETS must be at least 1, is {self.number}")
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"TARGET_RANKING must be one of {RANKINGS}, is {self.ranking!r}")
+        if self.candidates < 1:
+            raise ValueError(f"TARGET_CANDIDATES must be at least 1, is {self.candidates}")
+
+    @classmethod
+    def from_config(cls, node: Mapping) -> TargetChoice:
+        return cls(
+            number=node.get("NUM_TARGETS", 9),
+            ranking=node.get("TARGET_RANKING", "logits"),
+            candidates=node.get("TARGET_CANDIDATES", 100),
+        )
+
+    def describe(self) -> dict:
+        values = asdict(self)
+        if self.ranking == "logits":
+            del values["candidates"]
+        return {f"targets_{name}": value for name, value in values.items()}
+
+    def choose(self, problem: Problem, logits: Tensor) -> Tensor:
+        """int64 (N, T).
+
+        Args:
+            problem: the batch, with labels (N,) as targets.
+            logits: (N, C), of its images.
+
+        Raises:
+            AttackError: a single class.
+        """
+        classes = logits.shape[1]
+        if classes < 2:
+            raise AttackError("a targeted attack needs at least two classes, the model has one")
+        number = min(self.number, classes - 1)
+        wrong = logits.float().scatter(1, problem.targets[:, None], float("-inf"))
+        if self.ranking == "logits":
+            return wrong.topk(number, dim=1).indices
+        candidates = wrong.topk(min(max(self.candidates, number), classes - 1), dim=1).indices
+        nearest = _linear_distances(problem, candidates).topk(number, dim=1, largest=False).indices
+        return candidates.gather(1, nearest)
+
+
+def _linear_distances(problem: Problem, candidates: Tensor) -> Tensor:
+    """(N, K) distances to the boundaries of the candidates' classes, the model taken as linear at the image."""
+    images = problem.images.detach().requires_grad_(True)
+    logits = problem.ask(images).float()
+    if not logits.requires_grad:
+        raise AttackError("the model's outputs do not depend on the image: MALT ranks classes by gradients")
+    gaps = logits.gather(1, problem.targets[:, None]) - logits.gather(1, candidates)
+    lengths = []
+    for rank in range(candidates.shape[1]):
+        problem.counts.backwards += len(images)
+        more = rank + 1 < candidates.shape[1]
+        (slope,) = torch.autograd.grad(gaps[:, rank].sum(), images, retain_graph=more)
+        if problem.movable is not None:
+            slope = slope * problem.movable
+        lengths.append(problem.threat_model.dual_norm(slope))
+    return gaps.detach() / torch.stack(lengths, dim=1).clamp(min=1e-12)

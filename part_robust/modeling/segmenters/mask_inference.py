@@ -1,0 +1,90 @@
+"""From the classes and masks of queries to label maps and to instances.
+
+Letters: N images, Q queries, P parts, K class logits of a query (P, and one more for "no object" under softmax),
+D instances of an image, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from part_robust.layers.box_ops import cxcywh_to_xyxy
+
+
+def part_probabilities(logits: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
+    """Class logits (N, Q, K) -> probabilities of the parts (N, Q, P), and of none of them (N, Q)."""
+    logits = logits.float()
+    if logits.shape[-1] > num_parts:
+        probability = logits.softmax(dim=-1)
+        return probability[..., :num_parts], probability[..., num_parts:].sum(dim=-1)
+    return logits.sigmoid(), torch.nn.functional.logsigmoid(-logits).sum(dim=-1).exp()
+
+
+def semantic_scores(parts: Tensor, masks: Tensor) -> Tensor:
+    """The published map: scores 0..Q (N, P, H, W) of part probabilities (N, Q, P) and mask probabilities
+    (N, Q, H, W)."""
+    return torch.einsum("nqp,nqhw->nphw", parts, masks)
+
+
+def dense_log_scores(logits: Tensor, masks: Tensor, num_parts: int) -> Tensor:
+    """Log-probabilities of the parts and of background at each pixel.
+
+    The published map has no background, and its scores are no logits: cross-entropy on them has a flat gradient.
+    Background scores 1 less the surest query that claims the pixel, which many unsure ones do not add up against, as
+    they would in a product; then all scores are divided by their sum. The order of the parts stays as published.
+
+    Args:
+        logits: (N, Q, K).
+        masks: (N, Q, H, W) logits at the resolution wanted.
+        num_parts: P.
+
+    Returns:
+        (N, P + 1, H, W), background last: what `softmax` leaves as it is.
+    """
+    parts, nothing = part_probabilities(logits, num_parts)
+    scores = semantic_scores(parts, masks.sigmoid())
+    # 1 - (1 - nothing) * sigmoid(mask), without the difference of almost equal numbers.
+    nothing = nothing[..., None, None]
+    background = (nothing + (1.0 - nothing) * (-masks).sigmoid()).amin(dim=1, keepdim=True)
+    everything = torch.cat([scores, background], dim=1).clamp(min=1e-30)
+    return everything.log() - everything.sum(dim=1, keepdim=True).log()
+
+
+def find_instances(
+    logits: Tensor, boxes: Tensor, masks: Tensor, content_size: Tensor, *, num_parts: int, most: int
+) -> list[Instances]:
+    """The most confident pairs of query and part.
+
+    Args:
+        logits: (N, Q, K).
+        boxes: (N, Q, 4) cxcywh, 0..1 of the images without their padding.
+        masks: (N, Q, H, W) logits.
+        content_size: (N or 1, 2) height and width in pixels of the images without their padding.
+        num_parts: P.
+        most: instances per image.
+
+    Returns:
+        Per image pred_boxes (XYXY pixels), pred_masks bool (D, H, W), pred_classes, and scores 0..1: the part's
+        probability times the mean probability inside the mask; most confident first.
+    """
+    height, width = masks.shape[-2:]
+    parts, _ = part_probabilities(logits, num_parts)
+    scores, index = parts.flatten(1).sort(dim=1, descending=True, stable=True)
+    scores, index = scores[:, :most], index[:, :most]
+    query, part = index // num_parts, index % num_parts
+    inside_y = torch.arange(height, device=masks.device) < content_size[:, :1]
+    inside_x = torch.arange(width, device=masks.device) < content_size[:, 1:]
+    found = (masks > 0) & (inside_y[:, :, None] & inside_x[:, None])[:, None]
+    # Of each query once, also where several instances are of one query.
+    area = found.flatten(2).sum(dim=2)
+    sure = (masks.sigmoid() * found).flatten(2).sum(dim=2) / area.clamp(min=1)
+    scores, order = (scores * sure.gather(1, query)).sort(dim=1, descending=True, stable=True)
+    query, part = query.gather(1, order), part.gather(1, order)
+    scale = content_size.flip(-1).repeat(1, 2)[:, None]
+    corners = (cxcywh_to_xyxy(boxes.float()) * scale).gather(1, query[..., None].expand(-1, -1, 4))
+    return [
+        Instances((height, width), pred_boxes=Boxes(box), pred_masks=mask[own], scores=score, pred_classes=label)
+        for box, mask, own, score, label in zip(corners, found, query, scores, part, strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""What DINO and Mask DINO share as part segmenters: true parts, losses, and what attacks on them need.
+
+Letters: N images, Q queries, T sets of predictions, K part classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from part_robust.layers.box_ops import xyxy_to_cxcywh
+from part_robust.losses.matcher import Matching, PartBoxes, pad_part_boxes
+from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.registry import PartOutput, PartSegmenter, PartTargets, zero_loss
+from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_targets
+
+
+class QuerySegmenter(PartSegmenter):
+    """A segmenter whose parts are queries. Made with targets, its output holds in `aux`
+
+    - `true_parts`: `PartBoxes`;
+    - `decoder`: `PredictedParts` of the decoder's layers, the last one last;
+    - `encoder`: `PredictedParts` of the encoder's one set, where queries are chosen from it;
+    - `denoising`, `denoising_queries`: `PredictedParts` and `DenoisingQueries`, in training where there are any.
+
+    Attributes:
+        criterion: the losses.
+        label_enc: part labels -> content of denoising queries.
+    """
+
+    attack_objective = "part_loss"
+    criterion: SetCriterion
+    label_enc: nn.Embedding
+
+    @property
+    def active_criterion(self) -> SetCriterion:
+        """The criterion of training or of evaluation."""
+        return self.criterion
+
+    def true_parts(self, targets: PartTargets, content_size: Tensor) -> PartBoxes:
+        """The targets' boxes, cxcywh in 0..1 of the images without their padding."""
+        scale = content_size.flip(-1).repeat(1, 2)
+        return pad_part_boxes(
+            [own.gt_classes for own in targets.instances],
+            [
+                xyxy_to_cxcywh(own.gt_boxes.tensor.float() / s)
+                for own, s in zip(targets.instances, scale.expand(len(targets.instances), -1), strict=True)
+            ],
+            targets.labelled,
+            targets.complete,
+        )
+
+    def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
+        true_parts, criterion = output.aux["true_parts"], self.active_criterion
+        decoder: PredictedParts = output.aux["decoder"]
+        encoder: PredictedParts | None = output.aux.get("encoder")
+        sums = criterion.sums(decoder if encoder is None else PredictedParts.cat([decoder, encoder]), true_parts)
+        layers = len(decoder.logits)
+        losses = criterion.batch_losses({k: v[:layers] for k, v in sums.items()}, true_parts)
+        if encoder is not None:
+            losses |= criterion.batch_losses(
+                {k: v[layers:] for k, v in sums.items()}, true_parts, prefix="loss_part_encoder_"
+            )
+        if "denoising" in output.aux:
+            queries: DenoisingQueries = output.aux["denoising_queries"]
+            predictions: PredictedParts = output.aux["denoising"]
+            sets = len(predictions.logits)
+            matching = Matching(
+                queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1)
+            )
+            repeated = repeat_targets(true_parts, queries.groups)
+            sums = criterion.sums(predictions, repeated, matching, queries.counted)
+            losses |= criterion.batch_losses(sums, true_parts, queries.groups, prefix="loss_part_denoising_")
+        elif self.training:
+            # The same names in every process, and every parameter reached, also where one has no true part.
+            nothing = zero_loss(self.label_enc.weight)
+            losses |= {f"loss_part_denoising_{name}": nothing for name in criterion.weights}
+        return losses
+
+    def label_count(self, targets: PartTargets) -> Tensor:
+        known = [own for own, labelled in zip(targets.instances, targets.labelled.tolist(), strict=True) if labelled]
+        return targets.labelled.new_tensor(sum(len(own) for own in known), dtype=torch.int64)
+
+    def match(self, output: PartOutput) -> Matching:
+        """Which queries of the last layer answer for which true parts; `output` was made with targets."""
+        return self.active_criterion.match(self._last(output), output.aux["true_parts"])
+
+    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
+        """Loss (N,) of the last layer's parts, each image for itself; matched anew unless a matching is given."""
+        criterion = self.active_criterion
+        sums = criterion.sums(self._last(output), output.aux["true_parts"], matching)
+        return criterion.image_losses(sums, output.aux["true_parts"])
+
+    @staticmethod
+    def _last(output: PartOutput) -> PredictedParts:
+        decoder: PredictedParts = output.aux["decoder"]
+        return decoder.of(slice(-1, None))
