@@ -22,15 +22,25 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
-from part_robust.engine.trainer import PartTrainer, build_attacks
+from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.report import build_record, results_table, write_json
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.part_classifier import training_objective, with_counts
 
 logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there.
+    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there. Raises as
+    `complete_config`."""
+    cfg = complete_config(args)
+    _close_logs()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
+    return cfg
+
+
+def complete_config(args: argparse.Namespace) -> CfgNode:
+    """The config that the command line means, with counts and iterations filled in, frozen; writes nothing.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
@@ -42,13 +52,31 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = with_counts(cfg)
     if not args.eval_only:
         set_schedule(cfg)
+        check_training(cfg)
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     cfg.freeze()
-    _close_logs()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
+
+
+def check_training(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
+    """
+    world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if pieces < 1:
+        raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, is {pieces}")
+    if cfg.SOLVER.IMS_PER_BATCH % (world * pieces):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together: it must be a "
+            f"multiple of {world} processes x {pieces} pieces (SOLVER.ACCUMULATE)"
+        )
+    if cfg.ATTACK.TRAIN.ENABLED:
+        objective = training_objective(cfg)
+        if objective.class_needs_clean and not cfg.MODEL.PART_CLASSIFIER.HEAD:
+            raise ValueError(f"ATTACK.TRAIN.METHOD {objective.method} needs a class head (MODEL.PART_CLASSIFIER.HEAD)")
+        training_attack(cfg)
 
 
 def import_modules(cfg: CfgNode) -> None:
