@@ -163,6 +163,7 @@ class Attack(ABC):
         padding: Tensor | None = None,
         scored: bool = False,
         starts: Tensor | None = None,
+        attackable: Tensor | None = None,
     ) -> AttackResult:
         """Attacks one batch. The model behind `forward` should be inside `attack_view`.
 
@@ -177,6 +178,8 @@ class Attack(ABC):
             scored: report `fooled` in any case, at the cost of a forward pass where it is not known anyway.
             starts: (N, 3, H, W), where attacks that start at a random point begin their first restart instead, such as
                 the result at a smaller radius.
+            attackable: bool (N,), False for images that the objective says nothing of (parts without labels), where a
+                gradient of zero is as it should be; all by default.
 
         Raises:
             AttackError: the outputs do not depend on the images.
@@ -206,11 +209,14 @@ class Attack(ABC):
                 standing = self._standing(standing, best)
         assert best is not None
         problem.threat_model.verify(best.images, images)
+        blind = best.zero_gradient
+        if attackable is not None:
+            blind = blind & attackable.to(blind.device)
         if self.uses_gradient and problem.threat_model.eps > 0:
-            self._warn_if_blind(best.zero_gradient)
+            self._warn_if_blind(blind)
         return AttackResult(
             images=best.images,
-            zero_gradient=best.zero_gradient,
+            zero_gradient=blind,
             fooled=best.fooled,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,

@@ -92,6 +92,13 @@ class ModelView:
             return torch.stack([item["sem_seg"] for item in self.batched_inputs]).to(self.images.device)
         return torch.tensor([item["class_id"] for item in self.batched_inputs], device=self.images.device)
 
+    def attackable(self) -> Tensor | None:
+        """bool (N,), False for images of which the objective says nothing; None where it says something of all."""
+        if self.objective.reads == "class_logits":
+            return None
+        joint = self.objective.options.get("joint", False)
+        return torch.tensor([joint or item.get("part_supervision") != "none" for item in self.batched_inputs])
+
 
 def attack_batch(
     attack: Attack,
@@ -117,4 +124,14 @@ def attack_batch(
     """
     images, padding = inner.preprocess(batched_inputs)
     view = ModelView(inner, attack.objective, batched_inputs, images, padding)
-    return attack(view, images, view.targets(), keys=keys, padding=padding, scored=scored, starts=starts), padding
+    result = attack(
+        view,
+        images,
+        view.targets(),
+        keys=keys,
+        padding=padding,
+        scored=scored,
+        starts=starts,
+        attackable=view.attackable(),
+    )
+    return result, padding

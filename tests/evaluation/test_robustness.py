@@ -64,6 +64,15 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_images_without_part_labels_are_no_blind_spots_of_an_attack_on_the_parts(model):
+    assert any(item["part_supervision"] == "none" for batch in loader(4) for item in batch)
+    attacks = {"pgd": build_attack({"STEPS": 1, "OBJECTIVE": "pixel_cross_entropy"})}
+    _, warnings = evaluate_under_attacks(
+        model, loader(4), build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val"), attacks
+    )
+    assert warnings == []
+
+
 def test_blind_attacks_are_counted_and_warned_about(model):
     class Saturated(torch.nn.Module):
         def __init__(self):
