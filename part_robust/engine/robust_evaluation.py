@@ -21,6 +21,7 @@ from torch import nn
 import part_robust
 from part_robust.attacks import Attack, get_objective
 from part_robust.config import attack_spec
+from part_robust.engine.evaluation_checks import add_checks
 from part_robust.engine.trainer import PartTrainer, aimed
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.journal import Journal
@@ -208,6 +209,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         results = metrics_of(plan, merged, evaluators)
         record = describe_evaluation(plan, merged, results, _device(model))
         record["files"] = write_files(folder, dataset, plan, merged, adversarials)
+        add_checks(cfg, model, dataset, records, plan, merged, record)
         warnings = plan_warnings(plan, merged)
         if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
             warnings.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from part_robust.data import PartDatasetMapper, register_builtin, register_from_
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.adversarials import load_adversarials, verdict
-from part_robust.evaluation.report import file_sha256
+from part_robust.evaluation.report import file_sha256, write_json
 
 
 @dataclass
@@ -106,6 +107,18 @@ def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
                 result.problems.append(f"{len(result.right)} images are saved, {number} were evaluated")
             results.append(result)
     return results
+
+
+def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
+    """Adds `rescored`, images and mismatches by data set, to the record, for the check C5 of reports."""
+    path = folder / "robustness.json"
+    record = json.loads(path.read_text())
+    for dataset, evaluation in record["evaluation"].items():
+        own = [result for result in results if result.dataset == dataset]
+        if own:
+            images, mismatches = (sum(len(x) for x in y) for y in ([r.right for r in own], [r.problems for r in own]))
+            evaluation["rescored"] = {"images": images, "mismatches": mismatches}
+    write_json(path, record)
 
 
 @torch.no_grad()
