@@ -123,8 +123,8 @@ def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str
         counts = torch.stack([inner.part_label_count(piece) for piece in pieces]).float()
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(counts)
-        # Pieces whose losses are divided by the same floor all over (no labels at all) add zeros.
-        for share, count in zip(shares, counts / counts.sum().clamp(min=1.0), strict=True):
+        # Where there is nothing to count, losses are divided by 1 (global_mean_weight).
+        for share, count in zip(shares, counts.clamp(min=1.0) / counts.sum().clamp(min=1.0), strict=True):
             share["parts"] = count
     return shares
 

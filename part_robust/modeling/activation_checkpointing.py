@@ -52,11 +52,13 @@ def _forward(module: nn.Module, forward: Callable, *args: Any) -> Any:
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Batch norm counts a batch once, however often it is computed."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(m.track_running_stats, m.momentum) for m in norms]
+    before = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
     for norm in norms:
-        norm.track_running_stats, norm.momentum = False, 0.0
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (track, momentum) in zip(norms, before, strict=True):
-            norm.track_running_stats, norm.momentum = track, momentum
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)
