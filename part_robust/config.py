@@ -33,11 +33,33 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # all gradients together is at most CLIP_VALUE (DINO: 0.1).
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    _add_training(cfg)
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
     # (docs/data_format.md). The names can then stand in TRAIN, VAL and TEST.
     cfg.DATASETS.REGISTER = ()
+
+
+def _add_training(cfg: CfgNode) -> None:
+    # Each process computes its share of SOLVER.IMS_PER_BATCH in this many pieces, one after the other, and then makes
+    # one step: the same batch in less memory. The attack is computed piece by piece, too.
+    cfg.SOLVER.ACCUMULATE = 1
+    # With SOLVER.AMP.ENABLED the training step computes in "bfloat16" (any device) or "float16" (CUDA, with a loss
+    # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
+    # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
+    # thousands of steps, 0.9998 for tens of thousands.
+    cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
+    # A loss or gradient that is not finite: "stop" the training, or "skip" the step, but never more than
+    # NON_FINITE_LIMIT of them in a row.
+    cfg.SOLVER.NON_FINITE = "stop"
+    cfg.SOLVER.NON_FINITE_LIMIT = 10
+    # Parts of the model that keep no activations for the backward pass and compute them again, a third more time for
+    # much less memory, in training and under attack: any of "backbone" (residual blocks), "encoder" and "decoder" (the
+    # transformer layers of DINO and Mask DINO).
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = ()
 
 
 def _change_detectron2_defaults(cfg: CfgNode) -> None:
@@ -299,7 +321,7 @@ def _add_mask_dino(cfg: CfgNode) -> None:
 
 def _attack_defaults() -> CfgNode:
     node = CfgNode()
-    # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square" or "RandomNoise".
+    # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
     node.NAME = "PGD"
     # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and for
     # APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
@@ -323,6 +345,9 @@ def _attack_defaults() -> CfgNode:
     node.KEEP = "last"
     # Random numbers depend on this seed, the image id, the restart and the target only.
     node.SEED = 0
+    # NFGSM only: largest change of a pixel by the noise before the step, in units of EPS. Its step is EPS long; STEPS,
+    # STEP_SIZE and RANDOM_START are those of PGD.
+    node.NOISE = 2.0
     # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
     # repeats the published evaluation, which overestimates robustness.
     node.FULL_GRADIENT = True
@@ -371,6 +396,29 @@ def _add_attack(cfg: CfgNode) -> None:
     train.FRACTION = 1.0
     # Grow eps and step size linearly from 0 over this many iterations.
     train.EPS_WARMUP_ITERS = 0
+    # Precision of the model under attack: "float32", or "bfloat16", which is faster and finds weaker attacks.
+    train.PRECISION = "float32"
+    # What is minimised (losses/adversarial.py): "adversarial", "mix", "trades" or "mart". The last three see the clean
+    # images too. TRADES's attack leads away from the clean prediction unless OBJECTIVE names another loss than
+    # cross_entropy.
+    train.METHOD = "adversarial"
+    # Share of the attacked images' class loss in "mix", 0..1 (Goodfellow et al., 2015: 0.5).
+    train.MIX_WEIGHT = 0.5
+    # Weight of the divergence between clean and attacked prediction in "trades" (Zhang et al., 2019: 6) and in "mart"
+    # (Wang et al., 2020: 5).
+    train.TRADES_BETA = 6.0
+    train.MART_BETA = 5.0
+    # Images whose parts are learned: "attacked", "clean" or "both" (half each; under "mix" in its proportion).
+    train.PART_LOSS_ON = "attacked"
+    # Adversarial weight perturbation (Wu et al., 2020): every step's gradient is taken where the loss is worst within
+    # GAMMA times each weight tensor's norm; costs one more pass. 0 turns it off; the paper has 0.01 for "adversarial",
+    # 0.005 for "trades". Begins after WARMUP_ITERS iterations.
+    train.AWP = CfgNode({"GAMMA": 0.0, "WARMUP_ITERS": 0})
+    # Watch for catastrophic overfitting (Wong et al., 2020), in which a single-step training becomes perfect against
+    # its own attack and loses to any other: every PERIOD iterations (0: never) the accuracy on IMAGES held-out images
+    # under the training's attack is compared with that under PGD of STEPS steps. It has collapsed when the latter falls
+    # by DROP of its best value, 0..1, while the former rises. ACTION: "warn" or "stop".
+    train.GUARD = CfgNode({"PERIOD": 0, "IMAGES": 256, "STEPS": 10, "DROP": 0.5, "ACTION": "warn"})
 
     # Names in ATTACK.SPECS that an evaluation runs, each on every image.
     cfg.ATTACK.EVAL = ["pgd100x5"]
@@ -447,6 +495,42 @@ def _add_test(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True
+    # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
+    # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
+    cfg.TEST.TIER = ""
+    # Tiers by name: attacks of ATTACK.SPECS, cheap ones first. "thesis" runs each on every image. Any other tier is the
+    # worst case per image: of attacks on the class for the class, where only images that are still right are attacked
+    # further; of attacks on the parts for pixel accuracy. Attacks on parts of another kind than the model's (dense or
+    # boxes) are left out.
+    tiers = cfg.TEST.TIERS = CfgNode(new_allowed=True)
+    tiers.thesis = ["pgd100x5"]
+    tiers.screen = ["apgd_ce", "apgd_t"]
+    tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
+    # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
+    # attack's spec says. Step lengths of PGD stay as they are.
+    cfg.TEST.NORM = ""
+    cfg.TEST.EPS = -1.0
+    # Radii, 0..255 units, at which class accuracy is measured by TEST.EPS_CURVE_ATTACK, such as (0, 1, 2, 4, 8, 16);
+    # () for none. Needs TEST.TIER.
+    cfg.TEST.EPS_CURVE = ()
+    cfg.TEST.EPS_CURVE_ATTACK = "apgd_ce"
+    # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
+    # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
+    cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Run the dear checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
+    cfg.TEST.AUDIT = False
+    # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of
+    # the short attacks, steps of the one that is doubled to see whether it has converged, random perturbations that
+    # compete with the attack, and forward passes averaged where a model turns out to be random.
+    checks = cfg.TEST.CHECKS = CfgNode()
+    checks.IMAGES = 32
+    checks.DIRECTIONS = 8
+    checks.STEPS = 20
+    checks.LONG_STEPS = 100
+    checks.NOISE_DRAWS = 100
+    checks.EOT_DRAWS = 10
+    checks.SEED = 0
 
 
 def attack_spec(cfg: CfgNode, name: str) -> CfgNode:

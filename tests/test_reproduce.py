@@ -48,7 +48,8 @@ def test_table(reproduce, monkeypatch, tmp_path, capsys):
         parts = {"pixel_accuracy": 70.0, "num_images": 9.0}
         tasks = {"part_seg": parts, "part_box": {"AP": 20.0, "AP50": 40.0}, "part_box_pgd20": {"AP": 2.0}}
         if "segmenter" not in phase.config_file:
-            tasks = {"classification": {"accuracy": 81.25, "num_images": 10.0}, **tasks}
+            classes = {"accuracy": 81.25, "num_images": 10.0}
+            tasks = {"classification": classes, "classification_pgd20": {"accuracy": 3.0}, **tasks}
         return {"results": {"data": tasks}, "attacks": {"pgd20": {"steps": 20}}, "warnings": {"data": ["beware"]}}
 
     monkeypatch.setattr(reproduce, "run_phase", run_phase)
@@ -72,9 +73,11 @@ def test_table(reproduce, monkeypatch, tmp_path, capsys):
     (path,) = (tmp_path / "output").iterdir()
     text = path.read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0][3:5] == ["acc., clean", "acc., pgd20"]
-    assert rows[2] == ["DeepLabv3+, parts only", "masks", "clean", "-", "-", "70.0", "-", "20.0", "2.0", "40.0", "-"]
-    assert rows[-1][:4] == ["Pixel", "boxes", "adversarial", "81.2"]
+    # Without the columns that no run has a number for: attacked pixel accuracy and AP50, masks' AP.
+    titles = ["acc., clean", "acc., pgd20", "pixel acc., clean", "AP, clean", "AP, pgd20", "AP50, clean"]
+    assert rows[0] == ["model", "supervision", "training", *titles]
+    assert rows[2] == ["DeepLabv3+, parts only", "masks", "clean", "-", "-", "70.0", "20.0", "2.0", "40.0"]
+    assert rows[-1][:5] == ["Pixel", "boxes", "adversarial", "81.2", "3.0"]
     assert len(rows) == 2 + 8
     assert "10 images of data" in text and "'steps': 20" in text
     assert "- Pixel, boxes, clean: beware" in text

@@ -2,45 +2,44 @@
 """Trains or evaluates a part model.
 
     python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed.yaml
+    python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed_adv.yaml --two-phase
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
 
-Flags are detectron2's; KEY VALUE pairs that change the config come last.
+Flags are detectron2's, and --two-phase: first the clean training that the adversarial one begins from. KEY VALUE pairs
+that change the config come last. Also under torchrun and srun (docs/training.md).
 """
 
 import argparse
+import functools
 import sys
+from collections.abc import Callable
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
-from part_robust.engine import CheckpointMismatch, end_process_group, evaluate, setup, train
+from part_robust.engine import end_process_group, evaluate, launch, prepare_two_phases, sentence, setup, train
 
 
-def main(args: argparse.Namespace):
+def main(args: argparse.Namespace) -> None:
     try:
-        cfg = setup(args)
+        run = prepare_two_phases(args) if args.two_phase else prepare(args)
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         # What a user can mend needs a sentence, not a traceback.
         sys.exit(sentence(error))
-    results = evaluate(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
+    run()
     end_process_group()
-    return results
 
 
-def sentence(error: Exception) -> str:
-    # str() of a KeyError is its message in quotes.
-    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}"
+def prepare(args: argparse.Namespace) -> Callable[[], object]:
+    cfg = setup(args)
+    return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
-    try:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
-    except (FileNotFoundError, CheckpointMismatch) as error:
-        sys.exit(sentence(error))
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--two-phase",
+        action="store_true",
+        help="train clean first (x.yaml beside x_adv.yaml), then adversarially from its best weights; the same command "
+        "again goes on where it was interrupted",
+    )
+    launch(main, parser.parse_args())

@@ -7,8 +7,10 @@ from part_robust.attacks.base import (
     AttackResult,
     build_attack,
 )
+from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
+from part_robust.attacks.nfgsm import NFGSM, training_radius
 from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
@@ -21,6 +23,8 @@ __all__ = [
     "APGD",
     "ATTACK_REGISTRY",
     "FAB",
+    "KL_DIVERGENCE",
+    "NFGSM",
     "OBJECTIVES",
     "PGD",
     "Attack",
@@ -37,7 +41,9 @@ __all__ = [
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",
+    "attack_training_batch",
     "attack_view",
     "build_attack",
     "get_objective",
+    "training_radius",
 ]

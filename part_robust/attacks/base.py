@@ -162,6 +162,8 @@ class Attack(ABC):
         keys: Tensor,
         padding: Tensor | None = None,
         scored: bool = False,
+        starts: Tensor | None = None,
+        attackable: Tensor | None = None,
     ) -> AttackResult:
         """Attacks one batch. The model behind `forward` should be inside `attack_view`.
 
@@ -174,6 +176,10 @@ class Attack(ABC):
                 batch size and order.
             padding: bool (N, H, W), True on pixels that must not move.
             scored: report `fooled` in any case, at the cost of a forward pass where it is not known anyway.
+            starts: (N, 3, H, W), where attacks that start at a random point begin their first restart instead, such as
+                the result at a smaller radius.
+            attackable: bool (N,), False for images that the objective says nothing of (parts without labels), where a
+                gradient of zero is as it should be; all by default.
 
         Raises:
             AttackError: the outputs do not depend on the images.
@@ -189,6 +195,7 @@ class Attack(ABC):
             threat_model=self.threat_model.scaled(self.scale),
             scale=self.scale,
             rows=torch.arange(len(images), device=images.device),
+            starts=starts,
         )
         scored = scored or self.keeps_best or self.restarts > 1
         history: list[Tensor] = []
@@ -202,11 +209,14 @@ class Attack(ABC):
                 standing = self._standing(standing, best)
         assert best is not None
         problem.threat_model.verify(best.images, images)
+        blind = best.zero_gradient
+        if attackable is not None:
+            blind = blind & attackable.to(blind.device)
         if self.uses_gradient and problem.threat_model.eps > 0:
-            self._warn_if_blind(best.zero_gradient)
+            self._warn_if_blind(blind)
         return AttackResult(
             images=best.images,
-            zero_gradient=best.zero_gradient,
+            zero_gradient=blind,
             fooled=best.fooled,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,
@@ -235,6 +245,8 @@ class Attack(ABC):
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
         """With the keys and the target of one run."""
+        if restart > 0:
+            problem = replace(problem, starts=None)
         if problem.aims is None:
             return replace(problem, keys=noise.make_keys(self.seed, problem.keys, restart))
         keys = noise.make_keys(self.seed, problem.keys, restart, aim)

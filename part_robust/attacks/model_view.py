@@ -92,9 +92,21 @@ class ModelView:
             return torch.stack([item["sem_seg"] for item in self.batched_inputs]).to(self.images.device)
         return torch.tensor([item["class_id"] for item in self.batched_inputs], device=self.images.device)
 
+    def attackable(self) -> Tensor | None:
+        """bool (N,), False for images of which the objective says nothing; None where it says something of all."""
+        if self.objective.reads == "class_logits":
+            return None
+        joint = self.objective.options.get("joint", False)
+        return torch.tensor([joint or item.get("part_supervision") != "none" for item in self.batched_inputs])
+
 
 def attack_batch(
-    attack: Attack, inner: Any, batched_inputs: list[dict], keys: Tensor, scored: bool = False
+    attack: Attack,
+    inner: Any,
+    batched_inputs: list[dict],
+    keys: Tensor,
+    scored: bool = False,
+    starts: Tensor | None = None,
 ) -> tuple[AttackResult, Tensor | None]:
     """Attacks a batch of the mapper's dicts.
 
@@ -105,10 +117,21 @@ def attack_batch(
         batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
         keys: int64 (N,).
         scored: as of `Attack`.
+        starts: as of `Attack`.
 
     Returns:
         The result and the padding mask of the batch.
     """
     images, padding = inner.preprocess(batched_inputs)
     view = ModelView(inner, attack.objective, batched_inputs, images, padding)
-    return attack(view, images, view.targets(), keys=keys, padding=padding, scored=scored), padding
+    result = attack(
+        view,
+        images,
+        view.targets(),
+        keys=keys,
+        padding=padding,
+        scored=scored,
+        starts=starts,
+        attackable=view.attackable(),
+    )
+    return result, padding

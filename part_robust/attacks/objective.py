@@ -65,7 +65,11 @@ class Objective:
     def score(self, outputs: Any, targets: Any, loss: Tensor, judged: bool = True) -> Score:
         """The whole score of outputs whose `loss` is known; without `judged`, no harm and no verdict."""
         labels = targets[0] if self.targeted else targets
-        idle = part_losses.nothing_right(outputs, labels) if self.reads == "part_logits" else None
+        idle = None
+        if self.reads == "part_logits":
+            idle = part_losses.nothing_right(outputs, labels)
+        elif self.reads == "part_losses":
+            idle = loss == 0  # an image without true parts
         if not judged:
             return Score(loss, idle=idle)
         harm = loss if self.harm is None else self.harm(outputs, labels)

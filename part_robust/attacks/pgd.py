@@ -43,6 +43,7 @@ class PGD(Attack):
             raise ValueError("EARLY_STOP keeps the iterate that fooled the model: set KEEP to best")
         self.step_size = step_size
         self.starts_randomly = random_start
+        self.keep = keep
         self.keeps_best = keep == "best"
 
     @classmethod
@@ -75,5 +76,5 @@ class PGD(Attack):
         return super().describe() | {
             "step_size": self.step_size,
             "random_start": self.starts_randomly,
-            "keep": "best" if self.keeps_best else "last",
+            "keep": self.keep,
         }

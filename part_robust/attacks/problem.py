@@ -72,6 +72,7 @@ class Problem:
         rows: int64 (N,), where the images stand in the whole batch, some of which may have left.
         aims: int64 (N, T), the classes that targeted objectives aim at, one run for each, the most promising first.
         counts: shared by all subsets.
+        starts: (N, 3, H, W), where a run begins instead of a random point; None for a random one.
     """
 
     forward: Forward
@@ -84,17 +85,21 @@ class Problem:
     rows: Tensor
     aims: Tensor | None = None
     counts: Counts = field(default_factory=Counts)
+    starts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, index: Tensor) -> Problem:
         """The images at `index`, int64 (M,), alone."""
-        names = ("images", "targets", "keys", "movable", "rows", "aims")
+        names = ("images", "targets", "keys", "movable", "rows", "aims", "starts")
         chosen = {name: select(getattr(self, name), index) for name in names}
         return replace(self, forward=self.forward.select(index), **chosen)
 
     def random_start(self) -> Tensor:
+        """A random allowed point of each image, or the nearest allowed one to where the run is told to begin."""
+        if self.starts is not None:
+            return self.project(self.starts)
         return self.restrict(self.threat_model.random_start(self.images, self.keys))
 
     def project(self, adversarial: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
+from part_robust.engine.launch import launch, sentence
+from part_robust.engine.phases import prepare_two_phases
 from part_robust.engine.setup import end_process_group, evaluate, setup, train
 from part_robust.engine.trainer import PartTrainer
 
@@ -12,6 +14,9 @@ __all__ = [
     "PartTrainer",
     "end_process_group",
     "evaluate",
+    "launch",
+    "prepare_two_phases",
+    "sentence",
     "setup",
     "train",
 ]

@@ -2,58 +2,146 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import nn
+from detectron2.utils.logger import log_every_n_seconds
+from torch import Tensor, nn
 
-from part_robust.attacks import Attack, attack_batch, attack_view
+from part_robust.attacks import (
+    KL_DIVERGENCE,
+    Attack,
+    AttackError,
+    AttackResult,
+    ThreatModelViolation,
+    attack_training_batch,
+    attack_view,
+    training_radius,
+)
 from part_robust.attacks.noise import make_keys
+
+logger = logging.getLogger(__name__)
+
+# So many batches in a row without any gradient are no accident.
+BLIND_LIMIT = 20
 
 
 class AdversarialLoader:
     """Yields the loader's batches with `image` attacked: float (3, H, W), 0..255, on the model's device.
 
-    The batch is fetched before the trainer opens autocast, so attacks run in float32 also under mixed precision.
+    The batch is fetched before the trainer opens autocast, so attacks run in float32 also under mixed precision, unless
+    `precision` says otherwise.
 
     Attributes:
         iteration: the trainer's, set by `AttackSchedule`; random starts depend on it, so a resumed run goes on as the
             uninterrupted one would.
     """
 
-    def __init__(self, loader: Iterable[list[dict]], model: nn.Module, attack: Attack, fraction: float = 1.0) -> None:
+    def __init__(
+        self,
+        loader: Iterable[list[dict]],
+        model: nn.Module,
+        attack: Attack,
+        fraction: float = 1.0,
+        *,
+        keep_clean: bool = False,
+        pieces: int = 1,
+        precision: str = "float32",
+    ) -> None:
         """
         Args:
             loader: endless train loader.
             model: the model that is trained, also inside DistributedDataParallel.
             attack: its `scale` may change over time.
             fraction: share of each batch that is attacked, 0..1; the last images stay clean.
+            keep_clean: every image is also given as it was, under `image_clean`.
+            pieces: the batch is attacked in so many parts, one after the other; the result is the same.
+            precision: "float32" or "bfloat16", of the model under attack.
+
+        Raises:
+            ValueError: a value is impossible; an attack on the divergence from the clean prediction that starts there.
         """
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"ATTACK.TRAIN.FRACTION must lie in 0..1 and not be 0, is {fraction}")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"ATTACK.TRAIN.PRECISION must be float32 or bfloat16, is {precision!r}")
+        if attack.objective is KL_DIVERGENCE and not getattr(attack, "starts_randomly", True):
+            raise ValueError(
+                "ATTACK.TRAIN.METHOD trades: the divergence has no gradient at the clean image, set "
+                "ATTACK.TRAIN.RANDOM_START True"
+            )
         self.loader = loader
         self.model = model
         self.attack = attack
         self.fraction = fraction
+        self.keep_clean = keep_clean
+        self.pieces = pieces
+        self.precision = precision
         self.iteration = 0
+        self.blind_batches = 0
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
             yield self.attack_batch(batch)
 
     def attack_batch(self, batch: list[dict]) -> list[dict]:
+        """Raises:
+        AttackError: the attack got no gradient for many batches, or images that are not finite numbers.
+        """
         start = time.perf_counter()
         count = max(round(self.fraction * len(batch)), 1)
-        position = torch.arange(count) + comm.get_rank() * len(batch)
-        keys = make_keys(0, self.iteration, position)
-        with attack_view(self.model, self.attack.full_gradient) as inner:
-            result, _ = attack_batch(self.attack, inner, batch[:count], keys)
-        attacked = [{**item, "image": image} for item, image in zip(batch[:count], result.images, strict=True)]
+        keys = make_keys(0, self.iteration, self._positions(batch)[:count])
+        size = -(-count // self.pieces)
+        results = [self._attack(batch[i : i + size], keys[i : i + size]) for i in range(0, count, size)]
+        images = [image for result in results for image in result.images]
+        attacked = [{**item, "image": image} for item, image in zip(batch[:count], images, strict=True)]
+        changed = attacked + batch[count:]
+        if self.keep_clean:
+            changed = [{**item, "image_clean": old["image"]} for item, old in zip(changed, batch, strict=True)]
+        blind = float(torch.cat([result.zero_gradient for result in results]).float().mean())
+        self._watch_gradient(blind)
         if has_event_storage():
             storage = get_event_storage()
             storage.put_scalar("adv/attack_time", time.perf_counter() - start)
-            storage.put_scalar("adv/eps", self.attack.threat_model.eps * self.attack.scale)
-        return attacked + batch[count:]
+            storage.put_scalar("adv/eps", training_radius(self.attack) * self.attack.scale)
+            storage.put_scalar("adv/zero_gradient", blind)
+        return changed
+
+    def _attack(self, batch: list[dict], keys: Tensor) -> AttackResult:
+        device = next(self.model.parameters()).device
+        low = self.precision == "bfloat16"
+        try:
+            with (
+                attack_view(self.model, self.attack.full_gradient) as inner,
+                torch.autocast(device.type, torch.bfloat16, enabled=low),
+            ):
+                return attack_training_batch(self.attack, inner, batch, keys)[0]
+        except ThreatModelViolation as error:
+            files = ", ".join(str(item.get("file_name", "an image")) for item in batch)
+            raise AttackError(f"iteration {self.iteration}: the attack failed on one of {files}: {error}") from error
+
+    def _positions(self, batch: list[dict]) -> Tensor:
+        """Where the images stand in the stream of training images, if the loader says so: the same for any number of
+        processes."""
+        if "position" in batch[0]:
+            return torch.tensor([item["position"] for item in batch])
+        return torch.arange(len(batch)) + comm.get_rank() * len(batch)
+
+    def _watch_gradient(self, blind: float) -> None:
+        """Warns of, and in the end refuses, an attack that is nothing but its random start."""
+        if blind < 1.0 or self.attack.scale == 0 or self.attack.threat_model.eps == 0:
+            self.blind_batches = 0
+            return
+        self.blind_batches += 1
+        sentence = (
+            f"the gradient of ATTACK.TRAIN.OBJECTIVE {self.attack.objective.name} was zero for every image of a "
+            "training batch: their attack is its random start alone. Choose a loss that depends on the images "
+            "(part losses need images with part labels)"
+        )
+        log_every_n_seconds(logging.WARNING, sentence, n=60, name=logger.name)
+        if self.blind_batches >= BLIND_LIMIT:
+            raise AttackError(f"{sentence}; {self.blind_batches} batches in a row up to iteration {self.iteration}")

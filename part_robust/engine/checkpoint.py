@@ -11,6 +11,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
+from part_robust.engine.safe_loading import check_pickle, load_tensors
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,12 +26,16 @@ class PartCheckpointer(DetectionCheckpointer):
     - Resuming or `strict` (evaluation): every weight of the model must be in the file, with its shape.
     - Starting a training: the backbone must be complete. Other missing weights, and heads for another number of classes
       or parts, start from random values, and a warning lists them.
+
+    Where a file holds an `average` of the weights (SOLVER.EMA) beside the trained ones, resuming takes both, and the
+    other uses take the average as the model. Files are read so that nothing in them runs (engine/safe_loading.py).
     """
 
     def __init__(self, *args: Any, strict: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.strict = strict
         self._complete = strict
+        self._resuming = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes `<save_dir>/<name>.pth` and makes it the one that `--resume` takes."""
@@ -37,13 +43,13 @@ class PartCheckpointer(DetectionCheckpointer):
         if self.save_dir and self.save_to_disk:
             self.tag_last_checkpoint(f"{name}.pth")
 
-    def write(self, name: str, **kwargs: Any) -> None:
+    def write(self, name: str, without: Sequence[str] = (), **kwargs: Any) -> None:
         """Writes `<save_dir>/<name>.pth`, under another name first: a killed process or a full disk leaves the old
-        file as it was."""
+        file as it was. Checkpointables named in `without` are left out."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
-        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items() if key not in without})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         temporary = f"{path}.tmp"
@@ -68,6 +74,7 @@ class PartCheckpointer(DetectionCheckpointer):
         Raises:
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
+            UnsafeCheckpoint: the file holds more than tensors and plain values.
         """
         if path:
             try:
@@ -78,9 +85,21 @@ class PartCheckpointer(DetectionCheckpointer):
             if not found:
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None
+        self._resuming = checkpointables is None and not self.strict
         return super().load(path, checkpointables)
 
+    def _load_file(self, filename: str) -> dict:
+        if filename.endswith(".pkl"):
+            check_pickle(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        return load_tensors(f)
+
     def _load_model(self, checkpoint: Any) -> Any:
+        if not self._resuming and "average" in checkpoint:
+            logger.info("The checkpoint's averaged weights are taken")
+            checkpoint["model"] = checkpoint.pop("average")["model"]
         total = [key for key in self.model.state_dict() if not key.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
         wrong_shape = [key for key, *_ in incompatible.incorrect_shapes]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
-from part_robust.engine.setup import evaluate, setup, train
+from part_robust.engine.phases import train_phase
+from part_robust.engine.setup import evaluate, setup
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,8 @@ def run_phase(phase: Phase) -> dict:
         if record["config"] == fingerprint:
             logger.info("%s: already there (%s)", phase.title, finished)
             return record["record"]
-    started = output / "started.yaml"
-    same_run = started.is_file() and started.read_text() == fingerprint
-    if not same_run:
-        started.write_text(fingerprint)
     logger.info("%s: training in %s", phase.title, output)
-    train(cfg, resume=same_run)
-    best = output / ("model_best.pth" if (output / "model_best.pth").is_file() else "model_final.pth")
+    best = train_phase(cfg, restart=True)
     arguments = [*arguments, "--eval-only"]
     evaluate(setup(default_argument_parser().parse_args([*arguments, *opts, "MODEL.WEIGHTS", str(best)])))
     record = json.loads((output / "robustness.json").read_text())

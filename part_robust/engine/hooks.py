@@ -1,4 +1,4 @@
-"""Hooks: the eps warm-up, and a best checkpoint that survives a restart."""
+"""Hooks: the eps warm-up, random numbers by iteration, and a best checkpoint that survives a restart."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import json
 import logging
 import operator
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
+from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.evaluation.report import write_json
 
@@ -24,6 +29,11 @@ class AttackSchedule(HookBase):
     """
 
     def __init__(self, loader: AdversarialLoader, warmup_iters: int) -> None:
+        """
+        Args:
+            loader: whose attack is scaled.
+            warmup_iters: until the full radius.
+        """
         self.loader = loader
         self.warmup_iters = warmup_iters
 
@@ -33,6 +43,17 @@ class AttackSchedule(HookBase):
         self.loader.attack.scale = min(1.0, (iteration + 1) / max(self.warmup_iters, 1))
 
 
+class SeededIterations(HookBase):
+    """Random numbers of a step (dropout, denoising queries) depend on the seed, the iteration and the process alone, so
+    a resumed run draws those of the uninterrupted one."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        torch.manual_seed(int(make_keys(self.seed, self.trainer.iter, comm.get_rank())) & 0x7FFFFFFFFFFFFFFF)
+
+
 class BestCheckpoint(HookBase):
     """Keeps `model_best.pth`, the weights with the highest value of a metric so far.
 
@@ -40,16 +61,24 @@ class BestCheckpoint(HookBase):
     process forgets it or replaces the weights by worse ones.
     """
 
-    def __init__(self, checkpointer: Any, metric: str, eval_period: int) -> None:
+    def __init__(
+        self,
+        checkpointer: Any,
+        metric: str,
+        eval_period: int,
+        weights: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
         """
         Args:
             checkpointer: with `save_dir` and `write`.
             metric: name in the event storage, "task/metric".
             eval_period: iterations between evaluations, as given to `EvalHook`.
+            weights: context in which the model has the weights that were evaluated.
         """
         self.checkpointer = checkpointer
         self.metric = metric
         self.eval_period = eval_period
+        self.weights = weights
         self.path = os.path.join(checkpointer.save_dir, "best_checkpoint.json")
         self.best: float | None = None
 
@@ -85,6 +114,7 @@ class BestCheckpoint(HookBase):
             logger.info("%s %.4f is not better than %s", self.metric, value, self.best)
             return
         self.best = value
-        self.checkpointer.write("model_best", iteration=iteration)
+        with self.weights():
+            self.checkpointer.write("model_best", without=("average",), iteration=iteration)
         write_json(self.path, {"metric": self.metric, "value": value, "iteration": iteration})
         logger.info("Best %s so far: %.4f, saved as model_best.pth", self.metric, value)

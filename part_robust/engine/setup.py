@@ -21,15 +21,26 @@ from detectron2.utils.logger import setup_logger
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.trainer import PartTrainer, build_attacks
+from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
+from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.report import build_record, results_table, write_json
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.part_classifier import training_objective, with_counts
 
 logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there.
+    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there. Raises as
+    `complete_config`."""
+    cfg = complete_config(args)
+    _close_logs()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
+    return cfg
+
+
+def complete_config(args: argparse.Namespace) -> CfgNode:
+    """The config that the command line means, with counts and iterations filled in, frozen; writes nothing.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
@@ -41,13 +52,31 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = with_counts(cfg)
     if not args.eval_only:
         set_schedule(cfg)
+        check_training(cfg)
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     cfg.freeze()
-    _close_logs()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
+
+
+def check_training(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
+    """
+    world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if pieces < 1:
+        raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, is {pieces}")
+    if cfg.SOLVER.IMS_PER_BATCH % (world * pieces):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all processes together: it must be a "
+            f"multiple of {world} processes x {pieces} pieces (SOLVER.ACCUMULATE)"
+        )
+    if cfg.ATTACK.TRAIN.ENABLED:
+        objective = training_objective(cfg)
+        if objective.class_needs_clean and not cfg.MODEL.PART_CLASSIFIER.HEAD:
+            raise ValueError(f"ATTACK.TRAIN.METHOD {objective.method} needs a class head (MODEL.PART_CLASSIFIER.HEAD)")
+        training_attack(cfg)
 
 
 def import_modules(cfg: CfgNode) -> None:
@@ -111,34 +140,49 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
-    """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL.
+    """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL, or under the tiers of TEST.TIER.
 
-    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json.
+    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json. With `resume`, weights are
+    those of the last checkpoint, and an interrupted evaluation with tiers goes on, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
-    attacks = build_attacks(cfg, cfg.ATTACK.EVAL)
+    # A wrong name must not come up after the weights are loaded and the images attacked.
+    attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
+    build_tiers(cfg), build_curve(cfg)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
-    weights = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
+    weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    interrupted = resumed_weights(cfg) if resume and cfg.TEST.TIER else None
+    if resume and checkpointer.has_checkpoint() and interrupted != "MODEL.WEIGHTS":
+        weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
     iteration = checkpointer.load(weights).get("iteration", 0)
-    results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
+    local = checkpointer.path_manager.get_local_path(weights) if weights else ""
+    shown, evaluations = attacks, None
+    if cfg.TEST.TIER:
+        found = evaluate_tiers(cfg, model, local, weights_of, resume)
+        results, warnings, attacks, shown = found.results, found.warnings, found.attacks, found.shown
+        evaluations = found.evaluations
+    else:
+        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
     if not comm.is_main_process():
         return OrderedDict()
+    node = cfg.MODEL.PART_CLASSIFIER
     record = build_record(
         results=results,
         attacks=attacks,
         warnings=warnings,
-        checkpoint=checkpointer.path_manager.get_local_path(weights) if weights else "",
+        checkpoint=local,
         config=cfg.dump(),
+        evaluations=evaluations,
+        name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
+        architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
     )
     write_json(os.path.join(cfg.OUTPUT_DIR, "robustness.json"), record)
-    logger.info("Results:\n%s", results_table(results, attacks))
+    logger.info("Results:\n%s", results_table(results, shown))
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)

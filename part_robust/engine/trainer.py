@@ -7,27 +7,34 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from part_robust.attacks import Attack, build_attack, get_objective
+from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
 from part_robust.config import attack_spec
 from part_robust.data import PartDatasetMapper
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.hooks import AttackSchedule, BestCheckpoint
+from part_robust.engine.data_stream import begin_at, build_stream_loader
+from part_robust.engine.failures import FiniteSteps, SaveOnSignal
+from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
+from part_robust.engine.overfitting_guard import OverfittingGuard
+from part_robust.engine.step import build_step_trainer
+from part_robust.engine.weight_average import AverageWeights, WeightAverage
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
+from part_robust.modeling.part_classifier import training_objective
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +46,111 @@ class PartTrainer(DefaultTrainer):
         with _ddp_without_device_ids(cfg.MODEL.DEVICE):
             super().__init__(cfg)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model, inside DistributedDataParallel where there are several processes."""
+        return self._trainer.model.model
+
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
-        # The parent builds its own checkpointer just before it asks for hooks, with no seam to choose the class.
-        self.checkpointer = PartCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        # The parent builds its own trainer and checkpointer just before it asks for hooks, with no seam to choose them.
+        model = self._trainer.model
+        self._trainer = build_step_trainer(cfg, model, self._trainer.data_loader, self._trainer.optimizer)
+        self.finite_steps = FiniteSteps(self._trainer, cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_LIMIT)
+        self._trainer.register_hooks([self.finite_steps])
+        self.average = WeightAverage(unwrap(model), cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.DECAY > 0 else None
+        kept = {"trainer": weakref.proxy(self)} | ({"average": self.average} if self.average else {})
+        self.checkpointer = PartCheckpointer(model, cfg.OUTPUT_DIR, **kept)
         result = super().build_hooks()
-        if cfg.ATTACK.TRAIN.ENABLED:
-            loader = AdversarialLoader(
-                self.data_loader, unwrap(self.model), aimed(cfg, cfg.ATTACK.TRAIN), cfg.ATTACK.TRAIN.FRACTION
-            )
-            self.data_loader = loader
-            result.insert(0, AttackSchedule(loader, cfg.ATTACK.TRAIN.EPS_WARMUP_ITERS))
+        position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+        result[position] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         if comm.is_main_process() and watched_datasets(cfg):
-            best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD)
-            position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+            best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
             result.insert(position + 1, best)
+        if cfg.ATTACK.TRAIN.ENABLED:
+            result = [*self._attack_batches(), *result]
+        if self.average:
+            result.insert(0, AverageWeights(self.average))  # before the checkpoint is written
+        if cfg.SEED >= 0:
+            result.insert(0, SeededIterations(cfg.SEED))
+        return [*result, SaveOnSignal(self.checkpointer)]
+
+    def _attack_batches(self) -> list[HookBase]:
+        """Wraps the loader, and gives the hooks that go with it."""
+        cfg, model = self.cfg, unwrap(self.model)
+        node = cfg.ATTACK.TRAIN
+        attack = training_attack(cfg)
+        self.data_loader = AdversarialLoader(
+            self.data_loader,
+            model,
+            attack,
+            node.FRACTION,
+            keep_clean=training_objective(cfg).needs_clean(model.segmenter is not None, model.head is not None),
+            pieces=cfg.SOLVER.ACCUMULATE,
+            precision=node.PRECISION,
+        )
+        result: list[HookBase] = [AttackSchedule(self.data_loader, node.EPS_WARMUP_ITERS)]
+        if node.GUARD.PERIOD > 0 and model.head is None:
+            logger.warning("ATTACK.TRAIN.GUARD watches class accuracy: there is none without a class head")
+        elif node.GUARD.PERIOD > 0:
+            images = self.held_out_images(cfg, node.GUARD.IMAGES)
+            result.append(
+                OverfittingGuard(
+                    model,
+                    attack,
+                    images,
+                    period=node.GUARD.PERIOD,
+                    steps=node.GUARD.STEPS,
+                    drop=node.GUARD.DROP,
+                    action=node.GUARD.ACTION,
+                )
+            )
         return result
+
+    @classmethod
+    def held_out_images(cls, cfg: CfgNode, count: int) -> list[list[dict]]:
+        """This process's share of the first `count` images of DATASETS.VAL, in batches; of the training set where there
+        is no VAL. The loader gives each process a run of neighbours, so all data is gone through up to `count`."""
+        names = cfg.DATASETS.VAL or cfg.DATASETS.TRAIN
+        share = -(-count // comm.get_world_size())
+        batches, found = [], 0
+        for batch in cls.build_test_loader(cfg, names[0]):
+            batches.append(batch[: share - found])
+            found += len(batches[-1])
+            if found >= share:
+                break
+        return batches
+
+    def evaluated_weights(self) -> AbstractContextManager:
+        """Context in which the model has the weights that are evaluated and kept as the best: their average, if any."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def _evaluate(self) -> OrderedDict:
+        with self.evaluated_weights():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        loader = self.data_loader
+        begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
+
+    def run_step(self) -> None:
+        perturbation = self._trainer.model.perturbation
+        if perturbation is not None:
+            perturbation.at(self.iter)
+        self.finite_steps.keep_buffers()
+        try:
+            super().run_step()
+        finally:
+            if perturbation is not None:
+                perturbation.restore()
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -63,12 +159,17 @@ class PartTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         mapper = PartDatasetMapper(cfg, is_train=True, dataset_name=cfg.DATASETS.TRAIN[0])
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_stream_loader(cfg, mapper)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None):
+        """Of `records` of the data set only, if given."""
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=cfg.DATALOADER.TEST_BATCH_SIZE)
+        batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
+        if records is None:
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
+        workers = cfg.DATALOADER.NUM_WORKERS
+        return build_detection_test_loader(records, mapper=mapper, batch_size=batch_size, num_workers=workers)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -136,6 +237,15 @@ def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
         changes["OBJECTIVE"] = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
         logger.info("The model has no class head: attack %s maximises %s", spec.NAME, changes["OBJECTIVE"])
     return build_attack(spec, **changes)
+
+
+def training_attack(cfg: CfgNode) -> Attack:
+    """The attack of ATTACK.TRAIN; TRADES's leads away from the clean prediction."""
+    attack = aimed(cfg, cfg.ATTACK.TRAIN)
+    if cfg.ATTACK.TRAIN.METHOD == "trades" and attack.objective.name == "cross_entropy":
+        attack.objective = KL_DIVERGENCE
+    logger.info("Training attack: %s", attack.describe())
+    return attack
 
 
 def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:

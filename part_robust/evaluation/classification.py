@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -26,6 +26,15 @@ class ClassificationEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for item, output in zip(inputs, outputs, strict=True):
             self._predictions[item["image_id"]] = (item["class_id"], int(output["class_logits"].argmax()))
+
+    def partial(self) -> dict[str, np.ndarray]:
+        """What was processed since `reset`, for `absorb`: int64 (N, 3) of image id, true and predicted class."""
+        records = [(image_id, *pair) for image_id, pair in sorted(self._predictions.items())]
+        return {"records": np.array(records, dtype=np.int64).reshape(-1, 3)}
+
+    def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
+        """Adds what another evaluator's `partial` returned."""
+        self._predictions.update({image_id: (truth, guess) for image_id, truth, guess in partial["records"].tolist()})
 
     def evaluate(self) -> OrderedDict | None:
         gathered = comm.gather(self._predictions, dst=0)

@@ -39,6 +39,16 @@ class _ImageParts:
     scores: np.ndarray
 
 
+# No boxes at all, by field of `_ImageBoxes`.
+_EMPTY = {
+    "true_boxes": np.zeros((0, 4)),
+    "true_classes": np.zeros(0, dtype=np.int64),
+    "boxes": np.zeros((0, 4)),
+    "classes": np.zeros(0, dtype=np.int64),
+    "scores": np.zeros(0),
+}
+
+
 class PartDetectionEvaluator(DatasetEvaluator):
     """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent, and the
     same as "part_mask" where the model's `instances` have `pred_masks`.
@@ -116,6 +126,26 @@ class PartDetectionEvaluator(DatasetEvaluator):
             classes=prediction.pred_classes.numpy(),
             scores=prediction.scores.detach().double().numpy(),
         )
+
+    def partial(self) -> dict[str, np.ndarray]:
+        """What was processed since `reset`, for `absorb`: all images' boxes one after the other, and their counts."""
+        records = [(image_id, self._images[image_id]) for image_id in sorted(self._images)]
+        counts = [(image_id, len(boxes.true_boxes), len(boxes.boxes)) for image_id, boxes in records]
+        arrays = {"counts": np.array(counts, dtype=np.int64).reshape(-1, 3)}
+        arrays["unlabelled"] = np.array(sorted(self._unlabelled), dtype=np.int64)
+        for name, empty in _EMPTY.items():
+            arrays[name] = np.concatenate([empty, *(getattr(boxes, name) for _, boxes in records)])
+        return arrays
+
+    def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
+        """Adds what another evaluator's `partial` returned."""
+        self._unlabelled.update(partial["unlabelled"].tolist())
+        true_start = start = 0
+        for image_id, true_count, count in partial["counts"].tolist():
+            true, found = slice(true_start, true_start + true_count), slice(start, start + count)
+            slices = {name: partial[name][true if name.startswith("true") else found] for name in _EMPTY}
+            self._images[image_id] = _ImageBoxes(**slices)
+            true_start, start = true.stop, found.stop
 
     def evaluate(self) -> OrderedDict | None:
         gathered = comm.gather((self._images, self._masks, self._unlabelled), dst=0)

@@ -6,7 +6,7 @@ Letters: P parts, K = P + 1 labels (background last), H W pixels.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,25 @@ class PartSegmentationEvaluator(DatasetEvaluator):
             labels = predicted_labels(output, len(self.label_names) - 1, tuple(item["sem_seg"].shape))
             matrix = confusion(labels, item["sem_seg"], len(self.label_names))
             self._confusion = matrix if self._confusion is None else self._confusion + matrix
+
+    def partial(self) -> dict[str, np.ndarray]:
+        """What was processed since `reset`, for `absorb`: the entries of the confusion matrix that are not 0."""
+        labels = len(self.label_names)
+        flat = np.zeros(0, dtype=np.int64) if self._confusion is None else self._confusion.cpu().numpy().ravel()
+        index = np.flatnonzero(flat)
+        return {
+            "entries": np.stack([index // labels, index % labels, flat[index]], axis=1),
+            "images": np.array([self._images, self._unlabelled], dtype=np.int64),
+        }
+
+    def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
+        """Adds what another evaluator's `partial` returned."""
+        labels = len(self.label_names)
+        own = torch.zeros(labels, labels, dtype=torch.int64) if self._confusion is None else self._confusion
+        truth, prediction, count = torch.from_numpy(partial["entries"]).to(own.device).T
+        self._confusion = own.index_put((truth, prediction), count, accumulate=True)
+        self._images += int(partial["images"][0])
+        self._unlabelled += int(partial["images"][1])
 
     def evaluate(self) -> OrderedDict | None:
         labels = len(self.label_names)

@@ -17,7 +17,7 @@ from tabulate import tabulate
 import part_robust
 from part_robust.attacks import Attack
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def file_sha256(path: str | Path) -> str | None:
@@ -42,8 +42,11 @@ def build_record(
     warnings: Mapping[str, Sequence[str]],
     checkpoint: str,
     config: str,
+    evaluations: Mapping[str, Mapping] | None = None,
+    name: str = "",
+    architecture: str = "",
 ) -> dict:
-    """Everything needed to judge and to repeat the numbers.
+    """Everything needed to judge and to repeat the numbers, and RobustBench's fields for the first data set.
 
     Args:
         results: data set -> task -> metric -> value.
@@ -51,9 +54,14 @@ def build_record(
         warnings: data set -> sentences.
         checkpoint: path of the weights; "" for random ones.
         config: the complete config as YAML.
+        evaluations: of an evaluation with tiers, data set -> `describe_evaluation`'s result.
+        name: of the model, for leaderboards.
+        architecture: likewise.
     """
+    dataset = next(iter(results), "")
     return {
         "schema": SCHEMA,
+        **robustbench_fields(name, architecture, dataset, results.get(dataset, {}), attacks, evaluations or {}),
         "results": results,
         "attacks": {name: attack.describe() for name, attack in attacks.items()},
         "warnings": warnings,
@@ -66,6 +74,42 @@ def build_record(
             "detectron2": detectron2.__version__,
             "python": platform.python_version(),
         },
+        "evaluation": dict(evaluations or {}),
+    }
+
+
+def robustbench_fields(
+    name: str,
+    architecture: str,
+    dataset: str,
+    tasks: Mapping[str, Mapping[str, float]],
+    attacks: Mapping[str, Attack],
+    evaluations: Mapping[str, Mapping],
+) -> dict[str, Any]:
+    """The top-level fields that RobustBench's records have, for one data set; None for what was not measured.
+
+    `reported` is the accuracy of the strongest tier that ran, `autoattack_acc` that of tier "standard".
+    `number_forward_passes` is what the model needs for one prediction.
+    """
+    evaluation = evaluations.get(dataset, {})
+    tiers = evaluation.get("tiers", {})
+    threat = next((attack.threat_model for attack in attacks.values()), None)
+    headline = tiers.get(evaluation.get("headline"), {})
+    reported = headline.get("robust", {}).get("accuracy")
+    if not evaluation:
+        accuracies = [tasks.get(f"classification_{attack}", {}).get("accuracy") for attack in attacks]
+        reported = min((value for value in accuracies if value is not None), default=None)
+    return {
+        "name": name,
+        "dataset": dataset,
+        "architecture": architecture,
+        "eps": evaluation.get("eps", threat.eps if threat else None),
+        "norm": evaluation.get("norm", threat.norm if threat else None),
+        "clean_acc": tasks.get("classification", {}).get("accuracy"),
+        "autoattack_acc": tiers.get("standard", {}).get("robust", {}).get("accuracy"),
+        "reported": reported,
+        "unreliable": not evaluation.get("reportable", True),
+        "number_forward_passes": 1,
     }
 
 

@@ -14,13 +14,15 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.losses.adversarial import TrainingObjective
 from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.part_to_class import part_metadata
-from part_robust.modeling.preprocess import class_targets, padding_mask, part_targets, stack_images
+from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
     ClassHead,
     PartOutput,
     PartSegmenter,
+    PartTargets,
     build_class_head,
     build_part_segmenter,
 )
@@ -30,7 +32,8 @@ from part_robust.modeling.registry import (
 class PartClassifier(nn.Module):
     """Part-based image classifier.
 
-    Training: `list[dict]` of the mapper -> dict of weighted losses, `(1 - c_seg) loss_cls + c_seg loss_parts`.
+    Training: `list[dict]` of the mapper -> dict of weighted losses, `(1 - c_seg) loss_cls + c_seg loss_parts`. A batch
+    with `image_clean` beside the attacked `image` is compared as `objective` says (losses/adversarial.py).
     Evaluation: `list[dict]` -> `list[dict]` with `class_logits` (C,) if there is a head, and the segmenter's `sem_seg`
     (P + 1, H, W) and / or `instances` if there is one.
     """
@@ -47,6 +50,7 @@ class PartClassifier(nn.Module):
         seg_loss_weight: float = 0.5,
         label_smoothing: float = 0.0,
         full_gradient_attacks: bool = True,
+        objective: TrainingObjective | None = None,
     ) -> None:
         """
         Args:
@@ -58,9 +62,11 @@ class PartClassifier(nn.Module):
             seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
             label_smoothing: of the class cross-entropy, 0..1.
             full_gradient_attacks: attacks see the gradient that the segmenter cuts in training.
+            objective: of batches that hold clean and attacked images; training on the attacked ones by default.
 
         Raises:
-            ValueError: neither segmenter nor head; a head that needs parts without a segmenter; c_seg outside 0..1.
+            ValueError: neither segmenter nor head; a head that needs parts without a segmenter; c_seg outside 0..1; an
+                objective that compares class predictions without a head.
         """
         super().__init__()
         if segmenter is None and head is None:
@@ -79,6 +85,12 @@ class PartClassifier(nn.Module):
         self.part_loss_weight = seg_loss_weight if both else 1.0
         self.label_smoothing = label_smoothing
         self.full_gradient_attacks = full_gradient_attacks
+        self.objective = objective or TrainingObjective()
+        if head is None and self.objective.class_needs_clean:
+            raise ValueError(
+                f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
+                "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -95,6 +107,7 @@ class PartClassifier(nn.Module):
             "seg_loss_weight": cfg.MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT,
             "label_smoothing": cfg.MODEL.PART_CLASSIFIER.LABEL_SMOOTHING,
             "full_gradient_attacks": cfg.ATTACK.FULL_GRADIENT,
+            "objective": training_objective(cfg),
         }
 
     @property
@@ -187,21 +200,54 @@ class PartClassifier(nn.Module):
         return self.inference(images, padding)
 
     def losses(self, images: Tensor, padding: Tensor | None, batched_inputs: list[dict]) -> dict[str, Tensor]:
-        """Weighted losses of one batch: `loss_cls`, and the segmenter's own names for the part losses."""
+        """Weighted losses of one batch: `loss_cls` and what the objective adds, and the segmenter's own names."""
+        targets = part_targets(batched_inputs, self.device) if self.segmenter is not None else None
+        labels = class_targets(batched_inputs, self.device) if self.head is not None else None
+        clean = clean_images(batched_inputs, self.device)
+        on_clean, on_attacked = self.objective.part_weights()
+        if clean is None:  # nothing was attacked, or nobody asks for what was before
+            on_attacked = 1.0
+        part_losses: dict[str, Tensor] = {}
+
+        def see(images: Tensor, part_weight: float, class_wanted: bool) -> Tensor | None:
+            logits, losses = self._training_pass(images, padding, targets, part_weight > 0, class_wanted)
+            for name, loss in losses.items():
+                part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
+            return logits
+
+        # Clean before attacked, so that batch norm ends with the statistics of the images that are learned from.
+        clean_logits = None if clean is None else see(clean, on_clean, self.objective.class_needs_clean)
+        logits = see(images, on_attacked, True)
+        if logits is None:
+            return part_losses
+        objective = self.objective if clean is not None else TrainingObjective()
+        class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
+        return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
+
+    def part_label_count(self, batched_inputs: list[dict]) -> Tensor:
+        """Scalar: what the means of the part losses count in this batch, for whoever splits it."""
+        if self.segmenter is None:
+            return torch.zeros((), device=self.device)
+        return self.segmenter.label_count(part_targets(batched_inputs, self.device))
+
+    def _training_pass(
+        self,
+        images: Tensor,
+        padding: Tensor | None,
+        targets: PartTargets | None,
+        parts_wanted: bool,
+        class_wanted: bool,
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Class logits (N, C) or None, and the segmenter's losses; computes what is wanted and no more."""
         features = self.backbone(self.normalize(images))
-        losses = {}
-        parts = None
-        if self.segmenter is not None:
-            targets = part_targets(batched_inputs, self.device)
+        class_wanted = class_wanted and self.head is not None
+        parts, losses = None, {}
+        if self.segmenter is not None and parts_wanted:
             parts = self.segmenter(features, images.shape[-2:], padding, targets)
-            for name, loss in self.segmenter.losses(parts, targets).items():
-                losses[name] = self.part_loss_weight * loss
-        if self.head is not None:
-            logits = self.head(features, parts).float()
-            target = class_targets(batched_inputs, self.device)
-            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-            losses["loss_cls"] = self.class_loss_weight * loss
-        return losses
+            losses = self.segmenter.losses(parts, targets)
+        elif class_wanted and self.head.needs_parts:
+            parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
+        return (self.head(features, parts).float() if class_wanted else None), losses
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
         features = self.backbone(self.normalize(images))
@@ -214,6 +260,20 @@ class PartClassifier(nn.Module):
             for result, logits in zip(results, self.head(features, parts), strict=True):
                 result["class_logits"] = logits
         return results
+
+
+def training_objective(cfg: CfgNode) -> TrainingObjective:
+    """What ATTACK.TRAIN says about the losses; the plain one where nothing is attacked."""
+    node = cfg.ATTACK.TRAIN
+    if not node.ENABLED:
+        return TrainingObjective()
+    return TrainingObjective(
+        method=node.METHOD,
+        adversarial_weight=node.MIX_WEIGHT,
+        trades_beta=node.TRADES_BETA,
+        mart_beta=node.MART_BETA,
+        part_loss_on=node.PART_LOSS_ON,
+    )
 
 
 def with_counts(cfg: CfgNode) -> CfgNode:

@@ -11,20 +11,25 @@ from torch import Tensor
 from part_robust.modeling.registry import PartTargets
 
 
-def stack_images(batched_inputs: Sequence[dict], device: torch.device) -> Tensor:
+def stack_images(batched_inputs: Sequence[dict], device: torch.device, key: str = "image") -> Tensor:
     """Returns float32 (N, 3, H, W), 0..255 RGB.
 
     Raises:
         ValueError: images of different sizes; padding them together would let batch-mates change a prediction.
     """
-    first = batched_inputs[0]["image"]
+    first = batched_inputs[0][key]
     for item in batched_inputs:
-        if item["image"].shape != first.shape:
+        if item[key].shape != first.shape:
             raise ValueError(
                 f"images of different sizes in one batch: {_describe(batched_inputs[0])} and {_describe(item)}. "
                 "Use PartDatasetMapper (INPUT.SIZE makes all images one size) or batches of one image"
             )
-    return torch.stack([item["image"].to(device, non_blocking=True) for item in batched_inputs]).float()
+    return torch.stack([item[key].to(device, non_blocking=True) for item in batched_inputs]).float()
+
+
+def clean_images(batched_inputs: Sequence[dict], device: torch.device) -> Tensor | None:
+    """What the images were before an attack, as `stack_images` gives them; None where a batch does not say."""
+    return stack_images(batched_inputs, device, "image_clean") if "image_clean" in batched_inputs[0] else None
 
 
 def padding_mask(batched_inputs: Sequence[dict], device: torch.device) -> Tensor | None:

@@ -99,6 +99,10 @@ class PartSegmenter(nn.Module):
         nothing; a batch without any part label gives a finite zero that still reaches every parameter."""
         raise NotImplementedError
 
+    def label_count(self, targets: PartTargets) -> Tensor:
+        """Scalar: what the denominators of `losses` count in a batch, in this process. Images with parts by default."""
+        return targets.labelled.sum()
+
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         """One dict per image: `sem_seg` (P + 1, H, W) logits (background last), and `instances` where the segmenter
         predicts them."""

@@ -24,10 +24,30 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 ROOT = Path(__file__).parents[2]
 CASES = {
-    "paco": ("paco", write_paco, ["--allow-missing"]),
-    "part_imagenet_ood": ("part_imagenet", lambda root: write_ood(root / "part_imagenet"), ["--unpack"]),
-    "part_imagenet_seg": ("part_imagenet", lambda root: write_seg(root / "part_imagenet"), []),
+    "paco": ("paco", write_paco, ["--allow-missing"], ["deeplab_two_headed", "mask_dino_simple"]),
+    "part_imagenet_ood": (
+        "part_imagenet",
+        lambda root: write_ood(root / "part_imagenet"),
+        ["--unpack"],
+        ["deeplab_two_headed"],
+    ),
+    "part_imagenet_seg": (
+        "part_imagenet",
+        lambda root: write_seg(root / "part_imagenet"),
+        [],
+        ["deeplab_two_headed"],
+    ),
 }
+# Mask DINO at a size for tests.
+SMALL = [
+    *("MODEL.MASK_DINO.ENCODER_LAYERS", 1),
+    *("MODEL.MASK_DINO.NUM_QUERIES", 10),
+    *("MODEL.MASK_DINO.DIM", 16),
+    *("MODEL.MASK_DINO.MASK_DIM", 16),
+    *("MODEL.MASK_DINO.HEADS", 2),
+    *("MODEL.MASK_DINO.FEEDFORWARD_DIM", 16),
+    *("MODEL.MASK_DINO.ENCODER_FEEDFORWARD_DIM", 16),
+]
 
 
 def script(path: str):
@@ -40,7 +60,7 @@ def script(path: str):
 
 @pytest.mark.parametrize("case", CASES)
 def test_prepare_check_look_train_evaluate(case, tmp_path, monkeypatch, capsys):
-    data, write, flags = CASES[case]
+    data, write, flags, models = CASES[case]
     root = tmp_path / "datasets"
     write(root)
     prepare = script(f"datasets/prepare_{data}.py")
@@ -59,10 +79,10 @@ def test_prepare_check_look_train_evaluate(case, tmp_path, monkeypatch, capsys):
     norms = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.PART_CLASSIFIER.HEAD_NORM")
     opts = [
         *TINY,
+        *SMALL,
         *(item for norm in norms for item in (norm, "BN")),
         *("INPUT.TEST_RESIZE", 32, "SOLVER.EPOCHS", 0.0, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()),
         *("ATTACK.SPECS.pgd100x5.STEPS", 1, "ATTACK.SPECS.pgd100x5.RESTARTS", 1),
-        *("OUTPUT_DIR", str(tmp_path / "output")),
     ]
     with builtin_below(root):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -74,15 +94,18 @@ def test_prepare_check_look_train_evaluate(case, tmp_path, monkeypatch, capsys):
             )
             look.main()
             assert picture.stat().st_size > 10_000
-        cfg = with_counts(get_part_robust_cfg(config, opts))
-        set_schedule(cfg)
-        Path(cfg.OUTPUT_DIR).mkdir()
-        results = train(cfg)
-        assert math.isfinite(results["classification"]["accuracy"])
-        cfg.MODEL.WEIGHTS = str(tmp_path / "output" / "model_final.pth")
-        results = evaluate(cfg)
-    assert {"classification", "part_seg", "classification_pgd100x5"} <= set(results)
-    assert results["classification"]["num_images"] > 5
+        for model in models:
+            output = tmp_path / model
+            config = config.with_name(f"{model}.yaml")
+            cfg = with_counts(get_part_robust_cfg(config, [*opts, "OUTPUT_DIR", str(output)]))
+            set_schedule(cfg)
+            output.mkdir()
+            results = train(cfg)
+            assert math.isfinite(results["classification"]["accuracy"])
+            cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+            results = evaluate(cfg)
+            assert {"classification", "part_seg", "classification_pgd100x5", "part_seg_pgd100x5"} <= set(results)
+            assert results["classification"]["num_images"] > 5
 
 
 @pytest.mark.parametrize("data", ["paco", "part_imagenet"])

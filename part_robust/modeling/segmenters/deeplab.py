@@ -58,6 +58,9 @@ class DeepLabSegmenter(PartSegmenter):
         logits = upsample(output.sem_seg_logits, targets.sem_seg.shape[-2:])
         return {"loss_part_seg": part_cross_entropy(logits, targets.sem_seg, self.ignore_label)}
 
+    def label_count(self, targets: PartTargets) -> Tensor:
+        return (targets.sem_seg != self.ignore_label).sum()
+
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]
 

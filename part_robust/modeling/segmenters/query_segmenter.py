@@ -5,6 +5,7 @@ Letters: N images, Q queries, T sets of predictions, K part classes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import xyxy_to_cxcywh
@@ -75,6 +76,10 @@ class QuerySegmenter(PartSegmenter):
             nothing = zero_loss(self.label_enc.weight)
             losses |= {f"loss_part_denoising_{name}": nothing for name in criterion.weights}
         return losses
+
+    def label_count(self, targets: PartTargets) -> Tensor:
+        known = [own for own, labelled in zip(targets.instances, targets.labelled.tolist(), strict=True) if labelled]
+        return targets.labelled.new_tensor(sum(len(own) for own in known), dtype=torch.int64)
 
     def match(self, output: PartOutput) -> Matching:
         """Which queries of the last layer answer for which true parts; `output` was made with targets."""

@@ -1,0 +1,297 @@
+"""--eval-only with tiers of attacks: from the config to finished batches and the record's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from torch import nn
+
+import part_robust
+from part_robust.attacks import Attack, get_objective
+from part_robust.config import attack_spec
+from part_robust.engine.evaluation_checks import add_checks
+from part_robust.engine.trainer import PartTrainer, aimed
+from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.pictures import picture_sample
+from part_robust.evaluation.protocol import Plan, run_plan
+from part_robust.evaluation.record import (
+    describe_evaluation,
+    image_list_sha256,
+    metrics_of,
+    plan_warnings,
+    write_files,
+)
+from part_robust.evaluation.report import file_sha256
+from part_robust.evaluation.tiers import Tier
+from part_robust.modeling import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.gradients import cuts_gradient
+
+logger = logging.getLogger(__name__)
+
+# Strongest first: breakdowns and pictures show the first tier that ran.
+STRENGTH = ("standard", "screen")
+# Config nodes that change what the numbers are.
+DECISIVE = ("MODEL", "INPUT")
+
+
+@dataclass
+class TierEvaluation:
+    """All data sets of an evaluation with tiers.
+
+    Attributes:
+        results: data set -> task -> metric -> value, tasks with the suffix of a tier or of an attack on the parts.
+        evaluations: data set -> the record's `evaluation`.
+        warnings: data set -> sentences.
+        attacks: all that ran, by name.
+        shown: by the suffix of results, an attack with the row's threat model.
+    """
+
+    results: OrderedDict = field(default_factory=OrderedDict)
+    evaluations: dict[str, dict] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    attacks: dict[str, Attack] = field(default_factory=dict)
+    shown: dict[str, Attack] = field(default_factory=dict)
+
+
+def tier_names(cfg: CfgNode) -> list[str]:
+    """Names in TEST.TIER, which separates them by commas, the strongest first."""
+    names = list(dict.fromkeys(name.strip() for name in cfg.TEST.TIER.split(",") if name.strip()))
+    rank = {name: index for index, name in enumerate(STRENGTH)}
+    last = {"thesis": len(rank) + 1, "parts": len(rank) + 2}
+    return sorted(names, key=lambda name: rank.get(name, last.get(name, len(rank))))
+
+
+def build_tiers(cfg: CfgNode) -> list[Tier]:
+    """The tiers of TEST.TIER with their attacks.
+
+    Raises:
+        KeyError: no such tier or attack.
+        ValueError: a tier that this model cannot be judged by, or that makes no sense.
+    """
+    return [_build_tier(cfg, name) for name in tier_names(cfg)]
+
+
+def _build_tier(cfg: CfgNode, name: str) -> Tier:
+    if name not in cfg.TEST.TIERS:
+        raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
+    specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
+    reads = {attack: get_objective(spec.OBJECTIVE).reads for attack, spec in specs.items()}
+    on_class = [attack for attack in specs if reads[attack] == "class_logits"]
+    if on_class and len(on_class) < len(specs):
+        raise ValueError(
+            f"TEST.TIERS.{name} mixes attacks on the class ({', '.join(on_class)}) with attacks on the parts: "
+            "one attack per head, so make two tiers of it"
+        )
+    node = cfg.MODEL.PART_CLASSIFIER
+    if on_class:
+        if not node.HEAD:
+            raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
+        kind = "full" if name == "thesis" else "class"
+        return Tier(name, kind, {attack: _build(cfg, spec) for attack, spec in specs.items()})
+    if not node.SEGMENTER:
+        raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
+    wanted = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective).reads
+    fitting = {attack: spec for attack, spec in specs.items() if reads[attack] == wanted}
+    if left_out := sorted(set(specs) - set(fitting)):
+        logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
+    return Tier(name, "parts", {attack: _build(cfg, spec) for attack, spec in fitting.items()})
+
+
+def _build(cfg: CfgNode, spec: CfgNode, eps: float | None = None) -> Attack:
+    spec = spec.clone()
+    if cfg.TEST.NORM:
+        spec.NORM = cfg.TEST.NORM
+    if cfg.TEST.EPS >= 0:
+        spec.EPS = float(cfg.TEST.EPS)
+    if eps is not None:
+        spec.EPS = float(eps)
+    attack = aimed(cfg, spec)
+    # What convergence plots and checks read; a black box has no loss that ought to converge.
+    attack.record_history = attack.uses_gradient
+    return attack
+
+
+def build_curve(cfg: CfgNode) -> dict[float, Attack]:
+    """Attacks by eps, TEST.EPS_CURVE.
+
+    Raises:
+        ValueError: a radius is negative, or the attack does not aim at the class.
+    """
+    if not cfg.TEST.EPS_CURVE:
+        return {}
+    if min(cfg.TEST.EPS_CURVE) < 0:
+        raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
+    spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
+    if get_objective(spec.OBJECTIVE).reads != "class_logits" or not cfg.MODEL.PART_CLASSIFIER.HEAD:
+        raise ValueError(
+            "TEST.EPS_CURVE measures class accuracy: it needs a model with a class head, and TEST.EPS_CURVE_ATTACK "
+            f"must aim at the class ({cfg.TEST.EPS_CURVE_ATTACK} maximises {spec.OBJECTIVE})"
+        )
+    return {float(eps): _build(cfg, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
+
+
+def build_plan(cfg: CfgNode, dataset: str) -> Plan:
+    metadata = MetadataCatalog.get(dataset)
+    image_ids = [record["image_id"] for record in DatasetCatalog.get(dataset)]  # also fills the metadata
+    return Plan(
+        tiers=build_tiers(cfg),
+        class_names=metadata.object_classes,
+        part_names=metadata.thing_classes,
+        curve=build_curve(cfg),
+        save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        sample=picture_sample(image_ids),
+    )
+
+
+def journal_folder(cfg: CfgNode, dataset: str) -> Path:
+    return Path(cfg.OUTPUT_DIR) / f"journal_{dataset}"
+
+
+def resumed_weights(cfg: CfgNode) -> str | None:
+    """Where an interrupted evaluation in OUTPUT_DIR took its weights from: "MODEL.WEIGHTS" or "last_checkpoint"; None
+    where there is none."""
+    for dataset in cfg.DATASETS.TEST:
+        identity = Journal(journal_folder(cfg, dataset)).identity()
+        if identity is not None:
+            return identity.get("weights are those of")
+    return None
+
+
+def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str, resume: bool) -> TierEvaluation:
+    """Evaluates on DATASETS.TEST under the tiers of TEST.TIER; results are there on the main process alone.
+
+    Args:
+        cfg: complete.
+        model: with its weights.
+        weights: local file they came from; "" for random ones.
+        weights_of: "MODEL.WEIGHTS" or "last_checkpoint".
+        resume: go on with the finished batches in OUTPUT_DIR.
+
+    Raises:
+        JournalMismatch: `resume`, and they are of another evaluation.
+    """
+    evaluation = TierEvaluation()
+    for dataset in cfg.DATASETS.TEST:
+        plan = build_plan(cfg, dataset)
+        records = DatasetCatalog.get(dataset)
+        folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
+        identity = _identity(cfg, plan, model, weights, weights_of, [record["image_id"] for record in records])
+        journal = _open(journal_folder(cfg, dataset), identity, resume)
+        if comm.is_main_process() and adversarials.exists() and not journal.batches():
+            _move_aside(adversarials)  # another evaluation's
+        comm.synchronize()
+        evaluators = PartTrainer.build_evaluator(cfg, dataset)
+
+        def remaining(
+            done: Collection[int], records: list[dict] = records, dataset: str = dataset
+        ) -> Iterable[list[dict]]:
+            left = [record for record in records if record["image_id"] not in done]
+            return PartTrainer.build_test_loader(cfg, dataset, left)
+
+        for name, attack in plan.attacks().items():
+            logger.info("Attack %s: %s", name, attack.describe())
+        merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
+        if merged is None:
+            continue
+        results = metrics_of(plan, merged, evaluators)
+        record = describe_evaluation(plan, merged, results, _device(model))
+        record["files"] = write_files(folder, dataset, plan, merged, adversarials)
+        add_checks(cfg, model, dataset, records, plan, merged, record)
+        warnings = plan_warnings(plan, merged)
+        if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+            warnings.append(
+                "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
+                "robustness is overestimated"
+            )
+        for sentence in warnings:
+            logger.warning("%s: %s", dataset, sentence)
+        evaluation.results[dataset], evaluation.evaluations[dataset] = OrderedDict(results), record
+        evaluation.warnings[dataset] = warnings
+        evaluation.attacks |= plan.attacks()
+        for tier in plan.tiers:
+            evaluation.shown[tier.name] = next(iter(tier.attacks.values()))
+            if tier.kind == "parts":
+                evaluation.shown |= tier.attacks
+    return evaluation
+
+
+def _open(folder: Path, identity: dict[str, str], resume: bool) -> Journal:
+    """The main process looks, and all hear of it if something is wrong."""
+    problem: Exception | None = None
+    if comm.is_main_process():
+        try:
+            Journal.open(folder, identity, resume)
+        except ValueError as error:
+            problem = error
+    problem = comm.all_gather(problem)[0]
+    if problem is not None:
+        raise problem
+    journal = Journal(folder)
+    journal.folder.mkdir(parents=True, exist_ok=True)  # on other machines
+    return journal
+
+
+def _move_aside(folder: Path) -> None:
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    folder.rename(previous)
+
+
+def _identity(
+    cfg: CfgNode, plan: Plan, model: nn.Module, weights: str, weights_of: str, image_ids: list[int]
+) -> dict[str, str]:
+    """What must be the same for batches to belong together. Batch size, process count and folders need not."""
+    decisive = {}
+    for name in DECISIVE:
+        node = cfg[name].clone()
+        if name == "MODEL":
+            node.WEIGHTS = node.DEVICE = ""
+        decisive[name] = node.dump()
+    decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
+    attacks = {
+        "tiers": [{"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)} for tier in plan.tiers],
+        "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
+        "curve": sorted(map(curve_attack_name, plan.curve)),
+    }
+    return {
+        "config": _sha256(decisive),
+        "checkpoint": file_sha256(weights) or _weights_sha256(model),
+        "weights are those of": weights_of,
+        "images": image_list_sha256(image_ids),
+        "tiers and attacks": _sha256(attacks),
+        "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
+        "saved adversarial images": plan.save_adversarials,
+        "device": str(next(model.parameters()).device.type),
+        "part_robust": part_robust.__version__,
+    }
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    """For weights that come from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _device(model: nn.Module) -> str:
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{comm.get_world_size()} x {name}"

@@ -1,0 +1,175 @@
+"""One training step, seen by detectron2's trainers as a model: precision, gradient accumulation, perturbed weights.
+
+`SimpleTrainer` says: to do something with the losses, wrap the model. Its `run_step` stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from part_robust.engine.weight_perturbation import WeightPerturbation
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TrainingStep(nn.Module):
+    """Batch -> losses, whose sum's gradient is that of the whole batch.
+
+    A batch in several pieces goes forward and backward piece by piece, but for the last piece's backward pass, which
+    the trainer does. The trainer must set gradients to zero before it calls this.
+
+    Attributes:
+        model: the model, possibly inside DistributedDataParallel.
+        batch: the latest one.
+        loss: its total, detached.
+        perturbation: of the weights; off when None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pieces: int = 1,
+        dtype: torch.dtype | None = None,
+        scaler: Any = None,
+        perturbation: WeightPerturbation | None = None,
+    ) -> None:
+        """
+        Args:
+            model: batch -> dict of losses.
+            pieces: parts of the batch that are computed one after the other.
+            dtype: of autocast; None computes in the weights' own precision.
+            scaler: a GradScaler, which the trainer uses for its backward pass.
+            perturbation: see above.
+        """
+        super().__init__()
+        self.model = model
+        self.pieces = pieces
+        self.dtype = dtype
+        self.scaler = scaler
+        self.perturbation = perturbation
+        self.batch: list[dict] = []
+        self.loss: Tensor | None = None
+
+    def forward(self, batch: list[dict]) -> dict[str, Tensor]:
+        self.batch = batch
+        pieces = split(batch, self.pieces)
+        shares = loss_shares(self.inner, pieces)
+        if self.perturbation is not None and self.perturbation.active:
+            self.perturbation.perturb(
+                self.inner,
+                [
+                    lambda p=p, s=s: self._total(self._losses(self.inner, p, s))
+                    for p, s in zip(pieces, shares, strict=True)
+                ],
+            )
+        done: dict[str, Tensor] = {}
+        for piece, share in zip(pieces[:-1], shares[:-1], strict=True):
+            with self._without_reduction():
+                losses = self._losses(self.model, piece, share)
+                self._total(losses).backward()
+            for name, loss in losses.items():
+                done[name] = done.get(name, 0.0) + loss.detach()
+        losses = self._losses(self.model, pieces[-1], shares[-1])
+        losses = {name: loss + done.get(name, 0.0) for name, loss in losses.items()}
+        self.loss = sum(loss.detach() for loss in losses.values())
+        return losses
+
+    @property
+    def inner(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
+    def _losses(self, model: nn.Module, piece: list[dict], share: dict[str, Tensor | float]) -> dict[str, Tensor]:
+        device = next(self.inner.parameters()).device
+        with torch.autocast(device.type, self.dtype) if self.dtype else nullcontext():
+            losses = model(piece)
+        return {
+            name: loss * share["class" if name.startswith("loss_cls") else "parts"] for name, loss in losses.items()
+        }
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        total = sum(losses.values())
+        return total if self.scaler is None else self.scaler.scale(total)
+
+    def _without_reduction(self):
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+
+def split(batch: list[dict], pieces: int) -> list[list[dict]]:
+    """Runs of nearly equal length, none empty."""
+    pieces = min(pieces, len(batch))
+    ends = [len(batch) * (i + 1) // pieces for i in range(pieces)]
+    return [batch[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str, Tensor | float]]:
+    """Factors that turn the mean losses of the pieces into those of the whole batch, when they are added up.
+
+    Class losses are means over images. Part losses are means over whatever the model's `part_label_count` counts:
+    labelled pixels, true parts.
+    """
+    total = sum(len(piece) for piece in pieces)
+    shares: list[dict[str, Tensor | float]] = [{"class": len(p) / total, "parts": len(p) / total} for p in pieces]
+    if len(pieces) > 1 and hasattr(inner, "part_label_count"):
+        counts = torch.stack([inner.part_label_count(piece) for piece in pieces]).float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(counts)
+        # Where there is nothing to count, losses are divided by 1 (global_mean_weight).
+        for share, count in zip(shares, counts.clamp(min=1.0) / counts.sum().clamp(min=1.0), strict=True):
+            share["parts"] = count
+    return shares
+
+
+class _QuietOnSkip:
+    """A skipped step has no metrics: what is not a number must not enter the averages, and detectron2 would stop."""
+
+    skipped = False
+
+    def _write_metrics(self, *args: Any, **kwargs: Any) -> None:
+        if not self.skipped:
+            super()._write_metrics(*args, **kwargs)  # type: ignore[misc]
+
+
+class StepTrainer(_QuietOnSkip, SimpleTrainer):
+    """`SimpleTrainer` that can leave a step out."""
+
+
+class ScaledStepTrainer(_QuietOnSkip, AMPTrainer):
+    """`AMPTrainer` that can leave a step out."""
+
+
+def build_step_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
+    """detectron2's trainer around a `TrainingStep`, as SOLVER.AMP, SOLVER.ACCUMULATE and ATTACK.TRAIN.AWP say.
+
+    Raises:
+        ValueError: a value is impossible on this device.
+    """
+    device = torch.device(cfg.MODEL.DEVICE)
+    dtype, scaler = None, None
+    if cfg.SOLVER.AMP.ENABLED:
+        if cfg.SOLVER.AMP.DTYPE not in DTYPES:
+            raise ValueError(f"SOLVER.AMP.DTYPE must be bfloat16 or float16, is {cfg.SOLVER.AMP.DTYPE!r}")
+        dtype = DTYPES[cfg.SOLVER.AMP.DTYPE]
+    if dtype == torch.float16:
+        if device.type != "cuda":
+            raise ValueError(f"SOLVER.AMP.DTYPE float16 needs a CUDA device, MODEL.DEVICE is {device}: use bfloat16")
+        scaler = torch.amp.GradScaler(device.type)
+    awp = cfg.ATTACK.TRAIN.AWP
+    perturbation = None
+    if cfg.ATTACK.TRAIN.ENABLED and awp.GAMMA > 0:
+        perturbation = WeightPerturbation(awp.GAMMA, awp.WARMUP_ITERS)
+    step = TrainingStep(model, pieces=cfg.SOLVER.ACCUMULATE, dtype=dtype, scaler=scaler, perturbation=perturbation)
+    if scaler is None:
+        return StepTrainer(step, loader, optimizer, zero_grad_before_forward=True)
+    return ScaledStepTrainer(
+        step, loader, optimizer, zero_grad_before_forward=True, grad_scaler=scaler, precision=torch.float16
+    )

@@ -1,0 +1,148 @@
+"""Saved adversarial images scored once more: by another process, from the files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
+from part_robust.config import get_part_robust_cfg
+from part_robust.data import PartDatasetMapper, register_builtin, register_from_config
+from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.trainer import PartTrainer
+from part_robust.evaluation.adversarials import load_adversarials, verdict
+from part_robust.evaluation.report import file_sha256, write_json
+
+
+@dataclass
+class Verification:
+    """Attributes:
+    dataset: of the images.
+    tier: likewise.
+    right: image id -> whether the class is right; None for models without classes.
+    problems: sentences, one for each image or batch that is not as the record says.
+    """
+
+    dataset: str
+    tier: str
+    right: dict[int, bool | None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Percent right among the saved images."""
+        known = [right for right in self.right.values() if right is not None]
+        return 100.0 * sum(known) / len(known) if known else None
+
+
+def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
+    """Config and record of an evaluation, its data sets registered.
+
+    Args:
+        folder: its OUTPUT_DIR.
+        weights: where the checkpoint is now; "" where it was.
+
+    Raises:
+        FileNotFoundError: no record, or no checkpoint.
+        ValueError: no adversarial images in it, or another checkpoint than the one that was evaluated.
+    """
+    path = folder / "robustness.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    record = json.loads(path.read_text())
+    if not any(evaluation["files"]["adversarials"] for evaluation in (record.get("evaluation") or {}).values()):
+        raise ValueError(f"{path} names no adversarial images: evaluate with TEST.TIER and TEST.SAVE_ADVERSARIALS")
+    cfg = get_part_robust_cfg()
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(record["config"]))
+    cfg.MODEL.WEIGHTS = weights or record["checkpoint"]["path"]
+    register_builtin()
+    register_from_config(cfg)
+    expected = record["checkpoint"]["sha256"]
+    if expected is None:
+        raise ValueError(f"{path} is of random weights, which nobody else can have")
+    found = file_sha256(cfg.MODEL.WEIGHTS)
+    if found != expected:
+        what = "does not exist" if found is None else f"has the SHA-256 {found[:16]}..."
+        raise ValueError(
+            f"checkpoint {cfg.MODEL.WEIGHTS} {what}, the evaluated one has {expected[:16]}...: give it as --weights"
+        )
+    return cfg, record
+
+
+def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
+    """Scores every saved image in float32 and compares with what was saved beside it, and with the originals.
+
+    Args:
+        folder: OUTPUT_DIR of the evaluation.
+        cfg: of `recorded_config`.
+        record: likewise.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = PartTrainer.build_model(cfg)
+    PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    results = []
+    for dataset, evaluation in record["evaluation"].items():
+        if not evaluation["files"]["adversarials"]:
+            continue
+        items = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset)}
+        mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
+        for tier in evaluation["tiers"]:
+            result = Verification(dataset, tier)
+            for arrays in load_adversarials(folder / evaluation["files"]["adversarials"] / tier):
+                batch = [mapper(items[image_id]) for image_id in arrays["image_id"].tolist() if image_id in items]
+                if len(batch) < len(arrays["image_id"]):
+                    result.problems.append(f"{len(arrays['image_id']) - len(batch)} images are not in {dataset}")
+                    continue
+                _score(model, batch, arrays, result, len(MetadataCatalog.get(dataset).thing_classes))
+            if len(result.right) != evaluation["num_images"]:
+                number = evaluation["num_images"]
+                result.problems.append(f"{len(result.right)} images are saved, {number} were evaluated")
+            results.append(result)
+    return results
+
+
+def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
+    """Adds `rescored`, images and mismatches by data set, to the record, for the check C5 of reports."""
+    path = folder / "robustness.json"
+    record = json.loads(path.read_text())
+    for dataset, evaluation in record["evaluation"].items():
+        own = [result for result in results if result.dataset == dataset]
+        if own:
+            images, mismatches = (sum(len(x) for x in y) for y in ([r.right for r in own], [r.problems for r in own]))
+            evaluation["rescored"] = {"images": images, "mismatches": mismatches}
+    write_json(path, record)
+
+
+@torch.no_grad()
+def _score(
+    model: nn.Module, batch: list[dict], arrays: dict[str, np.ndarray], result: Verification, num_parts: int
+) -> None:
+    """Adds a batch to the result."""
+    ids = arrays["image_id"].tolist()
+    with attack_view(model) as inner, torch.no_grad():
+        images, padding = inner.preprocess(batch)
+        attacked = torch.from_numpy(arrays["images"]).to(images.device)
+        try:
+            ThreatModel(norm=str(arrays["norm"]), eps=float(arrays["eps"])).verify(attacked, images)
+        except ThreatModelViolation as error:
+            result.problems.append(f"images {ids[0]}...: outside the threat model: {error}")
+        if padding is not None and ((attacked != images) & padding[:, None]).any():
+            result.problems.append(f"images {ids[0]}...: letterbox padding was changed")
+        found = verdict(inner.inference(attacked, padding), batch, num_parts)
+    predictions = found["prediction"].tolist() if "prediction" in found else [None] * len(ids)
+    for image_id, prediction, label in zip(ids, predictions, arrays["label"].tolist(), strict=True):
+        result.right[image_id] = None if prediction is None else prediction == label
+    labels = [item["class_id"] for item in batch]
+    if labels != arrays["label"].tolist():
+        result.problems.append(f"images {ids[0]}...: the data set has other labels")
+    for name, values in found.items():
+        for row in np.flatnonzero(values != arrays[name]):
+            result.problems.append(f"image {ids[row]}: {name} is {values[row]}, {arrays[name][row]} when it was saved")

@@ -1,0 +1,132 @@
+"""Adversarial images on disk, without loss, so that somebody else can score them.
+
+A folder for each tier holds `batch_<hash>.npz` with `image_id`, `label`, `eps`, `norm`, what the model said about
+exactly the saved images (`prediction`, `pixels_right`, where the model has classes, parts), and the images: `images`
+float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from part_robust.attacks import ThreatModel
+from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
+
+MODES = ("", "npz", "png")
+
+
+def round_into_ball(attacked: Tensor, images: Tensor, threat_model: ThreatModel) -> Tensor:
+    """The attacked images with whole pixel values, which 8 bits can hold, still allowed by the threat model.
+
+    Args:
+        attacked: (N, 3, H, W), 0..255.
+        images: the originals, with whole pixel values.
+        threat_model: of the attack.
+
+    Raises:
+        ValueError: the originals are not whole, so there may be no allowed whole value near them.
+    """
+    if not torch.equal(images, images.round()):
+        raise ValueError(
+            "TEST.SAVE_ADVERSARIALS png needs images with whole pixel values; these have fractions: use npz"
+        )
+    delta = attacked - images
+    if threat_model.norm == "linf":
+        largest = float(np.floor(threat_model.eps + 1e-4))
+        delta = delta.round().clamp(-largest, largest)
+    else:
+        delta = delta.trunc()  # never longer
+    return (images + delta).clamp(threat_model.low, threat_model.high)
+
+
+def save_adversarials(
+    folder: Path, mode: str, batch: AttackedBatch, images: Tensor, outputs: list[dict], threat_model: ThreatModel
+) -> np.ndarray | None:
+    """Writes a batch's attacked images, each file whole or not at all.
+
+    Args:
+        folder: of the tier.
+        mode: "npz" or "png".
+        batch: where the images come from.
+        images: (N, 3, H, W), attacked.
+        outputs: the model's, of `images`.
+        threat_model: of the tier.
+
+    Returns:
+        Mode "png": predicted classes int64 (N,) of the rounded images, None for models without classes or other modes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "image_id": batch.keys.numpy(),
+        "label": batch.labels.cpu().numpy(),
+        "eps": np.array(threat_model.eps),
+        "norm": np.array(threat_model.norm),
+    }
+    if mode == "png":
+        images = round_into_ball(images, batch.images, threat_model)
+        threat_model.verify(images, batch.images)
+        outputs = batch.outputs(images)
+        for image_id, image in zip(arrays["image_id"].tolist(), images.byte().cpu().numpy(), strict=True):
+            _save_png(folder / f"{image_id}.png", image)
+    else:
+        arrays["images"] = images.float().cpu().numpy()
+    arrays.update(verdict(outputs, batch.items, batch.num_parts))
+    digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
+    path = folder / f"batch_{digest}.npz"
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, path)
+    return arrays.get("prediction") if mode == "png" else None
+
+
+def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
+    """What is compared when the images are scored again: `prediction` (N,) and `pixels_right` (N,), those there are."""
+    arrays = {}
+    if "class_logits" in outputs[0]:
+        arrays["prediction"] = np.array([int(output["class_logits"].argmax()) for output in outputs])
+    if "sem_seg" in outputs[0] or "instances" in outputs[0]:
+        arrays["pixels_right"] = label_counts(outputs, items, num_parts).right.cpu().numpy()
+    return arrays
+
+
+def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a tier's folder, each with `images` float32 (N, 3, H, W) whichever way they were saved.
+
+    Raises:
+        FileNotFoundError: there are none, or a picture is missing.
+    """
+    paths = sorted(folder.glob("batch_*.npz"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
+        )
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if "images" not in arrays:
+            arrays["images"] = _load_pngs(folder, arrays["image_id"].tolist())
+        yield arrays
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    """image: uint8 (3, H, W)."""
+    temporary = path.with_name(path.name + ".tmp")
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def _load_pngs(folder: Path, image_ids: Sequence[int]) -> np.ndarray:
+    images = []
+    for image_id in image_ids:
+        with Image.open(folder / f"{image_id}.png") as file:
+            images.append(np.asarray(file.convert("RGB"), dtype=np.float32).transpose(2, 0, 1))
+    return np.stack(images)

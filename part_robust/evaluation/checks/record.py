@@ -1,0 +1,275 @@
+"""Checks that need no model: what the numbers of a record say about each other.
+
+`E` is one data set's entry in the record's `evaluation` (docs/report.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from part_robust.attacks.checks import CheckResult, failed, passed, skipped
+
+BLACK_BOX = ("square",)
+FEW_IMAGES = 1000
+
+
+def record_checks(
+    E: Mapping[str, Any],
+    attacks: Mapping[str, Mapping] | None = None,
+    flags: Mapping[str, np.ndarray] | None = None,
+) -> list[CheckResult]:
+    """C5, C8, C9, C10, C13 and C17 to C21, from the numbers alone.
+
+    Args:
+        E: one data set's evaluation.
+        attacks: the record's `attacks`: what each attack maximised.
+        flags: arrays of its flags file, by name.
+
+    Returns:
+        One result for each check that has something to look at; the others are left out, but for C18 to C20.
+    """
+    attacks = attacks or {}
+    found = [
+        check_flags(E, flags) if flags else None,
+        check_rescored(E),
+        check_losses_alone(E, attacks),
+        check_order(E),
+        check_curves(E),
+        check_square(E, attacks),
+        check_heads(E),
+        check_intervals(E),
+        check_size(E),
+        check_matching(E, attacks),
+    ]
+    return [result for result in found if result is not None]
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share, per cent (Wilson, 1927)."""
+    if total == 0:
+        return 0.0, 100.0
+    p, n = correct / total, total
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 100.0 * max(centre - half, 0.0), 100.0 * min(centre + half, 1.0)
+
+
+def class_tiers(E: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Tiers that count images whose class is right; the others count pixels."""
+    tiers = (E.get("tiers") or {}).items()
+    return {tier: values for tier, values in tiers if str(values.get("objective", "class")).startswith("class")}
+
+
+def _accuracies(E: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All class accuracies with correct, accuracy, interval; without a class head there are none."""
+    tiers = {tier: values["robust"] for tier, values in class_tiers(E).items() if values.get("robust")}
+    clean = E.get("clean")
+    if clean and clean["correct"] <= (E.get("num_images") or 0):
+        return {"clean": clean, **tiers}
+    return tiers
+
+
+def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> CheckResult:
+    """C5: the flags of the images add up to the numbers, and no image stands that an attack of the tier broke."""
+    findings = []
+    numbers = _accuracies(E)
+    for name, key in (("clean", "clean_correct"), *((tier, f"robust_{tier}") for tier in class_tiers(E))):
+        if key in flags and name in numbers and int(flags[key].sum()) != numbers[name]["correct"]:
+            findings.append(
+                f"{int(flags[key].sum())} flags of {key} are set, the record says {numbers[name]['correct']}"
+            )
+    for tier, values in class_tiers(E).items():
+        standing = flags.get(f"robust_{tier}")
+        if standing is None:
+            continue
+        broken = np.zeros(len(standing), dtype=bool)
+        for attack in values.get("attacks") or ():
+            broken |= flags.get(f"fooled_{attack['name']}", broken).astype(bool)
+        both = int((standing.astype(bool) & broken).sum())
+        if both:
+            findings.append(f"{both} images count as robust in {tier} although an attack of it broke them")
+    if findings:
+        return failed("C5", "; ".join(findings), float(len(findings)))
+    return passed("C5", "the flags of the images add up to the numbers", 0.0)
+
+
+def check_rescored(E: Mapping[str, Any]) -> CheckResult | None:
+    """C5: saved images, scored in a fresh process, keep their verdicts."""
+    found = E.get("rescored")
+    if not found:
+        return None
+    sentence = f"{found['mismatches']} of {found['images']} saved images have another verdict in a fresh process"
+    make: Callable[..., CheckResult] = failed if found["mismatches"] else passed
+    return make("C5", sentence, float(found["mismatches"]))
+
+
+def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+    """C8: attacks on the cross-entropy leave at most 5 points more than those on margins.
+
+    Where an attack on margins ran only on what others had left, what stood after it counts.
+    """
+    groups: dict[bool, list[float]] = {True: [], False: []}
+    for row in (row for values in class_tiers(E).values() for row in values.get("attacks") or ()):
+        if _is_black_box(row["name"], attacks):
+            continue
+        words = str(attacks.get(row["name"], {}).get("objective", row["name"])).lower().replace("-", "_")
+        blind = words == "cross_entropy" or "ce" in words.split("_")
+        value = row.get("accuracy_alone")
+        if value is None and not blind:
+            value = row.get("accuracy_after")
+        if value is not None:
+            groups[blind].append(value)
+    if not groups[True] or not groups[False]:
+        return None
+    gap = min(groups[True]) - min(groups[False])
+    sentence = (
+        f"{min(groups[True]):.1f} % stand against the cross-entropy alone, {min(groups[False]):.1f} % with margins"
+    )
+    return (failed if gap > 5.0 else passed)("C8", sentence, gap)
+
+
+def check_order(E: Mapping[str, Any]) -> CheckResult | None:
+    """C9: more eps, more attacks and stronger tiers leave no more images standing."""
+    sequences: list[tuple[str, list[float]]] = []
+    curve = sorted(E.get("eps_curve") or [], key=lambda point: point["eps"])
+    if len(curve) > 1:
+        sequences.append(("growing eps", [point["accuracy"] for point in curve]))
+    clean = [E["clean"]["accuracy"]] if "clean" in _accuracies(E) else []
+    for tier, values in class_tiers(E).items():
+        after = [row["accuracy_after"] for row in values.get("attacks") or () if row.get("accuracy_after") is not None]
+        if values.get("robust"):
+            sequences.append((f"the attacks of {tier}", clean + after + [values["robust"]["accuracy"]]))
+    if not sequences:
+        return None
+    worst = 0.0
+    for name, accuracies in sequences:
+        rise = max((b - a for a, b in zip(accuracies, accuracies[1:], strict=False)), default=0.0)
+        worst = max(worst, rise)
+        if rise > 0.5:
+            return failed("C9", f"along {name} accuracy rises by {rise:.2f} points", rise)
+    return passed("C9", f"accuracy never rises along {' or '.join(name for name, _ in sequences)}", worst)
+
+
+def check_curves(E: Mapping[str, Any]) -> CheckResult | None:
+    """C10: the last tenth of the steps gains at most 5 % of the range of the mean loss."""
+    worst, where = 0.0, ""
+    curves = {name: values for name, values in (E.get("convergence") or {}).items() if len(values) >= 10}
+    if not curves:
+        return None
+    for name, values in curves.items():
+        # What counts is the best so far: losses of a run may oscillate, and restarts begin low again.
+        best = np.maximum.accumulate(np.nan_to_num(np.asarray(values, dtype=float), nan=-np.inf))
+        best = best[np.isfinite(best)]
+        if len(best) < 10 or best[-1] <= best[0]:
+            continue
+        gain = float((best[-1] - best[-max(len(best) // 10, 2)]) / (best[-1] - best[0]))
+        if gain > worst:
+            worst, where = gain, name
+    sentence = f"the last tenth of the steps brought at most {100 * worst:.1f} % of the loss's gain"
+    if worst > 0.05:
+        return failed("C10", f"{sentence} ({where})", 100 * worst)
+    return passed("C10", sentence, 100 * worst)
+
+
+def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+    """C13: black-box attacks at the end of a tier break at most 0.2 points more."""
+    worst, name = None, ""
+    for values in class_tiers(E).values():
+        before = None
+        for row in values.get("attacks") or ():
+            after = row.get("accuracy_after")
+            if after is None:
+                continue
+            if _is_black_box(row["name"], attacks) and before is not None:
+                gain = before - after
+                if worst is None or gain > worst:
+                    worst, name = gain, row["name"]
+            before = after
+    if worst is None:
+        return None
+    sentence = f"{name} broke {worst:.2f} points of what the attacks before it left standing"
+    return (failed if worst > 0.2 else passed)("C13", sentence, worst)
+
+
+def check_heads(E: Mapping[str, Any]) -> CheckResult:
+    """C18: class and parts each attacked through their own loss; a joint loss alone attacks neither well."""
+    rows = [row for row in E.get("attack_matrix") or () if row.get("head")]
+    heads = {row["head"] for row in rows}
+    metrics = {"class": ("accuracy",), "part": ("pixel_accuracy", "mIoU", "AP")}
+    for head, names in metrics.items():
+        scored = [name for name in names if any(row.get(name) is not None for row in rows)]
+        if scored and head not in heads:
+            aimed = " and ".join(sorted(heads))
+            return failed("C18", f"{scored[0]} was scored under attacks on {aimed}, none was aimed at the {head} head")
+    if not rows:
+        return skipped("C18", "the record has no attack matrix")
+    return passed("C18", f"attacks on {' and '.join(sorted(heads))}, each head through its own loss")
+
+
+def check_intervals(E: Mapping[str, Any]) -> CheckResult:
+    """C19: every accuracy has its interval, and it is the right one."""
+    numbers = _accuracies(E)
+    if not numbers:
+        return skipped("C19", "the record has no accuracies")
+    total = E.get("num_images") or 0
+    for name, value in numbers.items():
+        interval = value.get("interval")
+        if not interval:
+            return failed("C19", f"accuracy {name} has no interval")
+        expected = wilson(value["correct"], total)
+        if max(abs(a - b) for a, b in zip(interval, expected, strict=True)) > 0.1:
+            stated = _interval(interval)
+            return failed("C19", f"{name} states {stated}, {value['correct']} of {total} give {_interval(expected)}")
+    name, value = list(numbers.items())[-1]
+    half = (value["interval"][1] - value["interval"][0]) / 2
+    return passed("C19", f"{name} {value['accuracy']:.1f} % {_interval(value['interval'])}, Wilson 95 %", half)
+
+
+def check_size(E: Mapping[str, Any]) -> CheckResult:
+    """C20: at least 1000 images, of a list that others can have."""
+    total = E.get("num_images") or 0
+    if not E.get("image_list_sha256"):
+        return failed("C20", "the list of images has no hash, so nobody can evaluate the same ones", float(total))
+    if total < FEW_IMAGES:
+        low, high = wilson(total // 2, total)
+        return failed(
+            "C20", f"{total} images: half right would be known to +-{(high - low) / 2:.1f} points", float(total)
+        )
+    return passed("C20", f"{total} images of a fixed list", float(total))
+
+
+def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+    """C21: detectors attacked with the matching solved anew and frozen, the worse reported."""
+    pairs: dict[str, dict[bool, Mapping]] = {}
+    for row in E.get("attack_matrix") or ():
+        objective = str(attacks.get(row.get("attack"), {}).get("objective", row.get("attack")))
+        base, fixed = objective.removesuffix("_fixed"), objective.endswith("_fixed")
+        if base in ("part_loss", "joint") and (base == "part_loss" or row.get("AP") is not None):
+            pairs.setdefault(base, {})[fixed] = row
+    if not pairs:
+        return None
+    for base, pair in pairs.items():
+        if len(pair) == 1:
+            other = "solved anew" if True in pair else "frozen"
+            return failed("C21", f"{base} was not attacked with the matching {other}")
+    gaps = [
+        abs(pair[True][metric] - pair[False][metric])
+        for pair in pairs.values()
+        for metric in ("accuracy", "AP")
+        if all(pair[fixed].get(metric) is not None for fixed in (True, False))
+    ]
+    gap = max(gaps, default=0.0)
+    return passed("C21", f"matching frozen and anew differ by {gap:.2f} points at most; the worse one counts", gap)
+
+
+def _is_black_box(name: str, attacks: Mapping[str, Mapping]) -> bool:
+    kind = str(attacks.get(name, {}).get("attack", name)).lower()
+    return any(word in kind for word in BLACK_BOX)
+
+
+def _interval(values: Sequence[float]) -> str:
+    return f"[{values[0]:.1f}, {values[1]:.1f}]"

@@ -1,0 +1,103 @@
+"""Two evaluations of the same images against each other, image by image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from part_robust.evaluation.statistics import Paired, compare_paired
+
+
+class NotComparable(ValueError):
+    """The folders hold no two evaluations of the same thing."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation with tiers, of one data set.
+
+    Attributes:
+        folder: where it lies.
+        evaluation: the record's `evaluation` of the data set.
+        flags: arrays of its flags file, one entry per image.
+    """
+
+    folder: Path
+    evaluation: Mapping
+    flags: Mapping[str, np.ndarray]
+
+
+def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
+    """Reads robustness.json and the flags beside it.
+
+    Args:
+        folder: OUTPUT_DIR of an evaluation.
+        dataset: which one; None where there is a single one.
+
+    Raises:
+        NotComparable: there is no such evaluation.
+    """
+    folder = Path(folder)
+    path = folder / "robustness.json"
+    if not path.is_file():
+        raise NotComparable(
+            f"{path} does not exist: evaluate with tools/train_net.py --eval-only ... TEST.TIER standard"
+        )
+    evaluations = json.loads(path.read_text()).get("evaluation") or {}
+    if not evaluations:
+        raise NotComparable(f"{path} has no results by image: evaluate with TEST.TIER, such as TEST.TIER standard")
+    if dataset is None and len(evaluations) > 1:
+        raise NotComparable(f"{path} has several data sets, name one of {', '.join(evaluations)} with --dataset")
+    dataset = dataset or next(iter(evaluations))
+    if dataset not in evaluations:
+        raise NotComparable(f"{path} has no data set {dataset}, only {', '.join(evaluations)}")
+    flags = folder / evaluations[dataset]["files"]["flags"]
+    if not flags.is_file():
+        raise NotComparable(f"{flags} is missing; it belongs to {path}")
+    with np.load(flags, allow_pickle=False) as file:
+        return Evaluated(folder, evaluations[dataset], {name: file[name] for name in file.files})
+
+
+def right_images(evaluated: Evaluated, tier: str) -> np.ndarray:
+    """bool (N,), right under a tier, or without attack for "clean".
+
+    Raises:
+        NotComparable: it was not evaluated, or does not judge classes.
+    """
+    key = "clean_correct" if tier == "clean" else f"robust_{tier}"
+    if key not in evaluated.flags:
+        known = [name.removeprefix("robust_") for name in evaluated.flags if name.startswith("robust_")]
+        raise NotComparable(
+            f"{evaluated.folder} has no class results of {tier!r}, only of {', '.join(known) or 'none'}"
+        )
+    return evaluated.flags[key].astype(bool)
+
+
+def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
+    """The paired comparison under a tier, or on clean images for "clean".
+
+    Raises:
+        NotComparable: other images, other labels, or another threat model.
+    """
+    for one, other in ((first, second), (second, first)):
+        missing = np.setdiff1d(one.flags["image_id"], other.flags["image_id"])
+        if len(missing):
+            raise NotComparable(
+                f"{other.folder} lacks {len(missing)} images of {one.folder}, first {missing[0]}: "
+                "only evaluations of the same images can be paired"
+            )
+    if not np.array_equal(first.flags["label"], second.flags["label"]):
+        raise NotComparable(f"{first.folder} and {second.folder} have different labels for the same images")
+    if tier != "clean":
+        threats = [
+            (e.evaluation["tiers"][tier]["norm"], e.evaluation["tiers"][tier]["eps"])
+            for e in (first, second)
+            if tier in e.evaluation["tiers"]
+        ]
+        if len(set(threats)) > 1:
+            raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")
+    return compare_paired(right_images(first, tier), right_images(second, tier))

@@ -1,0 +1,102 @@
+"""The finished batches of a long evaluation on disk, so that an interruption costs one batch.
+
+A batch is a dict of arrays. It is written whole or not at all; the numbers of the evaluation are computed from the
+batches alone, so a resumed evaluation gives what the uninterrupted one would have given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+BatchArrays = dict[str, np.ndarray]
+
+
+class JournalMismatch(ValueError):
+    """The journal in the folder is of another evaluation."""
+
+
+class Journal:
+    """A folder with `journal.json`, which says whose batches these are, and a file for each batch."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, identity: Mapping[str, str], resume: bool) -> Journal:
+        """The journal of an evaluation, with the batches that are done if `resume`.
+
+        Without `resume` an older journal moves aside, to `<folder>.previous`, where the next one replaces it.
+
+        Args:
+            folder: of the journal alone.
+            identity: what must be the same for batches to belong together: name -> value, both for people's eyes.
+            resume: go on with the batches that are there.
+
+        Raises:
+            JournalMismatch: with `resume`, the folder holds another evaluation's batches.
+        """
+        journal = cls(folder)
+        found = journal.identity()
+        if found is not None and resume:
+            changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
+            if changed:
+                raise JournalMismatch(
+                    f"{journal.folder} holds the finished batches of another evaluation "
+                    f"({', '.join(changed)} changed since): results must not be mixed. Evaluate without --resume to "
+                    "start anew, choose another OUTPUT_DIR, or go back to the old settings"
+                )
+        elif found is not None:
+            previous = journal.folder.with_name(journal.folder.name + ".previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(journal.folder, previous)
+            logger.warning("An earlier evaluation's batches moved to %s; --resume would have gone on", previous)
+        journal.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in journal.folder.glob("*.tmp"):
+            unfinished.unlink()
+        _write_whole(journal.folder / "journal.json", json.dumps(dict(identity), indent=1).encode())
+        return journal
+
+    def identity(self) -> dict[str, str] | None:
+        """What `open` was told when the journal began; None where there is no journal."""
+        path = self.folder / "journal.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
+        """Adds a batch; the file's name comes from its images, so processes never meet."""
+        digest = hashlib.sha256(",".join(map(str, image_ids)).encode()).hexdigest()[:16]
+        path = self.folder / f"batch_{digest}.npz"
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **batch)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def batches(self) -> list[BatchArrays]:
+        """All batches, in a fixed order. A file that cannot be read is left out, so its images are done again."""
+        found = []
+        for path in sorted(self.folder.glob("batch_*.npz")):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    found.append({key: file[key] for key in file.files})
+            except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+                logger.warning("%s cannot be read (%s): its images are evaluated again", path, error)
+                path.unlink()
+        return found
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

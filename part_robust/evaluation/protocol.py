@@ -1,0 +1,156 @@
+"""An evaluation with tiers of attacks: batch after batch, resumable, every process for its own images.
+
+Letters: N images.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils import comm
+from torch import nn
+
+from part_robust.attacks import Attack, attack_view
+from part_robust.evaluation.adversarials import MODES, save_adversarials
+from part_robust.evaluation.attacked_batch import AttackedBatch
+from part_robust.evaluation.batch_arrays import Merged, describe_batch
+from part_robust.evaluation.eps_curve import curve_attack_name, run_curve
+from part_robust.evaluation.journal import BatchArrays, Journal
+from part_robust.evaluation.progress import Progress
+from part_robust.evaluation.tiers import Tier, run_tier
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation does.
+
+    Attributes:
+        tiers: the strongest first; its images are those that breakdowns and pictures show.
+        class_names: of the data set.
+        part_names: likewise, without background.
+        curve: attacks by eps, for robust accuracy against eps; may be empty.
+        save_adversarials: "", "npz" or "png".
+        sample: ids of images that may become pictures.
+    """
+
+    tiers: Sequence[Tier]
+    class_names: Sequence[str]
+    part_names: Sequence[str]
+    curve: Mapping[float, Attack] = field(default_factory=dict)
+    save_adversarials: str = ""
+    sample: Collection[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.save_adversarials not in MODES:
+            raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
+        rows = ["clean", *(tier.name for tier in self.tiers)]
+        clash = {name for tier in self.tiers for name in tier.attacks} & {*rows, *map(curve_attack_name, self.curve)}
+        if clash or len(set(rows)) < len(rows):
+            raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+
+    @property
+    def headline(self) -> Tier:
+        return self.tiers[0]
+
+    def attacks(self) -> dict[str, Attack]:
+        """Every attack of the tiers, then those of the curve, by name."""
+        found = {name: attack for tier in self.tiers for name, attack in tier.attacks.items()}
+        return found | {curve_attack_name(eps): attack for eps, attack in self.curve.items() if eps > 0}
+
+    def rows(self) -> list[str]:
+        """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
+        of_parts = [name for tier in self.tiers if tier.kind == "parts" for name in tier.attacks]
+        return list(dict.fromkeys(["clean", *(tier.name for tier in self.tiers), *of_parts]))
+
+
+def run_plan(
+    plan: Plan,
+    model: nn.Module,
+    make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
+    num_images: int,
+    evaluators: DatasetEvaluators,
+    journal: Journal,
+    adversarials: Path,
+) -> Merged | None:
+    """Attacks all images that the journal does not have yet.
+
+    Images are attacked with random numbers of their own, so the flags are the same for any batch size, number of
+    processes and order, and after any interruption.
+
+    Args:
+        plan: what to do.
+        model: part classifier.
+        make_loader: ids of images that are done -> batches of the mapper's dicts of this process's other images.
+        num_images: of the data set.
+        evaluators: of `build_evaluator`.
+        journal: of this evaluation; only the main process's is read.
+        adversarials: folder for adversarial images, if the plan wants them.
+
+    Returns:
+        All batches on the main process, None on others.
+    """
+    earlier = journal.batches() if comm.is_main_process() else []
+    finished = {int(image_id) for batch in earlier for image_id in batch["images.image_id"]}
+    done: set[int] = comm.all_gather(finished)[0]
+    if done:
+        logger.info("Going on: %d of %d images are done (%s)", len(done), num_images, journal.folder)
+    progress = Progress(num_images, plan.headline.name, done=len(done), processes=comm.get_world_size())
+    for batch in earlier:
+        progress.count(batch)
+    own: list[BatchArrays] = []
+    try:
+        for items in make_loader(done) if len(done) < num_images else ():
+            arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
+            journal.write(arrays, arrays["images.image_id"].tolist())
+            own.append(arrays)
+            progress.count(arrays)
+            progress.update(len(items))
+    except KeyboardInterrupt:
+        logger.warning("Stopped; what is done is in %s: the same command with --resume goes on", journal.folder)
+        raise
+    gathered = comm.gather(own, dst=0)
+    if not comm.is_main_process():
+        return None
+    return Merged([*earlier, *(batch for part in gathered for batch in part)])
+
+
+def _run_batch(
+    plan: Plan,
+    model: nn.Module,
+    items: list[dict],
+    evaluators: DatasetEvaluators,
+    adversarials: Path,
+    progress: Progress,
+) -> BatchArrays:
+    start = time.perf_counter()
+    rounded = {}
+    with attack_view(model) as inner:
+        batch = AttackedBatch(inner, items, len(plan.part_names))
+        results = {}
+        for tier in plan.tiers:
+            results[tier] = run_tier(tier, batch, progress.note)
+        curve = run_curve(plan.curve, batch, results) if plan.curve else {}
+        for tier, result in results.items():
+            if plan.save_adversarials:
+                rounded[tier.name] = save_adversarials(
+                    adversarials / tier.name,
+                    plan.save_adversarials,
+                    batch,
+                    result.images,
+                    result.outputs,
+                    tier.threat_model,
+                )
+        arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
+    for name, prediction in rounded.items():
+        if prediction is not None:
+            arrays[f"images.prediction_8bit.{name}"] = prediction
+    arrays["costs.evaluation.seconds"] = np.array(time.perf_counter() - start)
+    return arrays

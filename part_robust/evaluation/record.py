@@ -1,0 +1,294 @@
+"""The record of an evaluation with tiers: all its numbers, computed from the finished batches.
+
+Its fields: docs/evaluation.md. Letters: N images, C classes, P parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluators
+
+from part_robust.evaluation.batch_arrays import Merged
+from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
+from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.greedy_miou import greedy_worst_miou
+from part_robust.evaluation.pictures import choose_pictures
+from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.tiers import Tier
+
+Results = dict[str, dict[str, float]]
+
+
+def image_list_sha256(image_ids: Sequence[int]) -> str:
+    """Hash of which images were evaluated, in any order."""
+    return hashlib.sha256("\n".join(map(str, sorted(image_ids))).encode()).hexdigest()
+
+
+def metrics_of(plan: Plan, merged: Merged, evaluators: DatasetEvaluators) -> Results:
+    """`{"classification": {...}, "classification_<row>": {...}, ...}` of every row of the plan."""
+    results: Results = {}
+    for row in plan.rows():
+        suffix = "" if row == "clean" else f"_{row}"
+        for task, metrics in merged.evaluate(row, evaluators).items():
+            results[f"{task}{suffix}"] = metrics
+    return results
+
+
+def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: str) -> dict[str, Any]:
+    """Everything but what checks add and files hold.
+
+    Args:
+        plan: what was done.
+        merged: what came out.
+        results: of `metrics_of`.
+        device: in words.
+    """
+    images = merged.images
+    headline = plan.headline
+    record: dict[str, Any] = {
+        "num_images": len(merged),
+        "image_list_sha256": image_list_sha256(images["image_id"].tolist()),
+        "classes": list(plan.class_names),
+        "parts": list(plan.part_names),
+        "headline": headline.name,
+        "eps": headline.threat_model.eps,
+        "norm": headline.threat_model.norm,
+        "seeds": {name: attack.seed for name, attack in plan.attacks().items()},
+        "seconds": float(merged.total("costs.evaluation.seconds")),
+        "device": device,
+        "forwards": int(merged.total("costs.evaluation.forwards"))
+        + sum(int(merged.total(f"costs.{name}.forwards")) for name in plan.attacks()),
+        "backwards": sum(int(merged.total(f"costs.{name}.backwards")) for name in plan.attacks()),
+        "clean": None,
+        "worst_case": None,
+        "tiers": {tier.name: _tier(tier, plan, merged) for tier in plan.tiers},
+        "attack_matrix": _attack_matrix(plan, results),
+        "eps_curve": [{"eps": eps, **share(images[f"curve.{eps:g}"])} for eps in sorted(plan.curve)],
+        "convergence": _convergence(plan, merged),
+        "per_class": [],
+        "per_part": _per_part(plan, merged),
+        "by_size": [],
+        "clean_to_attacked": None,
+        "fab_distances": _distances(plan, merged),
+    }
+    if "prediction.clean" in images:
+        clean = right(merged, "clean")
+        record["clean"] = share(clean)
+        record["worst_case"] = share(_right_under_everything(plan, merged))
+        robust, attacked = holds(merged, headline), images[f"prediction.{headline.name}"]
+        record["per_class"] = by_class(images["label"], clean, robust, plan.class_names)
+        record["by_size"] = by_size(images["object_share"], clean, robust)
+        matrix = clean_to_attacked(images["label"][clean], attacked[clean], len(plan.class_names))
+        record["clean_to_attacked"] = matrix.tolist()
+    elif "pixels" in images:
+        record["clean"] = pixel_share(images["pixels_right.clean"], images["pixels"])
+    return record
+
+
+def right(merged: Merged, row: str) -> np.ndarray:
+    """bool (N,), the class is right on a row's images."""
+    return merged.images[f"prediction.{row}"] == merged.images["label"]
+
+
+def holds(merged: Merged, tier: Tier) -> np.ndarray:
+    """bool (N,), the class is right under a tier: on its images as scored last, and after each of its attacks."""
+    final = right(merged, tier.name)
+    return final & (merged.images[f"broken_by.{tier.name}"] < 0) if tier.kind == "class" else final
+
+
+def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
+    """bool (N,), the class is right on the image and on every attacked image of it, whatever the attack aimed at, that
+    the headline's threat model allows."""
+    threat, result = plan.headline.threat_model, right(merged, "clean")
+    for tier in plan.tiers:
+        if tier.threat_model == threat:
+            rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
+            for row in rows:
+                result &= right(merged, row)
+            for name in tier.attacks:
+                result &= ~merged.images.get(f"fooled.{name}", np.zeros(len(merged), dtype=bool))
+    return result
+
+
+def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
+    images = merged.images
+    record: dict[str, Any] = {
+        "objective": tier.objective,
+        "eps": tier.threat_model.eps,
+        "norm": tier.threat_model.norm,
+        "attacks": [
+            {
+                "name": name,
+                **_accuracies(tier, index, name, merged),
+                "forwards": int(merged.total(f"costs.{name}.forwards")),
+                "backwards": int(merged.total(f"costs.{name}.backwards")),
+                "seconds": float(merged.total(f"costs.{name}.seconds")),
+            }
+            for index, name in enumerate(tier.attacks)
+        ],
+    }
+    if tier.kind != "parts":
+        record["robust"] = share(holds(merged, tier))
+        if f"prediction_8bit.{tier.name}" in images:
+            record["robust_8bit"] = share(images[f"prediction_8bit.{tier.name}"] == images["label"])
+        return record
+    record["robust"] = pixel_share(images[f"pixels_right.{tier.name}"], images["pixels"])
+    counts = [merged.concatenated(f"counts.{row}.") for row in ("clean", *tier.attacks)]
+    miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
+    record["mIoU"] = None if np.isnan(miou) else miou
+    return record
+
+
+def _accuracies(tier: Tier, index: int, name: str, merged: Merged) -> dict[str, Any]:
+    """Percent after the first attacks of a tier and after one alone, where that is known of all images."""
+    images = merged.images
+    broken_by = images[f"broken_by.{tier.name}"]
+    done = images.get(f"done.{name}", np.zeros(len(merged), dtype=bool))
+    if tier.kind == "parts":
+        pixels, rows = images["pixels"], ["clean", *list(tier.attacks)[: index + 1]]
+        worst = np.min([images[f"pixels_right.{row}"] for row in rows], axis=0)
+        return {
+            "attacked_images": int(done.sum()),
+            "accuracy_alone": percent(images[f"pixels_right.{name}"].sum(), pixels.sum()),
+            "accuracy_after": percent(worst.sum(), pixels.sum()),
+        }
+    before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
+    fooled = images[f"fooled.{name}"]
+    attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
+    after = before & ~((broken_by >= 0) & (broken_by <= index))
+    # What was skipped because an earlier attack broke it is unknown of this one.
+    alone = percent((before & ~fooled).sum(), len(merged)) if done[before].all() else None
+    return {
+        "attacked_images": int(attacked.sum()),
+        "accuracy_alone": alone,
+        "accuracy_after": percent(after.sum(), len(merged)),
+    }
+
+
+def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
+    """Every metric under every attack on the class, on the parts, or on both; a missing metric is None."""
+    heads: dict[str, str | None] = {"clean": None}
+    for tier in plan.tiers:
+        heads[tier.name] = "part" if tier.kind == "parts" else "class"
+        if tier.kind == "parts":
+            for name, attack in tier.attacks.items():
+                heads[name] = "joint" if attack.objective.name.startswith("joint") else "part"
+    rows = []
+    for row in plan.rows():
+        suffix = "" if row == "clean" else f"_{row}"
+
+        def metric(task: str, name: str, suffix: str = suffix) -> float | None:
+            value = results.get(f"{task}{suffix}", {}).get(name)
+            return None if value is None or np.isnan(value) else value
+
+        rows.append(
+            {
+                "attack": row,
+                "head": heads[row],
+                "accuracy": metric("classification", "accuracy"),
+                "pixel_accuracy": metric("part_seg", "pixel_accuracy"),
+                "mIoU": metric("part_seg", "mIoU"),
+                "AP": metric("part_box", "AP"),
+                "AP50": metric("part_box", "AP50"),
+            }
+        )
+    return rows
+
+
+def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
+    """Mean loss at each step of the first run, by attack; images that left keep the last loss they had."""
+    curves = {}
+    for name in plan.attacks():
+        images, total = int(merged.total(f"costs.{name}.images")), merged.total(f"costs.{name}.history")
+        if images and np.ndim(total):
+            curves[name] = (total / images).tolist()
+    return curves
+
+
+def _per_part(plan: Plan, merged: Merged) -> list[dict]:
+    if "pixels" not in merged.images:
+        return []
+    row = next((tier.name for tier in plan.tiers if tier.kind == "parts"), plan.headline.name)
+    clean, attacked = merged.concatenated("counts.clean."), merged.concatenated(f"counts.{row}.")
+    return by_part(clean, attacked, [*plan.part_names, "background"])
+
+
+def _distances(plan: Plan, merged: Merged) -> list[float]:
+    """Smallest perturbations that were found, ascending, from the first attack that looks for them."""
+    for name in plan.attacks():
+        if (found := merged.images.get(f"distance.{name}")) is not None:
+            return np.sort(found[np.isfinite(found)]).tolist()
+    return []
+
+
+def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
+    """What a reader of the numbers must know."""
+    sentences = []
+    for name, attack in plan.attacks().items():
+        blind, total = int(merged.total(f"costs.{name}.blind")), int(merged.total(f"costs.{name}.images"))
+        if blind and attack.uses_gradient:
+            sentences.append(
+                f"{name}: {blind} of {total} images had an all-zero gradient at every step; "
+                "the attack was blind there and robust accuracy is overestimated"
+            )
+    for tier in plan.tiers:
+        if tier.kind == "class":
+            mended = int((right(merged, tier.name) & (merged.images[f"broken_by.{tier.name}"] >= 0)).sum())
+            if mended:
+                sentences.append(
+                    f"{tier.name}: {mended} images that an attack had broken were right when scored once more; "
+                    "they lie on the class boundary, or the model is not deterministic. They count as broken"
+                )
+        if any(attack.threat_model.eps == 0 for attack in tier.attacks.values()):
+            sentences.append(f"{tier.name}: eps is 0, so these are clean results")
+    return sentences
+
+
+def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
+    """The arrays of flags_<dataset>.npz, one entry per image, ascending image ids."""
+    images = merged.images
+    flags = {name: images[name] for name in ("image_id", "label", "object_share")}
+    if "prediction.clean" in images:
+        flags["clean_prediction"] = images["prediction.clean"]
+        flags["clean_correct"] = right(merged, "clean")
+        flags["attacked_prediction"] = images[f"prediction.{plan.headline.name}"]
+        for tier in plan.tiers:
+            # Of a tier on parts the flag is no result of its own: the attacks aimed at something else.
+            prefix = "class_right" if tier.kind == "parts" else "robust"
+            flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
+            flags[f"margin_{tier.name}"] = images[f"margin.{tier.name}"]
+            flags[f"broken_by_{tier.name}"] = images[f"broken_by.{tier.name}"]
+            for name in tier.attacks:
+                flags[f"fooled_{name}"] = images[f"fooled.{name}"]
+    for eps in plan.curve:
+        flags[f"robust_{curve_attack_name(eps)}"] = images[f"curve.{eps:g}"]
+    if "pixels" in images:
+        flags["pixels"] = images["pixels"]
+        for row in plan.rows():
+            flags[f"pixels_right_{row}"] = images[f"pixels_right.{row}"]
+    return flags
+
+
+def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversarials: Path) -> dict[str, str | None]:
+    """Writes the npz files beside the record, each whole or not at all; returns their names relative to `folder`."""
+    files: dict[str, str | None] = {"flags": f"flags_{dataset}.npz", "adversarials": None, "pictures": None}
+    _save(folder / str(files["flags"]), flags_of(plan, merged))
+    if plan.save_adversarials:
+        files["adversarials"] = f"{adversarials.relative_to(folder)}/"
+    pictures = choose_pictures(merged.concatenated("pictures."))
+    if pictures:
+        files["pictures"] = f"pictures_{dataset}.npz"
+        _save(folder / str(files["pictures"]), pictures)
+    return files
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)

@@ -1,0 +1,146 @@
+"""How strong an evaluation is: sets of attacks, and what each makes of a batch.
+
+Letters: N images of (3, H, W), RGB, 0..255; A attacks of a tier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from part_robust.attacks import Attack, ThreatModel
+from part_robust.evaluation.attacked_batch import AttackedBatch, LabelCounts, label_counts, margins
+
+KINDS = ("full", "class", "parts")
+
+
+@dataclass(frozen=True, eq=False)
+class Tier:
+    """Attributes:
+    name: in the config and in results.
+    kind: "full": every attack on every image (the thesis). "class": the worst case per image for the class; only
+        images that are still right are attacked further. "parts": the worst case per image for pixel accuracy, every
+        attack on every image with part labels.
+    attacks: by name, cheap ones first.
+    """
+
+    name: str
+    kind: str
+    attacks: Mapping[str, Attack]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"tier {self.name!r}: kind must be one of {KINDS}, is {self.kind!r}")
+        if not self.attacks:
+            raise ValueError(f"tier {self.name!r} has no attacks: give TEST.TIERS.{self.name} at least one")
+        radii = {(attack.threat_model.norm, attack.threat_model.eps) for attack in self.attacks.values()}
+        if len(radii) > 1:
+            raise ValueError(
+                f"the attacks of tier {self.name!r} have different threat models ({sorted(radii)}), so there is no "
+                "worst case over them: set TEST.EPS and TEST.NORM, or the NORM and EPS of each"
+            )
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        return next(iter(self.attacks.values())).threat_model
+
+    @property
+    def objective(self) -> str:
+        """In words, for the record."""
+        return {
+            "full": "class accuracy, every attack on every image, last word to the worst restart",
+            "class": "class accuracy, worst case per image",
+            "parts": "pixel accuracy, worst case per image",
+        }[self.kind]
+
+
+@dataclass
+class TierResult:
+    """Attributes:
+    images: (N, 3, H, W), of each image the one that breaks it, or else the strongest.
+    outputs: the model's, of `images`.
+    broken_by: int64 (N,), index of the attack that broke the image, or whose result is the worst for tier "parts"; -1
+        for none: wrong without any attack, still right, or (parts) worst without any attack.
+    fooled: bool (N,) by attack, the class is wrong after it; False where the attack was not run.
+    counts: of the parts, by attack, for tier "parts" alone.
+    outputs_by_attack: likewise.
+    """
+
+    images: Tensor
+    outputs: list[dict]
+    broken_by: Tensor
+    fooled: dict[str, Tensor]
+    counts: dict[str, LabelCounts]
+    outputs_by_attack: dict[str, list[dict]]
+
+
+def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
+    """
+    Args:
+        tier: what to run.
+        batch: on what.
+        note: is told before each attack what comes.
+
+    Raises:
+        ValueError: the model has no classes, or no parts, to attack.
+    """
+    if not (batch.has_parts if tier.kind == "parts" else batch.has_classes):
+        missing = "parts" if tier.kind == "parts" else "class head"
+        raise ValueError(f"tier {tier.name!r} measures {tier.objective}, and this model has no {missing}")
+    return (_worst_parts if tier.kind == "parts" else _worst_class)(tier, batch, note)
+
+
+def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
+    everything = tier.kind == "full"
+    clean = torch.stack([output["class_logits"] for output in batch.clean])
+    worst_margin, wrong = margins(clean, batch.labels)
+    standing = torch.ones_like(wrong) if everything else ~wrong
+    broken = torch.zeros_like(wrong) if everything else wrong
+    images, broken_by = batch.images.clone(), torch.full_like(batch.labels, -1)
+    verdicts = {name: torch.zeros_like(wrong) for name in tier.attacks}
+    for index, (name, attack) in enumerate(tier.attacks.items()):
+        rows = standing.nonzero()[:, 0]
+        if not len(rows):
+            break
+        note(f"{tier.name}, {name} on {len(rows)} of {len(batch)} images")
+        outcome = batch.attack(name, attack, standing)
+        # Asked anew instead of trusting the attack: one scale for attacks that maximise different losses.
+        margin, fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])
+        first = everything and index == 0  # the image itself is no result in this protocol
+        take = (fooled & ~broken[rows]) | ((fooled == broken[rows]) & (margin > worst_margin[rows])) | first
+        taken = rows[take]
+        images[taken] = outcome.images[taken]
+        worst_margin[taken] = margin[take]
+        newly = rows[fooled & ~broken[rows]]
+        broken_by[newly] = index
+        broken[newly] = True
+        verdicts[name][rows] = fooled
+        if not everything:
+            standing[newly] = False
+    return TierResult(images, batch.outputs(images), broken_by, verdicts, {}, {})
+
+
+def _worst_parts(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
+    clean = label_counts(batch.clean, batch.items, batch.num_parts)
+    labelled = clean.pixels > 0
+    images, outputs = batch.images.clone(), list(batch.clean)
+    broken_by, worst = torch.full_like(batch.labels, -1), clean.right.clone()
+    verdicts, counts, outputs_by_attack = {}, {}, {}
+    for index, (name, attack) in enumerate(tier.attacks.items()):
+        note(f"{tier.name}, {name}")
+        outcome = batch.attack(name, attack, labelled)
+        outputs_by_attack[name] = batch.outputs(outcome.images)
+        counts[name] = label_counts(outputs_by_attack[name], batch.items, batch.num_parts)
+        if batch.has_classes:
+            logits = torch.stack([output["class_logits"] for output in outputs_by_attack[name]])
+            verdicts[name] = margins(logits, batch.labels)[1] & outcome.done
+        take = counts[name].right < worst
+        worst = torch.where(take, counts[name].right, worst)
+        broken_by = torch.where(take, index, broken_by)
+        images = torch.where(take.view(-1, 1, 1, 1), outcome.images, images)
+        for row in take.nonzero()[:, 0].tolist():
+            outputs[row] = outputs_by_attack[name][row]
+    return TierResult(images, outputs, broken_by, verdicts, counts, outputs_by_attack)

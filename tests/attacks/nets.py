@@ -1,0 +1,68 @@
+"""Models whose answers to an attack are known, or that refuse what an attack must not ask for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from part_robust.attacks import Attack, attack_view, build_attack
+from part_robust.attacks.base import AttackResult
+
+
+class Linear(nn.Module):
+    """Logits linear in the pixels: distances to class boundaries are known in closed form."""
+
+    def __init__(self, classes: int = 5, side: int = 5) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(classes)
+        self.weight = nn.Parameter(torch.randn(classes, 3 * side * side, generator=generator) / 50)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T
+
+    def distances(self, images: Tensor, labels: Tensor, norm: str) -> Tensor:
+        """(N,) to the nearest other class, as long as no pixel leaves its range."""
+        logits = self(images)
+        gaps = logits.gather(1, labels[:, None]) - logits
+        slopes = (self.weight[labels][:, None] - self.weight[None]).flatten(2)
+        lengths = slopes.abs().sum(dim=2) if norm == "linf" else slopes.norm(dim=2)
+        return (gaps / lengths).scatter(1, labels[:, None], float("inf")).amin(dim=1).detach()
+
+
+class Curved(nn.Module):
+    """A small net with random weights: many directions, bent boundaries."""
+
+    def __init__(self, classes: int = 5, side: int = 5) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(100 + classes)
+        self.first = nn.Parameter(torch.randn(16, 3 * side * side, generator=generator) / 150)
+        self.second = nn.Parameter(torch.randn(classes, 16, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sin((images.flatten(1) - 128.0) @ self.first.T) @ self.second.T
+
+
+class DensePart(nn.Module):
+    """Part logits (N, 4, H, W) from each pixel and its neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 3, padding=1))
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers((images - 128.0) / 20.0)
+
+
+def pictures(count: int = 6, side: int = 5, seed: int = 1) -> Tensor:
+    return 100 + 50 * torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def run(model: nn.Module, attack: Attack | dict, images: Tensor, labels: Tensor, keys=None, **options) -> AttackResult:
+    """Attacks inside `attack_view`; keys count up unless given."""
+    attack = build_attack(attack) if isinstance(attack, dict) else attack
+    with attack_view(model) as inner:
+        return attack(inner, images, labels, keys=torch.arange(len(images)) if keys is None else keys, **options)

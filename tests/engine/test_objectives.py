@@ -1,0 +1,316 @@
+"""Objectives and attacks of adversarial training: on every model, and on a toy where each shows what it is for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from part_robust.attacks import KL_DIVERGENCE, PGD, AttackError, ThreatModel, build_attack, get_objective
+from part_robust.engine import AdversarialLoader, PartTrainer
+from part_robust.engine.overfitting_guard import CatastrophicOverfitting, OverfittingGuard
+from part_robust.engine.trainer import training_attack
+from part_robust.losses.adversarial import TrainingObjective
+from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+
+METHODS = ["adversarial", "mix", "trades", "mart"]
+QUIET = [*ADVERSARIAL, "ATTACK.TRAIN.EPS_WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0]
+
+
+def one_step(folder, model: str, *opts):
+    """The trainer after its first batch was attacked and differentiated, the batch, and its losses."""
+    trainer = PartTrainer(run_cfg(folder, *QUIET, *opts, model=model))
+    batch = next(iter(trainer.data_loader))
+    losses = trainer.model(batch)
+    sum(losses.values()).backward()
+    return trainer, batch, losses
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["resnet", "deeplab_downsampled", "deeplab_two_headed", "dino_sequential"])
+def test_every_method_on_every_family(toy_data, tmp_path, model, method):
+    trainer, batch, losses = one_step(tmp_path, model, "ATTACK.TRAIN.METHOD", method)
+    assert all("image_clean" in item for item in batch) == (method != "adversarial")
+    wanted = {"adversarial": set(), "mix": {"loss_cls_clean"}, "trades": {"loss_cls_robust"}}
+    wanted["mart"] = wanted["trades"]
+    assert {name for name in losses if name.startswith("loss_cls")} == {"loss_cls"} | wanted[method]
+    assert any(name.startswith("loss_part") for name in losses) == (model != "resnet")
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    without = [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None]
+    assert not without, "a parameter without gradient stops a distributed job"
+    kl = trainer.data_loader.attack.objective is KL_DIVERGENCE
+    assert kl == (method == "trades")
+
+
+@pytest.mark.parametrize("model", ["deeplab_two_headed", "deeplab_segmenter", "dino_sequential"])
+def test_part_losses_see_the_images_the_config_names(toy_data, tmp_path, model):
+    """Made visible by attacked images that are black: their part losses are known."""
+    found = {}
+    for where in ("attacked", "clean", "both"):
+        opts = ["ATTACK.TRAIN.PART_LOSS_ON", where, "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0]
+        trainer = PartTrainer(run_cfg(tmp_path, *QUIET, *opts, "MODEL.DINO.DENOISING_NUMBER", 0, model=model))
+        torch.manual_seed(0)
+        for parameter in trainer.model.parameters():
+            nn.init.normal_(parameter, std=0.05 if model.startswith("dino") else 0.5)
+        batch = next(iter(trainer.data_loader))
+        assert ("image_clean" in batch[0]) == (where != "attacked")
+        clean = next(iter(trainer.data_loader.loader))
+        batch = [{**item, "image": torch.zeros(3, 32, 32)} for item in clean]
+        if where != "attacked":
+            batch = [{**item, "image_clean": old["image"]} for item, old in zip(batch, clean, strict=True)]
+        losses = trainer.model(batch)
+        found[where] = sum(float(loss.detach()) for name, loss in losses.items() if name.startswith("loss_part"))
+    assert found["both"] == pytest.approx((found["attacked"] + found["clean"]) / 2, rel=1e-4)
+    assert abs(found["attacked"] - found["clean"]) > 1e-4
+
+
+def test_images_without_part_labels(toy_data, tmp_path):
+    trainer, batch, _ = one_step(tmp_path, "deeplab_two_headed", "ATTACK.TRAIN.METHOD", "trades")
+    for item in batch:
+        item["part_supervision"] = "none"
+        item["sem_seg"] = torch.full_like(item["sem_seg"], 255)
+        item["instances"] = item["instances"][:0]
+    losses = trainer.model(batch)
+    assert float(losses["loss_part_seg"]) == 0.0 and float(losses["loss_cls"]) > 0
+
+
+def test_a_part_of_the_batch_may_stay_clean(toy_data, tmp_path):
+    _, batch, _ = one_step(tmp_path, "resnet", "ATTACK.TRAIN.METHOD", "mix", "ATTACK.TRAIN.FRACTION", 0.5)
+    same = [torch.equal(item["image"].float(), item["image_clean"].float()) for item in batch]
+    assert same == [False, False, True, True]
+
+
+def test_methods_that_compare_classes_need_a_head(toy_data, tmp_path):
+    with pytest.raises(ValueError, match=r"METHOD trades.*head"):
+        PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.METHOD", "trades", model="deeplab_segmenter"))
+
+
+def test_trades_must_not_start_at_the_clean_image(toy_data, tmp_path):
+    opts = ["ATTACK.TRAIN.METHOD", "trades", "ATTACK.TRAIN.RANDOM_START", False]
+    with pytest.raises(ValueError, match="RANDOM_START"):
+        PartTrainer(run_cfg(tmp_path, *QUIET, *opts, model="resnet"))
+
+
+def test_the_objective_key_names_another_trades_attack(toy_data, tmp_path):
+    cfg = run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.METHOD", "trades", "ATTACK.TRAIN.OBJECTIVE", "margin")
+    assert training_attack(cfg).objective.name == "margin"
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin", "part_loss", "joint"])
+def test_attacks_of_training_have_gradients(toy_data, tmp_path, objective):
+    """Class, parts and both together, on a model that has both."""
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.OBJECTIVE", objective, model="dino_sequential"))
+    with EventStorage(0) as storage:
+        next(iter(trainer.data_loader))
+        assert storage.latest()["adv/zero_gradient"][0] < 0.5
+
+
+def test_a_blind_attack_is_named_and_refused_in_the_end(toy_data, tmp_path, caplog, monkeypatch):
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, model="resnet"))
+    loader = trainer.data_loader
+    nn.init.zeros_(_last(trainer))
+    monkeypatch.setattr("part_robust.engine.adversarial_loader.BLIND_LIMIT", 3)
+    batches = iter(loader)
+    next(batches)
+    assert "ATTACK.TRAIN.OBJECTIVE cross_entropy was zero for every image" in caplog.text
+    next(batches)
+    with pytest.raises(AttackError, match="3 batches in a row"):
+        next(batches)
+
+
+def _last(trainer):
+    return [parameter for parameter in trainer.model.head.parameters() if parameter.dim() > 1][-1]
+
+
+def test_failure_of_an_attack_names_the_images(toy_data, tmp_path):
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, model="resnet"))
+    batch = next(iter(trainer.data_loader.loader))
+    batch[1]["image"] = torch.full((3, 32, 32), float("nan"))
+    with pytest.raises(AttackError, match=r"iteration 0.*\.png"):
+        trainer.data_loader.attack_batch(batch)
+
+
+def test_pieces_are_attacked_alike(toy_data, tmp_path):
+    """Attacked in one go or image by image: the same result."""
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, model="resnet"))
+    loader = trainer.data_loader
+    batch = next(iter(loader.loader))
+    whole = loader.attack_batch(batch)
+    loader.pieces = 4
+    for one, other in zip(whole, loader.attack_batch(batch), strict=True):
+        assert torch.allclose(one["image"], other["image"], atol=1e-3)
+
+
+def test_bfloat16_attack_stays_in_the_ball(toy_data, tmp_path):
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.PRECISION", "bfloat16", model="resnet"))
+    seen = []
+    trainer.model.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    batch = next(iter(trainer.data_loader.loader))
+    attacked = trainer.data_loader.attack_batch(batch)
+    assert seen == [torch.bfloat16]
+    for old, new in zip(batch, attacked, strict=True):
+        assert new["image"].dtype == torch.float32
+        assert float((new["image"] - old["image"].float()).abs().max()) <= 8.0 + 1e-3
+
+
+# A robust and a fragile feature (Tsipras et al., 2019): pixel row 0 differs by 40 between the classes and
+# is right 90 % of the time; all other pixels differ by 4, are always right, and can be turned around by eps 8.
+
+
+class Rows(nn.Module):
+    """Linear in the mean of row 0 and in the mean of the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 2))
+
+    def preprocess(self, batch):
+        return torch.stack([item["image"] for item in batch]).float(), None
+
+    def class_logits(self, images, padding=None):
+        centred = (images - 128.0) / 20.0
+        features = torch.stack([centred[:, :, 0].mean((1, 2)), centred[:, :, 1:].mean((1, 2, 3))], dim=1)
+        score = (features * self.weight).sum(dim=1)
+        return torch.stack([-score, score], dim=1)
+
+
+def rows_batch(seed: int, count: int = 64) -> list[dict]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    sign = (2 * labels - 1).float()
+    right = torch.where(torch.rand(count, generator=generator) < 0.9, 1.0, -1.0)
+    images = torch.full((count, 3, 4, 4), 128.0)
+    images[:, :, 0] += (20.0 * sign * right)[:, None, None]
+    images[:, :, 1:] += (2.0 * sign)[:, None, None, None]
+    return [{"image": image, "class_id": int(label)} for image, label in zip(images, labels, strict=True)]
+
+
+def train_rows(objective: TrainingObjective | None, attack=None, steps: int = 150) -> Rows:
+    model = Rows()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    stream = (rows_batch(seed) for seed in range(steps))
+    if objective is not None:
+        stream = AdversarialLoader(stream, model, attack, keep_clean=objective.class_needs_clean)
+    for batch in stream:
+        labels = torch.tensor([item["class_id"] for item in batch])
+        logits = model.class_logits(model.preprocess(batch)[0])
+        clean = None
+        if "image_clean" in batch[0]:
+            clean = model.class_logits(torch.stack([item["image_clean"] for item in batch]))
+        losses = (objective or TrainingObjective()).class_losses(logits, clean, labels)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    return model
+
+
+def pgd(objective=None) -> PGD:
+    return PGD(
+        threat_model=ThreatModel(), objective=objective or get_objective("cross_entropy"), steps=3, step_size=4.0
+    )
+
+
+def accuracies(model: Rows) -> tuple[float, float]:
+    """Clean, and under PGD, percent."""
+    batch = rows_batch(10_000, 400)
+    labels = torch.tensor([item["class_id"] for item in batch])
+    images = model.preprocess(batch)[0]
+    attacked = pgd()(model.class_logits, images, labels, keys=torch.arange(len(batch))).images
+    return tuple(100 * float((model.class_logits(x).argmax(1) == labels).float().mean()) for x in (images, attacked))
+
+
+def test_ordinary_training_leans_on_the_fragile_feature():
+    clean, robust = accuracies(train_rows(None))
+    assert clean == 100 and robust < 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_make_the_toy_robust(method):
+    objective = TrainingObjective(method, adversarial_weight=0.8)
+    clean, robust = accuracies(train_rows(objective, pgd(KL_DIVERGENCE if method == "trades" else None)))
+    assert robust > 80, "the robust feature is right 90 % of the time"
+    assert clean >= robust
+
+
+def test_trades_beta_trades_accuracy_for_robustness():
+    """The paper's subject: with a small weight the model stays accurate, with a large one it becomes robust."""
+    found = []
+    for beta in (0.0, 0.5, 6.0):
+        found.append(accuracies(train_rows(TrainingObjective("trades", trades_beta=beta), pgd(KL_DIVERGENCE))))
+    assert [clean for clean, _ in found] == sorted((clean for clean, _ in found), reverse=True)
+    assert [robust for _, robust in found] == sorted(robust for _, robust in found)
+    assert found[0][0] > found[2][0] and found[0][1] < found[2][1]
+
+
+def test_mart_weighs_what_is_misclassified():
+    """MART's second term leaves alone what the clean model is sure of; TRADES's does not."""
+    labels = torch.tensor([0])
+    clean, attacked = torch.tensor([[6.0, -6.0]]), torch.tensor([[-2.0, 2.0]])
+    mart = TrainingObjective("mart", mart_beta=1.0).class_losses(attacked, clean, labels)["loss_cls_robust"]
+    trades = TrainingObjective("trades", trades_beta=1.0).class_losses(attacked, clean, labels)["loss_cls_robust"]
+    assert mart < 1e-3 * trades
+
+
+def test_nfgsm_gives_robustness_for_one_gradient():
+    attack = build_attack({"NAME": "NFGSM"})
+    calls = []
+    model = Rows()
+    batch = rows_batch(0, 4)
+    images, labels = model.preprocess(batch)[0], torch.zeros(4, dtype=torch.int64)
+    attack(lambda x: calls.append(len(x)) or model.class_logits(x), images, labels, keys=torch.arange(4))
+    assert calls == [4], "one pass"
+    _, robust = accuracies(train_rows(TrainingObjective(), attack))
+    assert robust > 80
+
+
+class Trainer:
+    iter = 9
+
+
+def guard(action: str = "warn", own: list | None = None, short: list | None = None) -> OverfittingGuard:
+    """A guard whose measurements are given."""
+    made = OverfittingGuard(Rows(), build_attack({"NAME": "NFGSM"}), [], period=10, action=action)
+    values = iter(zip(own or [], short or [], strict=True))
+    made._accuracies = lambda: next(values)
+    made.trainer = Trainer()
+    return made
+
+
+def test_guard_notices_the_collapse_and_nothing_else(caplog):
+    with EventStorage(9) as storage:
+        made = guard(own=[30, 45, 50, 44, 95], short=[25, 40, 36, 15, 3])
+        made.trainer.storage = storage
+        verdicts = [made.look() for _ in range(5)]
+        # Rising together, a wobble, falling together, and one falls while the other rises.
+        assert verdicts == [False, False, False, False, True]
+        assert storage.latest()["guard/collapsed"][0] == 1.0
+        assert storage.latest()["guard/accuracy_pgd"][0] == 3.0
+    assert "catastrophic overfitting at iteration 9: accuracy under PGD fell from 40.0 to 3.0 %" in caplog.text
+
+
+def test_guard_stops_and_remembers_over_a_restart():
+    with EventStorage(9) as storage:
+        first = guard(own=[45], short=[40])
+        first.trainer.storage = storage
+        first.look()
+        second = guard("stop", own=[95], short=[3])
+        second.trainer.storage = storage
+        second.load_state_dict(first.state_dict())
+        with pytest.raises(CatastrophicOverfitting, match=r"rose from 45\.0 to 95\.0"):
+            second.look()
+
+
+def test_guard_measures_what_it_says(toy_data, tmp_path):
+    opts = ["ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.GUARD.PERIOD", 2, "ATTACK.TRAIN.GUARD.IMAGES", 5]
+    cfg = run_cfg(tmp_path, *QUIET, *opts, "SOLVER.MAX_ITER", 2, "DATALOADER.TEST_BATCH_SIZE", 3, model="resnet")
+    trainer = PartTrainer(cfg)
+    (made,) = [hook for hook in trainer._hooks if isinstance(hook, OverfittingGuard)]
+    assert [len(batch) for batch in made.batches] == [3, 2]
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    own, short = made._accuracies()
+    assert {own, short} <= {0.0, 20.0, 40.0, 60.0, 80.0, 100.0}
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    trainer.train()
+    assert "guard/accuracy_pgd" in trainer.storage.latest()
+    assert trainer.storage.latest()["adv/eps"][0] == 8.0, "the radius that is trained for"

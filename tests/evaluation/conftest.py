@@ -1,0 +1,36 @@
+"""A model that has learned the toy data, so that an attack has something to break."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+
+from part_robust.engine import PartTrainer
+from tests.toy import tiny_cfg
+
+
+@pytest.fixture(scope="session")
+def trained_model(toy_data):
+    seed_all_rng(0)
+    cfg = tiny_cfg(
+        "deeplab_two_headed", "INPUT.FLIP_PROB", 0.0, "INPUT.CROP_SCALE", (0.9, 1.0), "SOLVER.IMS_PER_BATCH", 6
+    )
+    model = build_model(cfg)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader = iter(PartTrainer.build_train_loader(cfg))
+    for _ in range(120):
+        optimizer.zero_grad()
+        sum(model(next(loader)).values()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def trained_weights(trained_model, tmp_path_factory):
+    """File of the trained model's weights."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": trained_model.state_dict()}, path)
+    return path

@@ -1,0 +1,85 @@
+"""The command that compares evaluations: numbers, exit codes, and refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from part_robust.evaluation.compare import NotComparable, compare, load_evaluated, right_images
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def tool():
+    specification = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools" / "compare.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+def write(
+    folder: Path, robust: int, images: int = 200, eps: float = 8.0, first_id: int = 1, dataset: str = "d"
+) -> Path:
+    """An evaluation in which the first `robust` of the images stand."""
+    folder.mkdir()
+    ids = np.arange(first_id, first_id + images)
+    flags = {"image_id": ids, "label": ids % 3, "clean_correct": ids < first_id + 150}
+    flags["robust_standard"] = ids < first_id + robust
+    np.savez(folder / f"flags_{dataset}.npz", **flags)
+    evaluation = {
+        "headline": "standard",
+        "tiers": {"standard": {"norm": "linf", "eps": eps}},
+        "files": {"flags": f"flags_{dataset}.npz"},
+    }
+    (folder / "robustness.json").write_text(json.dumps({"evaluation": {dataset: evaluation}}))
+    return folder
+
+
+def test_two_evaluations(tool, tmp_path, capsys):
+    a, b = write(tmp_path / "a", 80), write(tmp_path / "b", 60)
+    assert tool([str(a), str(b)]) == 0
+    text = capsys.readouterr().out
+    assert "40.00" in text and "30.00" in text and "-10.00 points" in text and "in A alone 20, in B alone 0" in text
+    assert "p = 1.91e-06" in text
+    assert tool([str(a), str(b), "--not-worse"]) == 1
+    assert "worse" in capsys.readouterr().err
+    assert tool([str(b), str(a), "--not-worse"]) == 0
+    assert tool([str(a), str(b), "--not-worse", "--tier", "clean"]) == 0
+
+
+def test_bounds_for_ci(tool, tmp_path, capsys):
+    a = str(write(tmp_path / "a", 80))
+    assert tool([a, "--min-robust", "40"]) == 0
+    assert tool([a, "--min-robust", "40.5"]) == 1
+    assert "40.00 % is below 40.5 %" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool([a, "--min-robust", "0.4"])
+    assert "in percent" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool([a, "--not-worse"])
+
+
+def test_what_cannot_be_compared(tool, tmp_path, capsys):
+    a = write(tmp_path / "a", 80)
+    assert tool([str(a), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    first = load_evaluated(a)
+    with pytest.raises(NotComparable, match=r"lacks 1 images.*first 1:"):
+        compare(first, load_evaluated(write(tmp_path / "others", 80, first_id=2)), "standard")
+    with pytest.raises(NotComparable, match="threat models differ"):
+        compare(first, load_evaluated(write(tmp_path / "eps", 80, eps=4.0)), "standard")
+    with pytest.raises(NotComparable, match="'screen', only of standard"):
+        right_images(first, "screen")
+    with pytest.raises(NotComparable, match="no data set e, only d"):
+        load_evaluated(a, "e")
+    (a / "flags_d.npz").unlink()
+    with pytest.raises(NotComparable, match=r"flags_d\.npz is missing"):
+        load_evaluated(a)
+    (a / "robustness.json").write_text('{"evaluation": {}}')
+    with pytest.raises(NotComparable, match=r"TEST\.TIER"):
+        load_evaluated(a)
