@@ -158,7 +158,7 @@ MODELS["mask_dino_segmenter"] = [
     *("MODEL.MASK_DINO.POINTS", 2),
     *("MODEL.MASK_DINO.DENOISING_NUMBER", 8),
 ]
-MODELS["mask_dino_instance"] = [
+MODELS["mask_dino_instance_segmenter"] = [
     *MODELS["mask_dino_segmenter"],
     *("MODEL.MASK_DINO.LEVELS", 4),
     *("MODEL.MASK_DINO.LEVEL_ORDER", "fine_first"),

@@ -43,6 +43,18 @@ def test_adversarial_training(toy_data, tmp_path, model):
     assert best_metric(cfg) in written
 
 
+@pytest.mark.parametrize("model", ["mask_dino_segmenter", "mask_dino_simple"])
+def test_adversarial_training_of_mask_dino(toy_data, tmp_path, model):
+    cfg = run_cfg(tmp_path, *ADVERSARIAL, *ADAMW, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 3, model=model)
+    results = train(cfg)
+    written = {key for line in lines(tmp_path) for key in line}
+    assert {"loss_part_class", "loss_part_mask", "loss_part_dice", "loss_part_denoising_mask", "adv/eps"} <= written
+    for task in ("part_box", "part_mask", "part_mask_pgd20"):
+        assert 0 <= results[task]["AP"] <= results[task]["AP50"] <= 100
+    assert ("classification_pgd20" in results) == (model == "mask_dino_simple")
+    assert best_metric(cfg) in written
+
+
 def test_attack_on_a_model_without_a_head_aims_at_its_boxes(toy_data, tmp_path):
     cfg = run_cfg(tmp_path, model="dino_detector")
     assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "part_loss"

@@ -209,7 +209,7 @@ def test_order_batches_and_processes_do_not_matter(monkeypatch):
     first, second = PartDetectionEvaluator(PARTS), PartDetectionEvaluator(PARTS)
     for index in reversed(range(len(items))):
         (first if index % 3 else second).process(items[index : index + 1], outputs[index : index + 1])
-    parts = [(second._images, second._unlabelled), (first._images, first._unlabelled)]
+    parts = [(own._images, own._masks, own._unlabelled) for own in (second, first)]
     monkeypatch.setattr("part_robust.evaluation.part_detection.comm.gather", lambda data, dst: parts)
     assert second.evaluate()["part_box"] == expected
     first.reset()
@@ -388,3 +388,19 @@ def test_mask_ap_equals_the_stock_evaluator():
     metrics = mask_results(items, outputs)["part_mask"]
     assert metrics["AP"] == pytest.approx(100 * evaluation.stats[0]) and 0 < metrics["AP"] < 100
     assert metrics["AP50"] == pytest.approx(100 * evaluation.stats[1])
+
+
+def test_parts_of_a_run_add_up_to_the_whole():
+    """As arrays and back, with masks, with images without parts and with none at all."""
+    items = mask_items()
+    outputs = [perfect_instances(item) for item in items]
+    outputs[2]["instances"].pred_masks = outputs[2]["instances"].pred_masks.roll(8, dims=2)
+    expected = mask_results(items, outputs)
+    merged = PartDetectionEvaluator(PARTS)
+    for part in (slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 4)):
+        own = PartDetectionEvaluator(PARTS)
+        own.process(items[part], outputs[part])
+        arrays = own.partial()
+        assert all(array.dtype != object for array in arrays.values())
+        merged.absorb(arrays)
+    assert merged.evaluate() == expected and 0 < expected["part_mask"]["AP"] < 100

@@ -19,7 +19,7 @@ from part_robust.modeling.segmenters.mask_inference import dense_log_scores, fin
 from tests.toy import SIZE, tiny_cfg
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
-BOTH = ("mask_dino_segmenter", "mask_dino_instance")
+BOTH = ("mask_dino_segmenter", "mask_dino_instance_segmenter")
 
 
 @pytest.fixture
@@ -79,9 +79,13 @@ def test_parameter_counts_are_the_published_ones(model, parts, opts, millions):
     ("name", "opts", "pixels"),
     [
         ("mask_dino_segmenter", [], 0),
-        ("mask_dino_instance", [], 1),
-        ("mask_dino_instance", ["MODEL.MASK_DINO.BOX_INIT", "bitmask"], 1),
-        ("mask_dino_instance", ["MODEL.MASK_DINO.BOX_INIT", "no", "MODEL.MASK_DINO.LEARNED_CONTENT", True], 0),
+        ("mask_dino_instance_segmenter", [], 1),
+        ("mask_dino_instance_segmenter", ["MODEL.MASK_DINO.BOX_INIT", "bitmask"], 1),
+        (
+            "mask_dino_instance_segmenter",
+            ["MODEL.MASK_DINO.BOX_INIT", "no", "MODEL.MASK_DINO.LEARNED_CONTENT", True],
+            0,
+        ),
     ],
 )
 def test_the_class_needs_no_masks(batch, name, opts, pixels):
@@ -99,7 +103,7 @@ def test_the_class_needs_no_masks(batch, name, opts, pixels):
     assert torch.equal(short.query_logits, full.query_logits) and short.query_masks is None
     assert full.query_masks.shape == (6, 10, SIZE // 4, SIZE // 4)
     # Once more to choose pixels.
-    assert calls.count("pixels") == pixels and calls.count("classes") == 1 + (name == "mask_dino_instance")
+    assert calls.count("pixels") == pixels and calls.count("classes") == 1 + (name == "mask_dino_instance_segmenter")
     assert "decoder" not in short.aux and "true_parts" not in short.aux
 
 
@@ -184,7 +188,7 @@ def test_losses_have_names_and_reach_every_parameter(batch, name, layers, mask_l
     opts = ["MODEL.MASK_DINO.DECODER_LAYERS", layers, "MODEL.MASK_DINO.MASK_LOSS", mask_loss]
     model = build(name, *opts, "MODEL.MASK_DINO.NUM_POINTS", 64).train()
     losses = model(batch)
-    kinds = ["", "denoising_"] + ["encoder_"] * (name == "mask_dino_instance")
+    kinds = ["", "denoising_"] + ["encoder_"] * (name == "mask_dino_instance_segmenter")
     terms = ("class", "box", "giou", "mask", "dice")
     assert set(losses) == {f"loss_part_{kind}{term}" for kind in kinds for term in terms}
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
@@ -200,7 +204,7 @@ def test_unlabelled_batch_has_zero_loss_and_reaches_every_parameter(batch, name,
     unlabelled = [item for item in batch if item["part_supervision"] == "none"]
     losses = model([*unlabelled, *unlabelled])
     assert all(float(loss.detach()) == 0.0 for loss in losses.values())
-    assert len(losses) == (15 if name == "mask_dino_instance" else 10)
+    assert len(losses) == (15 if name == "mask_dino_instance_segmenter" else 10)
     sum(losses.values()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
@@ -243,7 +247,7 @@ def test_weights_in_all(batch, layers, total, monkeypatch):
 def test_a_training_step_repeats(batch, mask_loss):
     losses = []
     for _ in range(2):
-        model = build("mask_dino_instance", "MODEL.MASK_DINO.MASK_LOSS", mask_loss).train()
+        model = build("mask_dino_instance_segmenter", "MODEL.MASK_DINO.MASK_LOSS", mask_loss).train()
         torch.manual_seed(1)  # of the denoising queries
         losses.append(torch.stack(list(model(batch).values())).detach())
     assert torch.equal(losses[0], losses[1])
@@ -337,8 +341,8 @@ def analytic_and_finite_difference(model, loss, images, whole: bool) -> tuple[fl
     ("name", "opts"),
     [
         ("mask_dino_segmenter", []),
-        ("mask_dino_instance", ["MODEL.MASK_DINO.BOX_INIT", "no"]),
-        ("mask_dino_instance", ["MODEL.MASK_DINO.BOX_INIT", "bitmask"]),
+        ("mask_dino_instance_segmenter", ["MODEL.MASK_DINO.BOX_INIT", "no"]),
+        ("mask_dino_instance_segmenter", ["MODEL.MASK_DINO.BOX_INIT", "bitmask"]),
     ],
 )
 def test_finite_differences_audit_the_gradient(batch, name, opts):
@@ -385,7 +389,7 @@ def test_attacks_on_parts(batch, objective):
 
 
 def test_part_loss_of_an_image_is_its_own(batch):
-    model = build("mask_dino_instance").eval()
+    model = build("mask_dino_instance_segmenter").eval()
     labelled = [item for item in batch if item["part_supervision"] == "full"]
     images, _ = model.preprocess(labelled)
     with torch.no_grad():
@@ -421,7 +425,7 @@ def test_impossible_configs(opts, message, toy_data):
 
 
 def test_too_few_pixels_are_named(toy_data):
-    model = build("mask_dino_instance", "MODEL.MASK_DINO.NUM_QUERIES", 50).eval()
+    model = build("mask_dino_instance_segmenter", "MODEL.MASK_DINO.NUM_QUERIES", 50).eval()
     with pytest.raises(ValueError, match=r"NUM_QUERIES.*MASK_DINO.*INPUT\.SIZE"):
         model([{"image": torch.zeros(3, SIZE, SIZE)}])
 

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from part_robust.layers.box_ops import inverse_sigmoid, xyxy_to_cxcywh
 from part_robust.layers.mask_box import mask_bounds
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss, PredictedMasks
-from part_robust.losses.matcher import HungarianMatcher, PartBoxes
+from part_robust.losses.mask_losses import DenseMaskLoss, PredictedMasks
+from part_robust.losses.matcher import PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import make_unified_denoising_queries
+from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion, check_choice
 from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
@@ -34,9 +35,6 @@ from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelec
 EPS = 1e-5
 
 BOX_INITS = ("no", "bitmask", "mask2box")
-CLASS_LOSSES = ("cross_entropy", "focal")
-MASK_LOSSES = ("dense", "points")
-LOSS_SCALES = ("mean", "thesis")
 OUTPUTS = ("semantic", "instance")
 
 
@@ -110,9 +108,9 @@ class MaskDinoSegmenter(QuerySegmenter):
             ValueError: an unknown name; no decoder layer; boxes from masks without two_stage.
         """
         super().__init__()
-        _check("BOX_INIT", box_init, BOX_INITS)
+        check_choice("BOX_INIT", box_init, BOX_INITS)
         for name in outputs:
-            _check("OUTPUTS", name, OUTPUTS)
+            check_choice("OUTPUTS", name, OUTPUTS)
         if not outputs:
             raise ValueError("MODEL.MASK_DINO.OUTPUTS must name semantic, instance or both")
         if decoder_layers < 1:
@@ -380,47 +378,6 @@ class MaskDinoSegmenter(QuerySegmenter):
             for result, instances in zip(results, found, strict=True):
                 result["instances"] = instances
         return results
-
-
-def build_criterion(node: CfgNode) -> SetCriterion:
-    """The losses that MODEL.MASK_DINO describes.
-
-    Raises:
-        ValueError: an unknown CLASS_LOSS, MASK_LOSS or LOSS_SCALE.
-    """
-    _check("CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
-    _check("MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
-    _check("LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
-    mask_loss: DenseMaskLoss | PointMaskLoss = DenseMaskLoss()
-    if node.MASK_LOSS == "points":
-        mask_loss = PointMaskLoss(
-            num_points=node.NUM_POINTS,
-            oversample=node.POINT_OVERSAMPLE,
-            importance=node.POINT_IMPORTANCE,
-            seed=node.POINT_SEED,
-        )
-    return SetCriterion(
-        matcher=HungarianMatcher(
-            class_cost=node.MATCH_CLASS_COST,
-            box_cost=node.MATCH_BOX_COST,
-            giou_cost=node.MATCH_GIOU_COST,
-            mask_cost=node.MATCH_MASK_COST,
-            dice_cost=node.MATCH_DICE_COST,
-        ),
-        class_weight=node.CLASS_WEIGHT,
-        box_weight=node.BOX_WEIGHT,
-        giou_weight=node.GIOU_WEIGHT,
-        mask_weight=node.MASK_WEIGHT,
-        dice_weight=node.DICE_WEIGHT,
-        mask_loss=mask_loss,
-        no_object_weight=node.NO_OBJECT_WEIGHT if node.CLASS_LOSS == "cross_entropy" else None,
-        sum_sets=node.LOSS_SCALE == "thesis",
-    )
-
-
-def _check(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"MODEL.MASK_DINO.{key} must be one of {', '.join(choices)}, is {value!r}")
 
 
 def _resize(masks: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,59 @@
+"""The losses of Mask DINO, from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss
+from part_robust.losses.matcher import HungarianMatcher
+from part_robust.losses.set_criterion import SetCriterion
+
+CLASS_LOSSES = ("cross_entropy", "focal")
+MASK_LOSSES = ("dense", "points")
+LOSS_SCALES = ("mean", "thesis")
+
+
+def build_criterion(node: CfgNode) -> SetCriterion:
+    """The losses that MODEL.MASK_DINO describes.
+
+    Raises:
+        ValueError: an unknown CLASS_LOSS, MASK_LOSS or LOSS_SCALE.
+    """
+    check_choice("CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
+    check_choice("MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
+    check_choice("LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
+    mask_loss: DenseMaskLoss | PointMaskLoss = DenseMaskLoss()
+    if node.MASK_LOSS == "points":
+        mask_loss = PointMaskLoss(
+            num_points=node.NUM_POINTS,
+            oversample=node.POINT_OVERSAMPLE,
+            importance=node.POINT_IMPORTANCE,
+            seed=node.POINT_SEED,
+        )
+    return SetCriterion(
+        matcher=HungarianMatcher(
+            class_cost=node.MATCH_CLASS_COST,
+            box_cost=node.MATCH_BOX_COST,
+            giou_cost=node.MATCH_GIOU_COST,
+            mask_cost=node.MATCH_MASK_COST,
+            dice_cost=node.MATCH_DICE_COST,
+        ),
+        class_weight=node.CLASS_WEIGHT,
+        box_weight=node.BOX_WEIGHT,
+        giou_weight=node.GIOU_WEIGHT,
+        mask_weight=node.MASK_WEIGHT,
+        dice_weight=node.DICE_WEIGHT,
+        mask_loss=mask_loss,
+        no_object_weight=node.NO_OBJECT_WEIGHT if node.CLASS_LOSS == "cross_entropy" else None,
+        sum_sets=node.LOSS_SCALE == "thesis",
+    )
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raises:
+    ValueError: MODEL.MASK_DINO has no such `value` for `key`.
+    """
+    if value not in choices:
+        raise ValueError(f"MODEL.MASK_DINO.{key} must be one of {', '.join(choices)}, is {value!r}")
