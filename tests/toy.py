@@ -143,6 +143,31 @@ MODELS["dino_detector"] = [
 MODELS["dino_sequential"] = [*MODELS["dino_detector"], "MODEL.PART_CLASSIFIER.HEAD", "SequentialHead"]
 MODELS["dino_two_headed"] = [*MODELS["dino_detector"], "MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
 
+MODELS["mask_dino_segmenter"] = [
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+    *("MODEL.PART_CLASSIFIER.SEGMENTER", "MaskDinoSegmenter"),
+    *("MODEL.PART_CLASSIFIER.HEAD", ""),
+    *("MODEL.MASK_DINO.ENCODER_LAYERS", 1),
+    *("MODEL.MASK_DINO.ENCODER_FEEDFORWARD_DIM", 64),
+    *("MODEL.MASK_DINO.DECODER_LAYERS", 2),
+    *("MODEL.MASK_DINO.FEEDFORWARD_DIM", 64),
+    *("MODEL.MASK_DINO.NUM_QUERIES", 10),
+    *("MODEL.MASK_DINO.DIM", 32),
+    *("MODEL.MASK_DINO.MASK_DIM", 32),
+    *("MODEL.MASK_DINO.HEADS", 4),
+    *("MODEL.MASK_DINO.POINTS", 2),
+    *("MODEL.MASK_DINO.DENOISING_NUMBER", 8),
+]
+MODELS["mask_dino_instance"] = [
+    *MODELS["mask_dino_segmenter"],
+    *("MODEL.MASK_DINO.LEVELS", 4),
+    *("MODEL.MASK_DINO.LEVEL_ORDER", "fine_first"),
+    *("MODEL.MASK_DINO.TWO_STAGE", True),
+    *("MODEL.MASK_DINO.BOX_INIT", "mask2box"),
+    *("MODEL.MASK_DINO.CLASS_LOSS", "focal"),
+]
+MODELS["mask_dino_simple"] = [*MODELS["mask_dino_segmenter"], "MODEL.PART_CLASSIFIER.HEAD", "QueryHead"]
+
 
 def tiny_cfg(model: str = "deeplab_two_headed", *opts):
     """Config of a tiny model on the toy data (datasets `toy_train`, `toy_val`)."""

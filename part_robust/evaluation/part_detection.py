@@ -1,4 +1,4 @@
-"""COCO's average precision of part boxes over a data set, at the resolution the network sees.
+"""COCO's average precision of part boxes and part masks over a data set, at the resolution the network sees.
 
 Letters: P parts (label P is background), H W pixels, G true and D predicted boxes of an image.
 """
@@ -18,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt  # pycocotools' own where detectron2 built no faster one
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import Tensor
 
@@ -25,12 +26,15 @@ from part_robust.evaluation.conversion import predicted_boxes
 
 
 @dataclass(frozen=True)
-class _ImageBoxes:
-    """Boxes of one image, XYXY pixels: (G, 4) and (D, 4), with classes (G,), (D,) and scores (D,)."""
+class _ImageParts:
+    """Parts of one image: G true and D predicted ones, with classes (G,), (D,) and scores (D,).
 
-    true_boxes: np.ndarray
+    They are boxes (G, 4), (D, 4), XYXY pixels, or masks (G,), (D,), COCO's run lengths as objects.
+    """
+
+    true_parts: np.ndarray
     true_classes: np.ndarray
-    boxes: np.ndarray
+    parts: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
 
@@ -46,7 +50,8 @@ _EMPTY = {
 
 
 class PartDetectionEvaluator(DatasetEvaluator):
-    """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent.
+    """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent, and the
+    same as "part_mask" where the model's `instances` have `pred_masks`.
 
     The truth are the boxes of the mapper's `instances`, after its crop: stock evaluators read the json, whose boxes are
     those of the whole image. Predictions are the model's `instances`, or boxes around the connected components of its
@@ -56,7 +61,8 @@ class PartDetectionEvaluator(DatasetEvaluator):
     AP is the mean over IoU 0.5, 0.55 .. 0.95 and over the parts that occur in the truth; it is left out, as is
     `AP-<part>`, where there is no truth at all. Images without part labels are left out and counted. A prediction with
     more than half of its area on ignored pixels counts nowhere, unless it could match a true box of its class (IoU 0.5
-    or more): what lies there is unknown, so it is no false alarm. Stock COCO evaluation counts it as one.
+    or more): what lies there is unknown, so it is no false alarm. Stock COCO evaluation counts it as one. Of masks, the
+    ignored pixels are then left out.
     """
 
     def __init__(self, part_names: Sequence[str]) -> None:
@@ -64,7 +70,8 @@ class PartDetectionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._images: dict[int, _ImageBoxes] = {}
+        self._images: dict[int, _ImageParts] = {}
+        self._masks: dict[int, _ImageParts] = {}
         self._unlabelled: set[int] = set()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -74,9 +81,34 @@ class PartDetectionEvaluator(DatasetEvaluator):
         ]
         predictions = predicted_boxes([output for _, output in labelled], len(self.part_names))
         for (item, _), prediction in zip(labelled, predictions, strict=True):
-            self._images[item["image_id"]] = self._boxes(item, prediction.to(torch.device("cpu")))
+            prediction = prediction.to(torch.device("cpu"))
+            if prediction.has("pred_masks"):
+                self._masks[item["image_id"]] = self._mask_parts(item, prediction)
+                prediction.remove("pred_masks")
+            self._images[item["image_id"]] = self._box_parts(item, prediction)
 
-    def _boxes(self, item: dict, prediction: Instances) -> _ImageBoxes:
+    def _mask_parts(self, item: dict, prediction: Instances) -> _ImageParts:
+        truth = item["instances"].to(torch.device("cpu"))
+        known = item["sem_seg"].cpu() <= len(self.part_names)
+        masks, true = prediction.pred_masks, truth.gt_masks.tensor & known
+        if not known.all() and len(masks):
+            inside = masks & known
+            both = torch.einsum("dhw,ghw->dg", inside.float(), true.float())
+            union = inside.flatten(1).sum(dim=1)[:, None] + true.flatten(1).sum(dim=1) - both
+            could_match = 2 * both >= union.clamp(min=1)
+            could_match &= prediction.pred_classes[:, None] == truth.gt_classes[None]
+            covered = 1.0 - inside.flatten(1).sum(dim=1) / masks.flatten(1).sum(dim=1).clamp(min=1)
+            keep = could_match.any(dim=1) | (covered <= 0.5)
+            prediction, masks = prediction[keep], inside[keep]
+        return _ImageParts(
+            true_parts=_run_lengths(true),
+            true_classes=truth.gt_classes.numpy(),
+            parts=_run_lengths(masks),
+            classes=prediction.pred_classes.numpy(),
+            scores=prediction.scores.detach().double().numpy(),
+        )
+
+    def _box_parts(self, item: dict, prediction: Instances) -> _ImageParts:
         truth = item["instances"].to(torch.device("cpu"))
         ignored = item["sem_seg"].cpu() > len(self.part_names)
         # True boxes end at the edge of the crop.
@@ -87,10 +119,10 @@ class PartDetectionEvaluator(DatasetEvaluator):
             could_match &= prediction.pred_classes[:, None] == truth.gt_classes[None]
             keep = could_match.any(dim=1) | (_covered_share(boxes.tensor, ignored) <= 0.5)
             prediction, boxes = prediction[keep], boxes[keep]
-        return _ImageBoxes(
-            true_boxes=truth.gt_boxes.tensor.double().numpy(),
+        return _ImageParts(
+            true_parts=truth.gt_boxes.tensor.double().numpy(),
             true_classes=truth.gt_classes.numpy(),
-            boxes=boxes.tensor.double().numpy(),
+            parts=boxes.tensor.double().numpy(),
             classes=prediction.pred_classes.numpy(),
             scores=prediction.scores.detach().double().numpy(),
         )
@@ -116,17 +148,30 @@ class PartDetectionEvaluator(DatasetEvaluator):
             true_start, start = true.stop, found.stop
 
     def evaluate(self) -> OrderedDict | None:
-        gathered = comm.gather((self._images, self._unlabelled), dst=0)
+        gathered = comm.gather((self._images, self._masks, self._unlabelled), dst=0)
         if not comm.is_main_process():
             return None
-        images: dict[int, _ImageBoxes] = {}
+        images: dict[int, _ImageParts] = {}
+        masks: dict[int, _ImageParts] = {}
         unlabelled: set[int] = set()
-        for own_images, own_unlabelled in gathered:
+        for own_images, own_masks, own_unlabelled in gathered:
             images.update(own_images)
+            masks.update(own_masks)
             unlabelled |= own_unlabelled
         counts = {"num_images": float(len(images)), "num_unlabelled_images": float(len(unlabelled))}
-        headline, per_part = _average_precision(images, self.part_names)
-        return OrderedDict(part_box={**headline, **counts, **per_part})
+        results = OrderedDict()
+        for task, records in (("part_box", images), ("part_mask", masks)):
+            if records or task == "part_box":
+                headline, per_part = _average_precision(records, self.part_names)
+                results[task] = {**headline, **counts, **per_part}
+        return results
+
+
+def _run_lengths(masks: Tensor) -> np.ndarray:
+    """Bool (D, H, W) -> objects (D,), COCO's run lengths."""
+    result = np.empty(len(masks), dtype=object)
+    result[:] = coco_mask.encode(np.asfortranarray(masks.numpy().view(np.uint8).transpose(1, 2, 0)))
+    return result
 
 
 def _covered_share(boxes: Tensor, mask: Tensor) -> Tensor:
@@ -140,7 +185,7 @@ def _covered_share(boxes: Tensor, mask: Tensor) -> Tensor:
 
 
 def _average_precision(
-    images: Mapping[int, _ImageBoxes], part_names: Sequence[str]
+    images: Mapping[int, _ImageParts], part_names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """AP and AP50, and `AP-<part>` of each part that occurs in the truth, percent; both empty where none does."""
     # Sorted, so that equal scores rank the same however the images were spread over processes.
@@ -148,20 +193,20 @@ def _average_precision(
     if not order:
         return {}, {}
     records = [images[image_id] for image_id in order]
-    true_boxes = np.concatenate([record.true_boxes for record in records])
+    true_parts = np.concatenate([record.true_parts for record in records])
     true_classes = np.concatenate([record.true_classes for record in records])
-    true_images = np.repeat(order, [len(record.true_boxes) for record in records])
-    boxes = np.concatenate([record.boxes for record in records])
+    true_images = np.repeat(order, [len(record.true_parts) for record in records])
+    parts = np.concatenate([record.parts for record in records])
     classes = np.concatenate([record.classes for record in records])
     scores = np.concatenate([record.scores for record in records])
-    found_images = np.repeat(order, [len(record.boxes) for record in records])
+    found_images = np.repeat(order, [len(record.parts) for record in records])
     precision = {}
     with _quiet():
         # Part by part, each over the images where it is: COCO's own loop takes minutes for PACO's parts x images.
         for part in np.unique(true_classes):
             true, found = true_classes == part, classes == part
             precision[part_names[part]] = 100.0 * _precision(
-                _coco(true_images[true], true_boxes[true]), _coco(found_images[found], boxes[found], scores[found])
+                _coco(true_images[true], true_parts[true]), _coco(found_images[found], parts[found], scores[found])
             )
     if not precision:
         return {}, {}
@@ -175,7 +220,8 @@ def _average_precision(
 
 def _precision(truth: COCO, found: COCO) -> np.ndarray:
     """Precision (10, 101), 0..1, by IoU threshold and recall; COCO's limit of 100 boxes per image and part."""
-    evaluation = COCOeval_opt(truth, found, "bbox")
+    kind = "segm" if "segmentation" in next(iter(truth.anns.values())) else "bbox"
+    evaluation = COCOeval_opt(truth, found, kind)
     evaluation.params.imgIds = sorted({*truth.getImgIds(), *found.getImgIds()})
     # Only what is reported: COCO's size classes and smaller limits would quadruple the work.
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0.0, 1e10]], ["all"]
@@ -198,28 +244,29 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _coco(image_ids: np.ndarray, boxes: np.ndarray, scores: np.ndarray | None = None) -> COCO:
-    """COCO's own index over the boxes of one part: image ids (K,), XYXY boxes (K, 4), and scores (K,) of predictions.
+def _coco(image_ids: np.ndarray, parts: np.ndarray, scores: np.ndarray | None = None) -> COCO:
+    """COCO's own index over the boxes (K, 4) or masks (K,) of one part: image ids (K,), and scores (K,) of predictions.
 
     Built from scratch, ids from 1: COCO's matching takes annotation 0 for "no match", a missing `iscrowd` for an error,
     and `COCO.loadRes` cannot read an empty list.
     """
     annotations: list[dict] = []
-    for row, (image_id, (left, top, right, bottom)) in enumerate(zip(image_ids.tolist(), boxes.tolist(), strict=True)):
-        annotation = {
-            "id": row + 1,
-            "image_id": image_id,
-            "category_id": 1,
-            "bbox": [left, top, right - left, bottom - top],
-            "area": (right - left) * (bottom - top),
-            "iscrowd": 0,
-        }
+    for row, (image_id, part) in enumerate(zip(image_ids.tolist(), parts.tolist(), strict=True)):
+        annotation = {"id": row + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+        if isinstance(part, dict):
+            annotation |= {"segmentation": part, "area": float(coco_mask.area(part))}
+        else:
+            left, top, right, bottom = part
+            annotation |= {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
         if scores is not None:
             annotation["score"] = float(scores[row])
         annotations.append(annotation)
+    sizes = {
+        annotation["image_id"]: annotation.get("segmentation", {}).get("size", (0, 0)) for annotation in annotations
+    }
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": image_id} for image_id in np.unique(image_ids).tolist()],
+        "images": [{"id": key, "height": size[0], "width": size[1]} for key, size in sorted(sizes.items())],
         "categories": [{"id": 1}],
         "annotations": annotations,
     }

@@ -162,8 +162,8 @@ class PointMaskLoss:
 
 def _sample(maps: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
     """Maps (N, E, h, w) at points (N, L, 2), x and y in 0..1 -> (N, E, L)."""
-    if 0 in maps.shape:
-        return maps.new_zeros(*maps.shape[:2], points.shape[1])
+    if 0 in maps.shape:  # which grid_sample refuses; the gradient's path stays
+        return maps.new_zeros(*maps.shape[:2], points.shape[1]) + maps.sum()
     return F.grid_sample(maps, (2.0 * points - 1.0)[:, :, None], mode=mode, align_corners=False)[..., 0]
 
 

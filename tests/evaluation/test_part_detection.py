@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from part_robust.attacks import build_attack
 from part_robust.data import PartDatasetMapper, register_part_dataset
@@ -276,3 +280,111 @@ def test_clean_and_attacked_in_one_table(toy_data):
         cells = [cell.strip() for cell in row.split("|")]
         assert cells[columns.index("AP")] == f"{results[task]['AP']:.2f}"
         assert cells[columns.index("AP50")] == f"{results[task]['AP50']:.2f}"
+
+
+def perfect_instances(item):
+    """Boxes and masks as the truth has them."""
+    output = perfect_boxes(item)
+    output["instances"].pred_masks = item["instances"].gt_masks.tensor.clone()
+    return output
+
+
+def with_masks(item):
+    boxes, parts = item["instances"].gt_boxes.tensor.int().tolist(), item["instances"].gt_classes
+    masks = torch.zeros(len(parts), *SIZE, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    item["instances"].gt_masks = BitMasks(masks)
+    return item
+
+
+def mask_results(items, outputs):
+    evaluator = PartDetectionEvaluator(PARTS)
+    evaluator.process(items, outputs)
+    return evaluator.evaluate()
+
+
+def mask_items():
+    return [
+        with_masks(make_item(*arguments, **options))
+        for arguments, options in (
+            ((1, [(0, 0, 20, 10), (30, 5, 50, 30)], [0, 1]), {}),
+            ((2,), {}),
+            ((3, [(10, 10, 40, 35)], [1]), {}),
+            ((4,), {"supervision": "none"}),
+        )
+    ]
+
+
+def test_perfect_masks_have_100():
+    items = mask_items()
+    results = mask_results(items, [perfect_instances(item) for item in items])
+    for task in ("part_box", "part_mask"):
+        assert (results[task]["AP"], results[task]["AP50"]) == (pytest.approx(100), pytest.approx(100))
+        assert (results[task]["num_images"], results[task]["num_unlabelled_images"]) == (3, 1)
+    assert results["part_mask"][f"AP-{PARTS[0]}"] == pytest.approx(100)
+    assert "part_mask" not in mask_results(items, [perfect_boxes(item) for item in items]), "no masks, no number"
+
+
+def test_masks_are_not_their_boxes():
+    """A triangle in its box: the box is right, the mask has IoU 1 / 2, which only AP50's threshold takes."""
+    items = mask_items()[2:3]
+    outputs = [perfect_instances(items[0])]
+    mask = outputs[0]["instances"].pred_masks
+    mask[:, 10:35, 25:40] = False
+    results = mask_results(items, outputs)
+    assert results["part_box"]["AP"] == pytest.approx(100)
+    assert results["part_mask"]["AP50"] == pytest.approx(100) and results["part_mask"]["AP"] == pytest.approx(10)
+
+
+def test_masks_on_ignored_pixels():
+    """What lies there is neither a false alarm nor part of a mask."""
+    items = mask_items()[2:3]
+    items[0]["sem_seg"][:, 40:] = 255
+    output = make_output([(41, 0, 60, 40), (10, 10, 40, 35)], [1, 1], [0.95, 0.9])
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[0, :, 41:] = True
+    masks[1, 10:35, 10:60] = True
+    output["instances"].pred_masks = masks
+    assert mask_results(items, [output])["part_mask"]["AP"] == pytest.approx(100)
+
+
+def test_mask_ap_equals_the_stock_evaluator():
+    """COCO's own accumulation over all images and parts at once, on random masks."""
+    generator = torch.Generator().manual_seed(0)
+    items, outputs = [], []
+    for number in range(6):
+        corners = torch.randint(0, 25, (4, 2), generator=generator)
+        boxes = [(x, y, x + 15, y + 12) for x, y in corners.tolist()]
+        items.append(with_masks(make_item(number + 1, boxes, [0, 1, 2, 0])))
+        output = perfect_instances(items[-1])
+        output["instances"].pred_masks = output["instances"].pred_masks.roll((number, number // 2), dims=(1, 2))
+        output["instances"].scores = torch.rand(4, generator=generator)
+        outputs.append(output)
+    coco = COCO()
+    found: list[dict] = []
+    coco.dataset = {"images": [], "categories": [{"id": part + 1} for part in range(3)], "annotations": []}
+    for item, output in zip(items, outputs, strict=True):
+        coco.dataset["images"].append({"id": item["image_id"], "height": SIZE[0], "width": SIZE[1]})
+        for kind, masks in (("true", item["instances"].gt_masks.tensor), ("found", output["instances"].pred_masks)):
+            for row, mask in enumerate(masks):
+                length = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+                entry = {
+                    "image_id": item["image_id"],
+                    "category_id": int(item["instances"].gt_classes[row]) + 1,
+                    "segmentation": length,
+                    "area": float(coco_mask.area(length)),
+                    "iscrowd": 0,
+                }
+                if kind == "true":
+                    coco.dataset["annotations"].append({**entry, "id": len(coco.dataset["annotations"]) + 1})
+                else:
+                    found.append({**entry, "score": float(output["instances"].scores[row])})
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    metrics = mask_results(items, outputs)["part_mask"]
+    assert metrics["AP"] == pytest.approx(100 * evaluation.stats[0]) and 0 < metrics["AP"] < 100
+    assert metrics["AP50"] == pytest.approx(100 * evaluation.stats[1])
