@@ -3,6 +3,7 @@
 
     python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed.yaml
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
+    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
 Flags are detectron2's; KEY VALUE pairs that change the config come last.
 """
@@ -12,7 +13,7 @@ import sys
 
 from detectron2.engine import default_argument_parser, launch
 
-from part_robust.engine import CheckpointMismatch, end_process_group, evaluate, setup, train
+from part_robust.engine import CheckpointMismatch, JournalMismatch, end_process_group, evaluate, setup, train
 
 
 def main(args: argparse.Namespace):
@@ -42,5 +43,5 @@ if __name__ == "__main__":
             dist_url=arguments.dist_url,
             args=(arguments,),
         )
-    except (FileNotFoundError, CheckpointMismatch) as error:
+    except (FileNotFoundError, CheckpointMismatch, JournalMismatch) as error:
         sys.exit(sentence(error))
