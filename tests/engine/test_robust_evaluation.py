@@ -212,7 +212,7 @@ def test_impossible_settings(model, opts, error, words, toy_data):
 
 def test_tiers_of_the_config(toy_data):
     cfg = tiny_cfg(
-        "dino_two_headed", "TEST.TIER", " parts,thesis ,standard,mine,screen", "TEST.NORM", "l2", "TEST.EPS", 99
+        "dino_two_headed", "TEST.TIER", " parts,thesis ,standard,mine,screen", "TEST.NORM", "l2", "TEST.EPS", 99.0
     )
     cfg.TEST.TIERS.mine = ["pgd20"]
     assert tier_names(cfg) == ["standard", "screen", "mine", "thesis", "parts"]
