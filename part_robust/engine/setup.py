@@ -55,6 +55,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         check_training(cfg)
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
+    else:
+        build_tiers(cfg), build_curve(cfg)
     cfg.freeze()
     return cfg
 
@@ -148,9 +150,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
-    # A wrong name must not come up after the weights are loaded and the images attacked.
     attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
-    build_tiers(cfg), build_curve(cfg)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
     weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
