@@ -10,7 +10,6 @@ import io
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,30 +22,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from part_robust.evaluation.conversion import predicted_boxes
-
-
-@dataclass(frozen=True)
-class _ImageParts:
-    """Parts of one image: G true and D predicted ones, with classes (G,), (D,) and scores (D,).
-
-    They are boxes (G, 4), (D, 4), XYXY pixels, or masks (G,), (D,), COCO's run lengths as objects.
-    """
-
-    true_parts: np.ndarray
-    true_classes: np.ndarray
-    parts: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-
-
-# No boxes at all, by field of `_ImageBoxes`.
-_EMPTY = {
-    "true_boxes": np.zeros((0, 4)),
-    "true_classes": np.zeros(0, dtype=np.int64),
-    "boxes": np.zeros((0, 4)),
-    "classes": np.zeros(0, dtype=np.int64),
-    "scores": np.zeros(0),
-}
+from part_robust.evaluation.image_parts import ImageParts, pack, unpack
 
 
 class PartDetectionEvaluator(DatasetEvaluator):
@@ -70,8 +46,8 @@ class PartDetectionEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._images: dict[int, _ImageParts] = {}
-        self._masks: dict[int, _ImageParts] = {}
+        self._images: dict[int, ImageParts] = {}
+        self._masks: dict[int, ImageParts] = {}
         self._unlabelled: set[int] = set()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -87,7 +63,7 @@ class PartDetectionEvaluator(DatasetEvaluator):
                 prediction.remove("pred_masks")
             self._images[item["image_id"]] = self._box_parts(item, prediction)
 
-    def _mask_parts(self, item: dict, prediction: Instances) -> _ImageParts:
+    def _mask_parts(self, item: dict, prediction: Instances) -> ImageParts:
         truth = item["instances"].to(torch.device("cpu"))
         known = item["sem_seg"].cpu() <= len(self.part_names)
         masks, true = prediction.pred_masks, truth.gt_masks.tensor & known
@@ -100,7 +76,7 @@ class PartDetectionEvaluator(DatasetEvaluator):
             covered = 1.0 - inside.flatten(1).sum(dim=1) / masks.flatten(1).sum(dim=1).clamp(min=1)
             keep = could_match.any(dim=1) | (covered <= 0.5)
             prediction, masks = prediction[keep], inside[keep]
-        return _ImageParts(
+        return ImageParts(
             true_parts=_run_lengths(true),
             true_classes=truth.gt_classes.numpy(),
             parts=_run_lengths(masks),
@@ -108,7 +84,7 @@ class PartDetectionEvaluator(DatasetEvaluator):
             scores=prediction.scores.detach().double().numpy(),
         )
 
-    def _box_parts(self, item: dict, prediction: Instances) -> _ImageParts:
+    def _box_parts(self, item: dict, prediction: Instances) -> ImageParts:
         truth = item["instances"].to(torch.device("cpu"))
         ignored = item["sem_seg"].cpu() > len(self.part_names)
         # True boxes end at the edge of the crop.
@@ -119,7 +95,7 @@ class PartDetectionEvaluator(DatasetEvaluator):
             could_match &= prediction.pred_classes[:, None] == truth.gt_classes[None]
             keep = could_match.any(dim=1) | (_covered_share(boxes.tensor, ignored) <= 0.5)
             prediction, boxes = prediction[keep], boxes[keep]
-        return _ImageParts(
+        return ImageParts(
             true_parts=truth.gt_boxes.tensor.double().numpy(),
             true_classes=truth.gt_classes.numpy(),
             parts=boxes.tensor.double().numpy(),
@@ -128,31 +104,27 @@ class PartDetectionEvaluator(DatasetEvaluator):
         )
 
     def partial(self) -> dict[str, np.ndarray]:
-        """What was processed since `reset`, for `absorb`: all images' boxes one after the other, and their counts."""
-        records = [(image_id, self._images[image_id]) for image_id in sorted(self._images)]
-        counts = [(image_id, len(boxes.true_boxes), len(boxes.boxes)) for image_id, boxes in records]
-        arrays = {"counts": np.array(counts, dtype=np.int64).reshape(-1, 3)}
-        arrays["unlabelled"] = np.array(sorted(self._unlabelled), dtype=np.int64)
-        for name, empty in _EMPTY.items():
-            arrays[name] = np.concatenate([empty, *(getattr(boxes, name) for _, boxes in records)])
+        """What was processed since `reset`, for `absorb`: plain arrays."""
+        arrays = {"unlabelled": np.array(sorted(self._unlabelled), dtype=np.int64)}
+        for task, images in (("box", self._images), ("mask", self._masks)):
+            if images or task == "box":
+                arrays |= {f"{task}.{name}": array for name, array in pack(images).items()}
         return arrays
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
         """Adds what another evaluator's `partial` returned."""
         self._unlabelled.update(partial["unlabelled"].tolist())
-        true_start = start = 0
-        for image_id, true_count, count in partial["counts"].tolist():
-            true, found = slice(true_start, true_start + true_count), slice(start, start + count)
-            slices = {name: partial[name][true if name.startswith("true") else found] for name in _EMPTY}
-            self._images[image_id] = _ImageBoxes(**slices)
-            true_start, start = true.stop, found.stop
+        for task, images in (("box", self._images), ("mask", self._masks)):
+            own = {name.removeprefix(f"{task}."): x for name, x in partial.items() if name.startswith(f"{task}.")}
+            if own:
+                images.update(unpack(own))
 
     def evaluate(self) -> OrderedDict | None:
         gathered = comm.gather((self._images, self._masks, self._unlabelled), dst=0)
         if not comm.is_main_process():
             return None
-        images: dict[int, _ImageParts] = {}
-        masks: dict[int, _ImageParts] = {}
+        images: dict[int, ImageParts] = {}
+        masks: dict[int, ImageParts] = {}
         unlabelled: set[int] = set()
         for own_images, own_masks, own_unlabelled in gathered:
             images.update(own_images)
@@ -185,7 +157,7 @@ def _covered_share(boxes: Tensor, mask: Tensor) -> Tensor:
 
 
 def _average_precision(
-    images: Mapping[int, _ImageParts], part_names: Sequence[str]
+    images: Mapping[int, ImageParts], part_names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """AP and AP50, and `AP-<part>` of each part that occurs in the truth, percent; both empty where none does."""
     # Sorted, so that equal scores rank the same however the images were spread over processes.

@@ -388,3 +388,19 @@ def test_mask_ap_equals_the_stock_evaluator():
     metrics = mask_results(items, outputs)["part_mask"]
     assert metrics["AP"] == pytest.approx(100 * evaluation.stats[0]) and 0 < metrics["AP"] < 100
     assert metrics["AP50"] == pytest.approx(100 * evaluation.stats[1])
+
+
+@pytest.mark.parametrize("with_instances", [perfect_instances, perfect_boxes])
+def test_what_a_file_keeps_of_a_batch_gives_the_same_numbers(tmp_path, with_instances):
+    """As arrays without objects, batch by batch and in any order."""
+    items = mask_items()
+    outputs = [with_instances(item) for item in items]
+    whole, joined = PartDetectionEvaluator(PARTS), PartDetectionEvaluator(PARTS)
+    whole.process(items, outputs)
+    for number in reversed(range(len(items))):
+        one = PartDetectionEvaluator(PARTS)
+        one.process(items[number : number + 1], outputs[number : number + 1])
+        np.savez(tmp_path / f"{number}.npz", **one.partial())
+        with np.load(tmp_path / f"{number}.npz", allow_pickle=False) as file:
+            joined.absorb({name: file[name] for name in file.files})
+    assert joined.evaluate() == whole.evaluate()
