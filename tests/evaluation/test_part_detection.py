@@ -209,7 +209,7 @@ def test_order_batches_and_processes_do_not_matter(monkeypatch):
     first, second = PartDetectionEvaluator(PARTS), PartDetectionEvaluator(PARTS)
     for index in reversed(range(len(items))):
         (first if index % 3 else second).process(items[index : index + 1], outputs[index : index + 1])
-    parts = [(second._images, second._unlabelled), (first._images, first._unlabelled)]
+    parts = [(own._images, own._masks, own._unlabelled) for own in (second, first)]
     monkeypatch.setattr("part_robust.evaluation.part_detection.comm.gather", lambda data, dst: parts)
     assert second.evaluate()["part_box"] == expected
     first.reset()
