@@ -86,6 +86,7 @@ def _table(table: Table, anchor: str) -> str:
     kinds = [_kind(table, column) for column in range(len(table.columns))]
     # Long sentences side by side do not fit a telephone: there the cells of a row stand below each other.
     stack = "prose" in kinds or "long" in kinds
+    row_role = _attributes(role="row" if stack else "")
     head = "".join(
         f'<th scope="col"{_attributes(kind if kind == "number" else "", role="columnheader" if stack else "")}>'
         f"{escape(name)}</th>"
@@ -104,14 +105,14 @@ def _table(table: Table, anchor: str) -> str:
             label, role = (table.columns[column], "cell") if stack else ("", "")
             attributes = _attributes(names, style=style, role=role, **{"data-label": label})
             cells.append(f"<td{attributes}>{escape(cell)}</td>")
-        body.append(f"<tr{_attributes(role='row' if stack else '')}>{''.join(cells)}</tr>")
+        body.append(f"<tr{row_role}>{''.join(cells)}</tr>")
     table_attributes = _attributes("stack" if stack else "", role="table" if stack else "")
     # The caption stands outside, or it would scroll away with a wide table.
     return (
         f'<figure class="table"><figcaption id="{anchor}">{escape(table.caption)}</figcaption>'
         f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{anchor}">'
         f'<table{table_attributes} aria-labelledby="{anchor}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></figure>"
+        f"<thead><tr{row_role}>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></figure>"
     )
 
 

@@ -46,13 +46,13 @@ figure svg text { font-family: inherit !important; } figcaption strong { color: 
 .legend span { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.35em;
   border: 1px solid var(--line); }
 pre { overflow: auto; max-height: 30rem; background: var(--card); padding: 0.8rem; font-size: 0.8rem; }
-@media (max-width: 30rem) { body { padding: 0.7rem; font-size: 15px; } td.prose { min-width: 11rem; }
+@media (max-width: 30rem) { body { padding: 0.7rem; font-size: 15px; } th, td { padding: 0.3rem 0.4rem; }
   .panels { grid-template-columns: repeat(3, 1fr); } }
 @media (max-width: 40rem) { table.stack thead { position: absolute; left: -999rem; }
   table.stack, .stack tbody, .stack tr, .stack th, .stack td { display: block; width: 100%; min-width: 0; }
   .stack tr { border-bottom: 1px solid var(--line); padding: 0.4rem 0; }
   .stack th, .stack td { border: 0; padding: 0.1rem 0; text-align: left; white-space: normal; }
-  .stack td.empty { display: none; }
+  .stack th { font-weight: 650; } .stack td.empty { display: none; }
   .stack td::before { content: attr(data-label) ": "; color: var(--soft); font-weight: 400; } }
 @media print { nav { display: none; } .scroll { overflow: visible; } }
 """.strip()
