@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"layers"},
     "data": {"layers"},
     "modeling": {"losses", "layers"},
-    "evaluation": {"attacks", "layers", "config"},
+    "evaluation": {"attacks", "layers", "config", "visualize"},
     "visualize": {"data", "layers"},
     "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "visualize"},
 }

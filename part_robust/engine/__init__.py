@@ -6,10 +6,12 @@ from part_robust.engine.launch import launch, sentence
 from part_robust.engine.phases import prepare_two_phases
 from part_robust.engine.setup import end_process_group, evaluate, setup, train
 from part_robust.engine.trainer import PartTrainer
+from part_robust.evaluation.journal import JournalMismatch
 
 __all__ = [
     "AdversarialLoader",
     "CheckpointMismatch",
+    "JournalMismatch",
     "PartCheckpointer",
     "PartTrainer",
     "end_process_group",

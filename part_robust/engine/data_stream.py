@@ -7,7 +7,9 @@ processes see together what one would have seen.
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from part_robust.attacks.noise import make_keys
+from part_robust.engine.failures import SIGNALS
 
 
 class StreamSampler(Sampler):
@@ -109,6 +112,7 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=seed,  # of its own generator: a new iterator must not draw from the model's random numbers
     )
     if isinstance(loader, DataLoader):
         loader.worker_init_fn = _init_worker
@@ -124,7 +128,15 @@ def begin_at(loader: Any, iteration: int, cfg: CfgNode) -> None:
 
 def _init_worker(worker_id: int) -> None:
     worker_init_reset_seed(worker_id)
-    # Cluster managers send these to every process of a job. The main process saves and ends; a worker that died on the
-    # spot would take it down before.
-    for name in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
+    # Cluster managers signal every process of a job. The main one saves and ends; a worker that died on the spot would
+    # take it down before. Only the main process's own SIGTERM, by which it ends its workers, counts, and who sent a
+    # signal is told to a thread that waits for it, not to a handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while True:
+        received = signal.sigwaitinfo(SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+            os._exit(0)

@@ -31,6 +31,7 @@ from part_robust.engine.failures import SIGNALS, NonFiniteStep
 from part_robust.engine.overfitting_guard import CatastrophicOverfitting
 from part_robust.engine.phases import OtherRun
 from part_robust.engine.safe_loading import UnsafeCheckpoint
+from part_robust.evaluation.journal import JournalMismatch
 
 # What a user can mend needs a sentence, not a traceback.
 MENDABLE = (
@@ -38,6 +39,7 @@ MENDABLE = (
     CatastrophicOverfitting,
     CheckpointMismatch,
     FileNotFoundError,
+    JournalMismatch,
     NonFiniteStep,
     OtherRun,
     UnsafeCheckpoint,

@@ -128,10 +128,12 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     """Attacks by eps, TEST.EPS_CURVE.
 
     Raises:
-        ValueError: a radius is negative, or the attack does not aim at the class.
+        ValueError: a radius is negative, the attack does not aim at the class, or there is no tier.
     """
     if not cfg.TEST.EPS_CURVE:
         return {}
+    if not cfg.TEST.TIER:
+        raise ValueError("TEST.EPS_CURVE belongs to an evaluation with tiers: set TEST.TIER, such as TEST.TIER screen")
     if min(cfg.TEST.EPS_CURVE) < 0:
         raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
     spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
@@ -257,6 +259,7 @@ def _identity(
     decisive = {}
     for name in DECISIVE:
         node = cfg[name].clone()
+        node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = ""
         decisive[name] = node.dump()

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -23,6 +24,7 @@ from part_robust.data import register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
+from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, results_table, write_json
 from part_robust.modeling.part_classifier import training_objective, with_counts
 
@@ -55,6 +57,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         check_training(cfg)
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
+    else:
+        build_tiers(cfg), build_curve(cfg)
     cfg.freeze()
     return cfg
 
@@ -142,15 +146,14 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
     """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL, or under the tiers of TEST.TIER.
 
-    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json. With `resume`, weights are
-    those of the last checkpoint, and an interrupted evaluation with tiers goes on, with the weights it began with.
+    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json; with TEST.TIER also
+    writes report.md and report.html. With `resume`, weights are those of the last checkpoint, and an interrupted
+    evaluation with tiers goes on, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
-    # A wrong name must not come up after the weights are loaded and the images attacked.
     attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
-    build_tiers(cfg), build_curve(cfg)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
     weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
@@ -181,7 +184,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
     )
-    write_json(os.path.join(cfg.OUTPUT_DIR, "robustness.json"), record)
+    path = Path(cfg.OUTPUT_DIR) / "robustness.json"
+    write_json(path, record)
+    if cfg.TEST.TIER:
+        logger.info("Report: %s", ", ".join(map(str, write_report(path))))
     logger.info("Results:\n%s", results_table(results, shown))
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)

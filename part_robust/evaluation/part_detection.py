@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from part_robust.evaluation.conversion import predicted_boxes
-from part_robust.evaluation.part_records import ImageParts, pack, run_lengths, unpack
+from part_robust.evaluation.image_parts import ImageParts, pack, unpack
 
 
 class PartDetectionEvaluator(DatasetEvaluator):
@@ -77,9 +77,9 @@ class PartDetectionEvaluator(DatasetEvaluator):
             keep = could_match.any(dim=1) | (covered <= 0.5)
             prediction, masks = prediction[keep], inside[keep]
         return ImageParts(
-            true_parts=run_lengths(true),
+            true_parts=_run_lengths(true),
             true_classes=truth.gt_classes.numpy(),
-            parts=run_lengths(masks),
+            parts=_run_lengths(masks),
             classes=prediction.pred_classes.numpy(),
             scores=prediction.scores.detach().double().numpy(),
         )
@@ -104,16 +104,20 @@ class PartDetectionEvaluator(DatasetEvaluator):
         )
 
     def partial(self) -> dict[str, np.ndarray]:
-        """What was processed since `reset`, for `absorb`."""
-        arrays = {"unlabelled": np.array(sorted(self._unlabelled), dtype=np.int64), **pack(self._images)}
-        return arrays | {f"mask_{name}": array for name, array in pack(self._masks).items()}
+        """What was processed since `reset`, for `absorb`: plain arrays."""
+        arrays = {"unlabelled": np.array(sorted(self._unlabelled), dtype=np.int64)}
+        for task, images in (("box", self._images), ("mask", self._masks)):
+            if images or task == "box":
+                arrays |= {f"{task}.{name}": array for name, array in pack(images).items()}
+        return arrays
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
         """Adds what another evaluator's `partial` returned."""
         self._unlabelled.update(partial["unlabelled"].tolist())
-        self._images.update(unpack(partial))
-        masks = {key.removeprefix("mask_"): array for key, array in partial.items() if key.startswith("mask_")}
-        self._masks.update(unpack(masks))
+        for task, images in (("box", self._images), ("mask", self._masks)):
+            own = {name.removeprefix(f"{task}."): x for name, x in partial.items() if name.startswith(f"{task}.")}
+            if own:
+                images.update(unpack(own))
 
     def evaluate(self) -> OrderedDict | None:
         gathered = comm.gather((self._images, self._masks, self._unlabelled), dst=0)
@@ -133,6 +137,13 @@ class PartDetectionEvaluator(DatasetEvaluator):
                 headline, per_part = _average_precision(records, self.part_names)
                 results[task] = {**headline, **counts, **per_part}
         return results
+
+
+def _run_lengths(masks: Tensor) -> np.ndarray:
+    """Bool (D, H, W) -> objects (D,), COCO's run lengths."""
+    result = np.empty(len(masks), dtype=object)
+    result[:] = coco_mask.encode(np.asfortranarray(masks.numpy().view(np.uint8).transpose(1, 2, 0)))
+    return result
 
 
 def _covered_share(boxes: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -353,6 +354,15 @@ def test_losses_of_a_part_attack_are_judged_on_the_class():
 
 
 # What a reader sees.
+
+
+def test_every_check_is_documented():
+    page = Path(__file__).resolve().parents[2] / "docs" / "checks.md"
+    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| C")]
+    assert {row[1].strip(): row[4].strip().split(";")[0] for row in rows} == {
+        id: check.level for id, check in CATALOGUE.items()
+    }
+    assert all(check.remedy for check in CATALOGUE.values())
 
 
 def test_verdict_and_summary():

@@ -154,8 +154,8 @@ def test_bfloat16_attack_stays_in_the_ball(toy_data, tmp_path):
         assert float((new["image"] - old["image"].float()).abs().max()) <= 8.0 + 1e-3
 
 
-# A robust and a fragile feature (Tsipras et al., 2019): pixel row 0 differs by 40 between the classes and
-# is right 90 % of the time; all other pixels differ by 4, are always right, and can be turned around by eps 8.
+# A problem with a robust and a fragile feature (Tsipras et al., 2019): pixel row 0 differs by 40 between the classes
+# and is right 90 % of the time; all other pixels differ by 4, are always right, and can be turned around by eps 8.
 
 
 class Rows(nn.Module):

@@ -17,6 +17,7 @@ from part_robust.attacks.checks.outputs import (
 from part_robust.attacks.checks.result import (
     CATALOGUE,
     CheckResult,
+    errors,
     failed,
     from_record,
     merge_checks,
@@ -39,6 +40,7 @@ __all__ = [
     "check_classes",
     "check_deterministic",
     "check_logits",
+    "errors",
     "failed",
     "from_record",
     "merge_checks",

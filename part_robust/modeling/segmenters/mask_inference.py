@@ -45,9 +45,10 @@ def dense_log_scores(logits: Tensor, masks: Tensor, num_parts: int) -> Tensor:
     """
     parts, nothing = part_probabilities(logits, num_parts)
     scores = semantic_scores(parts, masks.sigmoid())
-    # 1 - (1 - nothing) * sigmoid(mask), without the difference of almost equal numbers.
+    # 1 - (1 - nothing) * sigmoid(mask), without the difference of almost equal numbers, and with few copies of what
+    # is the largest tensor of the model.
     nothing = nothing[..., None, None]
-    background = (nothing + (1.0 - nothing) * (-masks).sigmoid()).amin(dim=1, keepdim=True)
+    background = torch.addcmul(nothing, 1.0 - nothing, masks.neg().sigmoid_()).amin(dim=1, keepdim=True)
     everything = torch.cat([scores, background], dim=1).clamp(min=1e-30)
     return everything.log() - everything.sum(dim=1, keepdim=True).log()
 

@@ -1,0 +1,167 @@
+"""What a training survives: numbers that are not finite, signals, foreign files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+
+from part_robust.engine import PartCheckpointer, PartTrainer
+from part_robust.engine.failures import NonFiniteStep, Preempted
+from part_robust.engine.safe_loading import UnsafeCheckpoint, check_pickle
+from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+
+QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
+
+
+def weights(trainer: PartTrainer) -> torch.Tensor:
+    return torch.cat([value.detach().flatten().float() for value in trainer.model.state_dict().values()])
+
+
+class Poison(HookBase):
+    """Makes the pixel statistics, and so the loss, useless in some iterations."""
+
+    def __init__(self, iterations):
+        self.iterations = iterations
+
+    def before_step(self):
+        bad = self.trainer.iter in self.iterations
+        self.trainer.model.pixel_mean.fill_(float("nan") if bad else 120.0)
+
+
+def poisoned(folder, iterations, *opts) -> PartTrainer:
+    trainer = PartTrainer(run_cfg(folder, *QUIET, "SOLVER.CHECKPOINT_PERIOD", 2, *opts, model="resnet"))
+    trainer.register_hooks([Poison(iterations)])
+    return trainer
+
+
+def test_a_non_finite_step_stops_and_keeps_the_last_checkpoint(toy_data, tmp_path):
+    trainer = poisoned(tmp_path, {3})
+    with pytest.raises(NonFiniteStep, match=r"iteration 3: .*\d+\.png, .*SOLVER\.NON_FINITE skip"):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert torch.isfinite(weights_of(tmp_path / "model_0000001.pth")).all()
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters()), "no step was made"
+
+
+def weights_of(path) -> torch.Tensor:
+    state = torch.load(path, weights_only=True)["model"]
+    return torch.cat([value.flatten().float() for value in state.values()])
+
+
+def test_a_non_finite_step_is_skipped(toy_data, tmp_path, caplog):
+    trainer = poisoned(tmp_path, {2, 3}, "SOLVER.NON_FINITE", "skip")
+    seen = []
+    trainer.register_hooks([Remember(seen)])
+    trainer.train()
+    assert trainer.iter == 6
+    assert "iteration 2: the loss or a gradient is not a finite number" in caplog.text
+    assert torch.equal(seen[1], seen[2]) and torch.equal(seen[1], seen[3]), "statistics of batch norm too"
+    assert not torch.equal(seen[3], seen[4]) and torch.isfinite(seen[5]).all()
+
+
+class Remember(HookBase):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def after_step(self):
+        self.seen.append(weights(self.trainer))
+
+
+def test_skipping_has_an_end(toy_data, tmp_path):
+    trainer = poisoned(tmp_path, range(1, 6), "SOLVER.NON_FINITE", "skip", "SOLVER.NON_FINITE_LIMIT", 2)
+    with pytest.raises(NonFiniteStep, match=r"iteration 3: .*3 steps in a row"):
+        trainer.train()
+
+
+def test_a_gradient_alone_is_enough(toy_data, tmp_path):
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, model="resnet"))
+    parameter = next(trainer.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteStep, match="iteration 0"):
+        trainer.train()
+
+
+def test_wrong_action_names_its_key(toy_data, tmp_path):
+    with pytest.raises(ValueError, match=r"SOLVER\.NON_FINITE must be stop or skip"):
+        PartTrainer(run_cfg(tmp_path, "SOLVER.NON_FINITE", "ignore", model="resnet"))
+
+
+class Signal(HookBase):
+    """The cluster takes the machine back in the middle of an iteration: it tells every process of the job, by a process
+    of its own."""
+
+    def before_step(self):
+        if self.trainer.iter == 2:
+            loaders = [str(child.pid) for child in multiprocessing.active_children()]
+            subprocess.run(["kill", "-TERM", str(os.getpid()), *loaders], check=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_and_resuming_is_exact(toy_data, tmp_path, workers):
+    """Dropout, augmentation, random starts, averages, learning rate: all as if nothing had happened."""
+    opts = [*ADVERSARIAL, *QUIET, "SOLVER.EMA.DECAY", 0.9, "DATALOADER.NUM_WORKERS", workers]
+    opts += ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.MAX_ITER", 5]
+
+    def make(folder):
+        torch.manual_seed(0)
+        return PartTrainer(run_cfg(folder, *opts))
+
+    whole = make(tmp_path / "whole")
+    whole.train()
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = make(tmp_path / "stopped")
+    stopped.register_hooks([Signal()])
+    with pytest.raises(Preempted) as end:
+        stopped.train()
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
+    torch.manual_seed(123)  # another process has other random numbers
+    resumed = PartTrainer(run_cfg(tmp_path / "stopped", *opts))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    assert torch.equal(weights(whole), weights(resumed))
+    assert all(torch.equal(value, resumed.average.values[name]) for name, value in whole.average.values.items())
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/part_robust_was_here",))
+
+
+def test_files_that_run_code_are_not_opened(toy_data, tmp_path):
+    model = nn.Linear(2, 2)
+    torch.save({"model": model.state_dict(), "extra": Payload()}, tmp_path / "bad.pth")
+    with open(tmp_path / "bad.pkl", "wb") as file:
+        pickle.dump({"model": {}, "__author__": Payload()}, file)
+    for name in ("bad.pth", "bad.pkl"):
+        with pytest.raises(UnsafeCheckpoint, match=f"{name} holds objects that run code.*weights_only=False"):
+            PartCheckpointer(model, str(tmp_path)).load(str(tmp_path / name))
+    assert not os.path.exists("/tmp/part_robust_was_here")
+
+
+def test_the_model_zoo_s_pickles_are_read(tmp_path):
+    """Arrays as detectron2's converters write them, also by the protocol of Python 2."""
+    model = nn.Linear(2, 2)
+    arrays = OrderedDict(
+        (name, np.full(tuple(value.shape), 3.0, "float32")) for name, value in model.named_parameters()
+    )
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        path = tmp_path / f"R-50-{protocol}.pkl"
+        content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True, "step": np.float64(1.0)}
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        check_pickle(path)
+        nn.init.zeros_(model.weight)
+        PartCheckpointer(model, strict=True).load(str(path))
+        assert (model.weight == 3).all()

@@ -1,0 +1,229 @@
+"""--eval-only with tiers, from the config to the record, its resumption, and the verification of saved images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+
+from part_robust.engine import JournalMismatch, evaluate
+from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
+from part_robust.evaluation.compare import load_evaluated
+from part_robust.modeling.part_classifier import with_counts
+from tests.toy import tiny_cfg
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = [
+    *("ATTACK.SPECS.apgd_ce.STEPS", 4),
+    *("ATTACK.SPECS.apgd_t.STEPS", 2),
+    *("ATTACK.SPECS.sea_masked.STEPS", 4),
+    *("ATTACK.SPECS.sea_js.STEPS", 4),
+    *("TEST.TIERS.parts", ["sea_masked", "sea_js", "apgd_part_loss"]),
+    *("TEST.CHECKS.IMAGES", 3),
+    *("TEST.CHECKS.STEPS", 2),
+    *("TEST.CHECKS.LONG_STEPS", 2),
+    *("DATALOADER.TEST_BATCH_SIZE", 5),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(toy_data, tmp_path_factory) -> Path:
+    """Of an untrained model, all whose images are of one class."""
+    seed_all_rng(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    model = build_model(tiny_cfg("deeplab_two_headed"))
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(toy_data, weights):
+    json_file, root = toy_data
+
+    def make(folder: Path, *opts):
+        folder.mkdir(parents=True, exist_ok=True)
+        own = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(weights)]
+        # A fresh process finds the data set in the record.
+        register = ["DATASETS.REGISTER", [["toy_val", str(json_file), str(root)]]]
+        cfg = with_counts(tiny_cfg("deeplab_two_headed", *QUICK, *own, *register, *opts))
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+OPTS = [
+    *("TEST.TIER", "parts, screen"),
+    *("TEST.EPS", 12.0),
+    *("TEST.EPS_CURVE", (0, 4, 12)),
+    *("TEST.SAVE_ADVERSARIALS", "npz"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    results = evaluate(config(folder, *OPTS))
+    return folder, results, json.loads((folder / "robustness.json").read_text())
+
+
+def test_record_and_files(finished, weights):
+    folder, results, record = finished
+    evaluation = record["evaluation"]["toy_val"]
+    assert record["schema"] == 2 and record["dataset"] == "toy_val"
+    assert (record["eps"], record["norm"], record["autoattack_acc"]) == (12.0, "linf", None)
+    assert record["clean_acc"] == results["classification"]["accuracy"]
+    assert record["reported"] == evaluation["tiers"]["screen"]["robust"]["accuracy"]
+    assert record["reported"] == results["classification_screen"]["accuracy"] < record["clean_acc"]
+    assert record["unreliable"] == (not evaluation["reportable"])
+    assert record["architecture"] == "DeepLabSegmenter + TwoHeadedHead"
+    assert record["attacks"]["apgd_ce"]["threat_model"]["eps"] == 12.0
+    assert record["attacks"]["eps_curve_4"]["threat_model"]["eps"] == 4.0
+    assert "apgd_part_loss" not in record["attacks"], "for detectors"
+    assert evaluation["headline"] == "screen" and evaluation["verdict"]
+    checks = {check["id"]: check["status"] for check in evaluation["checks"]}
+    assert checks["C1"] == checks["C4"] == checks["C5"] == checks["C19"] == "pass" and checks["C20"] == "fail"
+    assert set(results) >= {"part_seg_parts", "part_seg_sea_js", "part_box_parts", "part_box_sea_masked"}
+    assert results["part_seg_parts"]["pixel_accuracy"] == pytest.approx(
+        evaluation["tiers"]["parts"]["robust"]["accuracy"]
+    )
+    assert evaluation["attack_matrix"][-1]["AP"] is not None
+    loaded = load_evaluated(folder)
+    assert loaded.flags["robust_screen"].sum() == evaluation["tiers"]["screen"]["robust"]["correct"]
+    assert (folder / evaluation["files"]["pictures"]).is_file()
+    assert evaluation["verdict"].removeprefix("toy_val") in (folder / "report.md").read_text()
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert not list(folder.rglob("*.tmp"))
+
+
+def comparable(folder: Path) -> dict:
+    """A record without what differs between two runs of the same."""
+    record = json.loads((folder / "robustness.json").read_text())
+    text = json.dumps({key: record[key] for key in ("results", "warnings", "attacks", "evaluation")})
+    record = json.loads(text)
+    for evaluation in record["evaluation"].values():
+        evaluation.pop("seconds"), evaluation.pop("rescored", None)
+        for tier in evaluation["tiers"].values():
+            for attack in tier["attacks"]:
+                attack.pop("seconds")
+    return record
+
+
+def test_resume(finished, config, caplog):
+    folder, _, _ = finished
+    before = comparable(folder)
+    journal = folder / "journal_toy_val"
+    lost = sorted(journal.glob("batch_*.npz"))[0]
+    lost.unlink()
+    kept = {path.name: path.stat().st_mtime_ns for path in journal.glob("batch_*.npz")}
+    evaluate(config(folder, *OPTS), resume=True)
+    assert comparable(folder) == before
+    assert lost.exists()
+    assert all((journal / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
+    with pytest.raises(JournalMismatch, match="tiers and attacks changed"):
+        evaluate(config(folder, *OPTS, "TEST.EPS", 4.0), resume=True)
+    with pytest.raises(JournalMismatch, match="config changed"):
+        evaluate(config(folder, *OPTS, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), resume=True)
+    assert comparable(folder) == before, "refused before any work"
+
+
+@pytest.fixture(scope="module")
+def verify():
+    path = ROOT / "tools" / "verify_adversarials.py"
+    specification = importlib.util.spec_from_file_location("verify_adversarials", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+def test_verification_in_a_fresh_process(finished):
+    folder, _, _ = finished
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "tools/verify_adversarials.py", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "toy_val screen: 12 images" in done.stdout and "toy_val parts: 12 images" in done.stdout
+    record = json.loads((folder / "robustness.json").read_text())
+    assert record["evaluation"]["toy_val"]["rescored"] == {"images": 24, "mismatches": 0}
+
+
+def tamper(path: Path, **changes) -> bytes:
+    original = path.read_bytes()
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    for name, change in changes.items():
+        arrays[name] = change(arrays[name])
+    np.savez(path, **arrays)
+    return original
+
+
+def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
+    folder, _, _ = finished
+    path = sorted((folder / "adversarials_toy_val" / "screen").glob("batch_*.npz"))[0]
+    for changes, words in (
+        ({"prediction": lambda x: (x + 1) % 3}, "when it was saved"),
+        ({"images": lambda x: x + 30.0}, "outside the threat model"),
+        ({"label": lambda x: (x + 1) % 3}, "other labels"),
+    ):
+        original = tamper(path, **changes)
+        try:
+            assert verify([str(folder)]) == 1
+        finally:
+            path.write_bytes(original)
+        assert words in capsys.readouterr().err
+    moved = path.rename(tmp_path / path.name)
+    assert verify([str(folder)]) == 1
+    assert "12 were evaluated" in capsys.readouterr().err
+    moved.rename(path)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"something else")
+    assert verify([str(folder), "--weights", str(other)]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert verify([str(tmp_path)]) == 2
+    assert verify([str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "opts", "error", "words"),
+    [
+        ("resnet", ["TEST.TIER", "strong"], KeyError, "no tier 'strong'.*standard"),
+        ("resnet", ["TEST.TIER", "parts"], ValueError, "predicts none"),
+        ("deeplab_segmenter", ["TEST.TIER", "standard"], ValueError, "no class head"),
+        ("deeplab_two_headed", ["TEST.TIERS.screen", ["apgd_ce", "sea_js"]], ValueError, "one attack per head"),
+        ("deeplab_two_headed", ["TEST.TIERS.screen", ["apgd_xx"]], KeyError, "apgd_xx"),
+        ("deeplab_two_headed", ["ATTACK.SPECS.apgd_t.EPS", 4.0], ValueError, "different threat models"),
+        ("resnet", ["TEST.EPS_CURVE", (-1, 2)], ValueError, "negative"),
+        ("resnet", ["TEST.EPS_CURVE", (2,), "TEST.EPS_CURVE_ATTACK", "sea_js"], ValueError, "class accuracy"),
+        ("resnet", ["TEST.TIER", "", "TEST.EPS_CURVE", (2,)], ValueError, "set TEST.TIER"),
+    ],
+)
+def test_impossible_settings(model, opts, error, words, toy_data):
+    cfg = tiny_cfg(model, "TEST.TIER", "screen", *opts)
+    with pytest.raises(error, match=words):
+        build_tiers(cfg), build_curve(cfg)
+
+
+def test_tiers_of_the_config(toy_data):
+    cfg = tiny_cfg(
+        "dino_two_headed", "TEST.TIER", " parts,thesis ,standard,mine,screen", "TEST.NORM", "l2", "TEST.EPS", 99.0
+    )
+    cfg.TEST.TIERS.mine = ["pgd20"]
+    assert tier_names(cfg) == ["standard", "screen", "mine", "thesis", "parts"]
+    tiers = {tier.name: tier for tier in build_tiers(cfg)}
+    assert list(tiers["standard"].attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"], "AutoAttack's order"
+    assert [tiers[name].kind for name in ("standard", "mine", "thesis", "parts")] == ["class", "class", "full", "parts"]
+    assert list(tiers["parts"].attacks) == ["apgd_part_loss", "apgd_part_loss_fixed"]
+    for tier in tiers.values():
+        assert (tier.threat_model.norm, tier.threat_model.eps) == ("l2", 99.0)
+    assert tiers["thesis"].attacks["pgd100x5"].restarts == 5
+    curve = build_curve(tiny_cfg("resnet", "TEST.TIER", "screen", "TEST.EPS_CURVE", (8, 0, 2, 8)))
+    assert {eps: attack.threat_model.eps for eps, attack in curve.items()} == {0.0: 0.0, 2.0: 2.0, 8.0: 8.0}
