@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ATTACK_REGISTRY = Registry("ATTACK")
 ATTACK_REGISTRY.__doc__ = """
 Attacks by the name the config gives them. A class is built by `from_config(node)`, a mapping with the keys of
-`ATTACK.TRAIN` in part_robust/config.py, of which any may be missing.
+`ATTACK.TRAIN` in part_robust/config/attacks.py, of which any may be missing.
 """
 
 
@@ -327,7 +327,7 @@ def build_attack(node: Mapping, **overrides: Any) -> Attack:
     """Builds an attack from a config node such as `cfg.ATTACK.SPECS.pgd20` or `cfg.ATTACK.TRAIN`.
 
     Args:
-        node: mapping with NAME and any of the attack's keys (part_robust/config.py).
+        node: mapping with NAME and any of the attack's keys (part_robust/config/attacks.py).
         **overrides: keys to change, as in `build_attack(node, EPS=4.0)`.
 
     Raises:

@@ -1,0 +1,129 @@
+"""Every config key of part_robust, with its unit, its choices and where it comes from.
+
+Pixel quantities (eps, step sizes) are in the 0..255 unit of the images: 8/255 of the literature is 8.0 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from part_robust.config.attacks import add_attack, add_test, attack_spec
+from part_robust.config.models import add_model
+
+__all__ = ["add_part_robust_config", "attack_spec", "get_part_robust_cfg"]
+
+
+def add_part_robust_config(cfg: CfgNode) -> None:
+    """Adds our keys, with defaults, to a detectron2 config in place."""
+    add_deeplab_config(cfg)
+    _change_detectron2_defaults(cfg)
+    # Python modules of the user's own heads, segmenters and attacks, imported before the model is built
+    # (docs/extending.md).
+    cfg.IMPORTS = []
+    _add_input(cfg)
+    add_model(cfg)
+    add_attack(cfg)
+    add_test(cfg)
+    # Schedule in epochs of the training set, whatever the batch size: sets SOLVER.MAX_ITER, and SOLVER.STEPS from
+    # STEP_EPOCHS, SOLVER.CHECKPOINT_PERIOD and TEST.EVAL_PERIOD from EVAL_EPOCHS. 0 keeps the iteration counts.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.STEP_EPOCHS = ()
+    cfg.SOLVER.EVAL_EPOCHS = 1.0
+    # "SGD" (the thesis) or "AdamW"; BASE_LR is that of everything but the backbone, which learns at
+    # BASE_LR * BACKBONE_MULTIPLIER (DINO: 0.1). SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of
+    # all gradients together is at most CLIP_VALUE (DINO: 0.1).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    _add_training(cfg)
+    # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
+    cfg.DATASETS.VAL = ()
+    # Users' part data: a list of [name, part json, image root], paths relative to the working directory
+    # (docs/data_format.md). The names can then stand in TRAIN, VAL and TEST.
+    cfg.DATASETS.REGISTER = ()
+
+
+def _add_training(cfg: CfgNode) -> None:
+    # Each process computes its share of SOLVER.IMS_PER_BATCH in this many pieces, one after the other, and then makes
+    # one step: the same batch in less memory. The attack is computed piece by piece, too.
+    cfg.SOLVER.ACCUMULATE = 1
+    # With SOLVER.AMP.ENABLED the training step computes in "bfloat16" (any device) or "float16" (CUDA, with a loss
+    # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
+    # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
+    # thousands of steps, 0.9998 for tens of thousands.
+    cfg.SOLVER.EMA = CfgNode({"DECAY": 0.0})
+    # A loss or gradient that is not finite: "stop" the training, or "skip" the step, but never more than
+    # NON_FINITE_LIMIT of them in a row.
+    cfg.SOLVER.NON_FINITE = "stop"
+    cfg.SOLVER.NON_FINITE_LIMIT = 10
+    # Parts of the model that keep no activations for the backward pass and compute them again, a third more time for
+    # much less memory, in training and under attack: any of "backbone" (residual blocks), "encoder" and "decoder" (the
+    # transformer layers of DINO and Mask DINO).
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = ()
+
+
+def _change_detectron2_defaults(cfg: CfgNode) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "PartClassifier"
+    # torchvision's ImageNet statistics, RGB, 0..255.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    # torchvision's ResNet: stride in the 3x3 convolution, one ordinary stem, no multi-grid.
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
+    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    # Images without any part annotation are data too: never drop them.
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    # All images become one size anyway; batches grouped by aspect ratio would be less mixed.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    cfg.SEED = 0
+
+
+def _add_input(cfg: CfgNode) -> None:
+    # Side in pixels of the square that every model family sees, in training and in evaluation.
+    cfg.INPUT.SIZE = 224
+    # Training crop (torchvision's RandomResizedCrop): area relative to the image, and aspect ratio w / h.
+    # The thesis uses scale (0.5, 1) for PACO and (0.08, 1) for PartImageNet.
+    cfg.INPUT.CROP_SCALE = (0.5, 1.0)
+    cfg.INPUT.CROP_RATIO = (0.75, 1.3333)
+    # Probability of a horizontal flip in training.
+    cfg.INPUT.FLIP_PROB = 0.5
+    # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE) or
+    # "letterbox" (resize the long side to SIZE and pad to a square; the padding is never attacked or scored).
+    cfg.INPUT.TEST_TRANSFORM = "center_crop"
+    # Short side in pixels before the centre crop; 0 means SIZE (nothing but the ends of long images is cut).
+    cfg.INPUT.TEST_RESIZE = 0
+    # Part targets, in training and in scores: "masks", or "boxes" (each part's box painted as its mask, small parts
+    # on top of large ones), the box supervision of thesis section 2.2; data with boxes only need "boxes".
+    cfg.INPUT.PART_MASKS = "masks"
+    # Images per process in evaluation. Results do not depend on it.
+    cfg.DATALOADER.TEST_BATCH_SIZE = 32
+
+
+def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
+    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        KeyError: an unknown key, named in the message.
+    """
+    cfg = get_cfg()
+    add_part_robust_config(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"config file {config_file} does not exist")
+        cfg.merge_from_file(str(config_file))
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
+        raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
+    return cfg
