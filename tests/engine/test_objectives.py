@@ -28,7 +28,9 @@ def one_step(folder, model: str, *opts):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", ["resnet", "deeplab_downsampled", "deeplab_two_headed", "dino_sequential"])
+@pytest.mark.parametrize(
+    "model", ["resnet", "deeplab_downsampled", "deeplab_two_headed", "dino_sequential", "mask_dino_simple"]
+)
 def test_every_method_on_every_family(toy_data, tmp_path, model, method):
     trainer, batch, losses = one_step(tmp_path, model, "ATTACK.TRAIN.METHOD", method)
     assert all("image_clean" in item for item in batch) == (method != "adversarial")
