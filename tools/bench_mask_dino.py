@@ -108,7 +108,7 @@ def _jobs(
         with full_gradient(ours):
             return run()
 
-    def forward(model: torch.nn.Module, run: Callable[[], object]) -> object:
+    def without_gradient(run: Callable[[], object]) -> object:
         with torch.no_grad():
             return run()
 
@@ -121,7 +121,7 @@ def _jobs(
         return call
 
     jobs: dict[str, dict[str, Callable[[], object]]] = {
-        "inference": {"ours": evaluating(ours, lambda: forward(ours, lambda: ours.inference(images, None)))},
+        "inference": {"ours": evaluating(ours, lambda: without_gradient(lambda: ours.inference(images, None)))},
         "to the input, classes": {
             "ours": evaluating(ours, lambda: to_the_input(our_classes)),
             "ours, whole gradient": evaluating(ours, lambda: whole(lambda: to_the_input(our_classes))),
@@ -150,7 +150,7 @@ def _jobs(
     def official_maps(x: torch.Tensor) -> torch.Tensor:
         return torch.stack([result["sem_seg"] for result in official([{"image": image} for image in x])])
 
-    jobs["inference"]["official"] = evaluating(official, lambda: forward(official, lambda: official_maps(images)))
+    jobs["inference"]["official"] = evaluating(official, lambda: without_gradient(lambda: official_maps(images)))
     jobs["to the input, classes"]["official"] = evaluating(official, lambda: to_the_input(official_classes))
     jobs["to the input, label maps"]["official"] = evaluating(official, lambda: to_the_input(official_maps))
     jobs["training step"]["official"] = train(official, lambda: official(theirs))

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from part_robust.attacks.checks import CheckResult, failed, passed, skipped
+from part_robust.evaluation.statistics import wilson_interval
 
 BLACK_BOX = ("square",)
 FEW_IMAGES = 1000
@@ -48,14 +48,10 @@ def record_checks(
     return [result for result in found if result is not None]
 
 
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share, per cent (Wilson, 1927)."""
-    if total == 0:
-        return 0.0, 100.0
-    p, n = correct / total, total
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return 100.0 * max(centre - half, 0.0), 100.0 * min(centre + half, 1.0)
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """`wilson_interval` of 95 %, per cent."""
+    low, high = wilson_interval(correct, total)
+    return 100.0 * low, 100.0 * high
 
 
 def class_tiers(E: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -220,6 +216,8 @@ def check_intervals(E: Mapping[str, Any]) -> CheckResult:
         interval = value.get("interval")
         if not interval:
             return failed("C19", f"accuracy {name} has no interval")
+        if value["correct"] > total:
+            return failed("C19", f"{name} has {value['correct']} of {total} images right")
         expected = wilson(value["correct"], total)
         if max(abs(a - b) for a, b in zip(interval, expected, strict=True)) > 0.1:
             stated = _interval(interval)
