@@ -106,10 +106,24 @@ def group_norm(dim: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
 
 
+class HalvingConv2d(nn.Conv2d):
+    """3 x 3 convolution of stride 2 and padding 1: (N, C, H, W) -> (N, D, ceil(H / 2), ceil(W / 2)).
+
+    A map one pixel wide gets its zero column as an input: oneDNN's bfloat16 gradient of the weights reads memory that
+    nobody wrote where a kernel's outer columns meet padding only, and is then not finite. The output is the same.
+    """
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__(in_channels, dim, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1)) if x.shape[-1] == 1 else x)
+
+
 def input_projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequential:
     """Backbone feature -> level of the transformer, at half the resolution with stride 2."""
-    size = 1 if stride == 1 else 3
-    return nn.Sequential(nn.Conv2d(in_channels, dim, size, stride, size // 2), group_norm(dim))
+    conv = nn.Conv2d(in_channels, dim, 1) if stride == 1 else HalvingConv2d(in_channels, dim)
+    return nn.Sequential(conv, group_norm(dim))
 
 
 def content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
