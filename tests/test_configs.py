@@ -19,7 +19,7 @@ from part_robust.modeling.part_classifier import with_counts
 from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "car_parts", "quick_schedules")
+LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "car_parts", "quick_schedules")
 LEAVES = [
     path
     for folder in LEAF_FOLDERS

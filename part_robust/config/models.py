@@ -136,6 +136,9 @@ def _add_dino(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 1.0
     node.BOX_WEIGHT = 5.0
     node.GIOU_WEIGHT = 2.0
+    # "mean" over decoder layers, so that c_seg weighs parts against the class alike for any number of layers; or
+    # "thesis": the published sum. With 6 layers the weights are 24 in all, or 104 (decoder, denoising, encoder).
+    node.LOSS_SCALE = "mean"
     # Boxes per image in evaluation.
     node.MAX_DETECTIONS = 300
     # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or

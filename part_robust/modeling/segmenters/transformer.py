@@ -181,11 +181,13 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
 
 
 class Selected(NamedTuple):
-    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4)."""
+    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4), and
+    which of the S they are, int64 (N, Q)."""
 
     content: Tensor
     logits: Tensor
     boxes: Tensor
+    pixels: Tensor
 
 
 class QuerySelection(nn.Module):
@@ -239,7 +241,7 @@ class QuerySelection(nn.Module):
         # Pixels that are no proposal can be selected all the same; their box is the corner point (1, 1).
         start = boxes.logit().masked_fill(~valid[..., None], float("inf")).expand(images, -1, -1)
         boxes = (change.to(start.dtype) + start.gather(1, index.expand(-1, -1, 4))).sigmoid()
-        return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes)
+        return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes, index[..., 0])
 
     def select(self, scores: Tensor) -> Tensor:
         """Scores (N, S) -> int64 (N, Q)."""
