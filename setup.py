@@ -29,6 +29,10 @@ setup(
     packages=find_packages(include=["part_robust", "part_robust.*"]),
     package_data={"part_robust": ["py.typed"]},
     install_requires=runtime_requirements(),
-    # The official AutoAttack, to score a model with code that is not ours.
-    extras_require={"aa": ["pyautoattack>=0.2.0"]},
+    extras_require={
+        # The official AutoAttack, to score a model with code that is not ours.
+        "aa": ["pyautoattack>=0.2.0"],
+        # Backbones of timm (MODEL.TIMM).
+        "timm": ["timm>=1.0.20"],
+    },
 )
