@@ -38,6 +38,11 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # all gradients together is at most CLIP_VALUE (DINO: 0.1).
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Heads learn alone at first, on attacked images if ATTACK.TRAIN.ENABLED: the backbone keeps its weights and its
+    # statistics for so many epochs, 0 or more, then learns as everything else. For backbones that are robust already
+    # (docs/backbones.md). Sets BACKBONE_FREEZE_ITERS, as EPOCHS sets MAX_ITER.
+    cfg.SOLVER.BACKBONE_FREEZE_EPOCHS = 0.0
+    cfg.SOLVER.BACKBONE_FREEZE_ITERS = 0
     _add_training(cfg)
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()

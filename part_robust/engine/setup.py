@@ -69,6 +69,11 @@ def check_training(cfg: CfgNode) -> None:
         ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
     """
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    solver = cfg.SOLVER
+    if solver.BACKBONE_FREEZE_EPOCHS < 0 or solver.BACKBONE_FREEZE_ITERS < 0:
+        raise ValueError("SOLVER.BACKBONE_FREEZE_EPOCHS and BACKBONE_FREEZE_ITERS must not be negative")
+    if solver.BACKBONE_FREEZE_EPOCHS > 0 and solver.BACKBONE_FREEZE_ITERS == 0:
+        raise ValueError("SOLVER.BACKBONE_FREEZE_EPOCHS needs SOLVER.EPOCHS; without it set BACKBONE_FREEZE_ITERS")
     if pieces < 1:
         raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, is {pieces}")
     if cfg.SOLVER.IMS_PER_BATCH % (world * pieces):
@@ -125,6 +130,8 @@ def set_schedule(cfg: CfgNode) -> None:
         return max(round(epochs * images / cfg.SOLVER.IMS_PER_BATCH), 1)
 
     cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.EPOCHS)
+    if cfg.SOLVER.BACKBONE_FREEZE_EPOCHS > 0:
+        cfg.SOLVER.BACKBONE_FREEZE_ITERS = iterations(cfg.SOLVER.BACKBONE_FREEZE_EPOCHS)
     cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEP_EPOCHS)
     # Rounded up from the end, or the last evaluation would come a few iterations before the final one.
     evaluations = max(round(cfg.SOLVER.EPOCHS / cfg.SOLVER.EVAL_EPOCHS), 1)

@@ -169,7 +169,7 @@ def test_what_cannot_be_is_said_in_a_sentence():
         (r"convnext_tinyy", ["convnext_tinyy", []], []),
         (r"MODEL\.TIMM\.OPTIONS of convnext_tiny: .*widht", ["convnext_tiny", [["widht", 3]]], []),
         (r"strides \[16, 16, 16\]", ["vit_tiny_patch16_224", []], []),
-        (r"may name res1, res2, res3, res4, res5, not p5", RESNET, ["MODEL.RESNETS.OUT_FEATURES", ["p5"]]),
+        (r"may name res2, res3, res4, res5, not p5", RESNET, ["MODEL.RESNETS.OUT_FEATURES", ["p5"]]),
     ):
         with pytest.raises(ValueError, match=message):
             build(kind, *more)
