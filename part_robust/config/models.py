@@ -7,6 +7,9 @@ from detectron2.config import CfgNode
 
 def add_model(cfg: CfgNode) -> None:
     """MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    # What MODEL.WEIGHTS had learned from when the training began, in words, for records and leaderboards, such as
+    # "ImageNet-1k" or "none". Nothing checks it: change it together with the weights.
+    cfg.MODEL.PRETRAINING = ""
     node = cfg.MODEL.PART_CLASSIFIER = CfgNode()
     # Object classes C and parts P (without background). 0 reads them from the first training set.
     node.NUM_CLASSES = 0
