@@ -83,6 +83,15 @@ def test_unknown_key_and_missing_file_are_named():
         get_part_robust_cfg("nowhere.yaml")
 
 
+def test_radii_as_the_literature_writes_them():
+    opts = ["TEST.EPS", "8/255", "ATTACK.TRAIN.STEP_SIZE", "0.5/255", "OUTPUT_DIR", "4/255"]
+    cfg = get_part_robust_cfg(None, opts)
+    assert (cfg.TEST.EPS, cfg.ATTACK.TRAIN.STEP_SIZE, cfg.OUTPUT_DIR) == (8.0, 0.5, "4/255")
+    assert get_part_robust_cfg(None, ["TEST.EPS", 8.0]).TEST.EPS == 8.0
+    with pytest.raises(ValueError, match="TEST.EPS"):
+        get_part_robust_cfg(None, ["TEST.EPS", "8/256"])
+
+
 def test_attack_specs():
     cfg = get_part_robust_cfg(None, ["ATTACK.SPECS.pgd20.STEPS", 7])
     assert build_attack(attack_spec(cfg, "pgd20")).steps == 7

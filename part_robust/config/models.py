@@ -6,7 +6,10 @@ from detectron2.config import CfgNode
 
 
 def add_model(cfg: CfgNode) -> None:
-    """MODEL.TIMM, MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    """MODEL.PRETRAINING, MODEL.TIMM, MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    # What MODEL.WEIGHTS had learned from when the training began, in words, for records and leaderboards, such as
+    # "ImageNet-1k" or "none". Nothing checks it: change it together with the weights.
+    cfg.MODEL.PRETRAINING = ""
     # Backbones of timm (docs/backbones.md), with MODEL.BACKBONE.NAME "build_timm_backbone". MODEL.RESNETS.OUT_FEATURES,
     # RES5_DILATION (2: res5 at stride 16, where the model can) and NORM (of its batch norms, if it has any) hold for
     # them too, as does MODEL.BACKBONE.FREEZE_AT.

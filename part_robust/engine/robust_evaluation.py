@@ -262,7 +262,7 @@ def _identity(
         node = cfg[name].clone()
         node.defrost()
         if name == "MODEL":
-            node.WEIGHTS = node.DEVICE = ""
+            node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     attacks = {

@@ -25,7 +25,7 @@ from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
-from part_robust.evaluation.report import build_record, results_table, write_json
+from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.part_classifier import training_objective, with_counts
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     else:
         build_tiers(cfg), build_curve(cfg)
+        if cfg.TEST.AUDIT and not cfg.TEST.TIER:
+            raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
     cfg.freeze()
     return cfg
 
@@ -190,6 +192,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
+        parameters=parameter_counts(model),
+        pretraining=cfg.MODEL.PRETRAINING,
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)

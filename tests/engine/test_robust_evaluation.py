@@ -67,6 +67,7 @@ OPTS = [
     *("TEST.EPS", 12.0),
     *("TEST.EPS_CURVE", (0, 4, 12)),
     *("TEST.SAVE_ADVERSARIALS", "npz"),
+    *("MODEL.PRETRAINING", "of nothing"),
 ]
 
 
@@ -87,6 +88,9 @@ def test_record_and_files(finished, weights):
     assert record["reported"] == results["classification_screen"]["accuracy"] < record["clean_acc"]
     assert record["unreliable"] == (not evaluation["reportable"])
     assert record["architecture"] == "DeepLabSegmenter + TwoHeadedHead"
+    state = torch.load(weights)["model"]
+    count = sum(value.numel() for name, value in state.items() if "running" not in name and "tracked" not in name)
+    assert record["parameters"] == record["trainable_parameters"] == count and record["pretraining"] == "of nothing"
     assert record["attacks"]["apgd_ce"]["threat_model"]["eps"] == 12.0
     assert record["attacks"]["eps_curve_4"]["threat_model"]["eps"] == 4.0
     assert "apgd_part_loss" not in record["attacks"], "for detectors"
@@ -154,7 +158,15 @@ def test_verification_in_a_fresh_process(finished):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "toy_val screen: 12 images" in done.stdout and "toy_val parts: 12 images" in done.stdout
     record = json.loads((folder / "robustness.json").read_text())
-    assert record["evaluation"]["toy_val"]["rescored"] == {"images": 24, "mismatches": 0}
+    rescored = record["evaluation"]["toy_val"]["rescored"]
+    assert (rescored["images"], rescored["mismatches"], rescored["before"]["status"]) == (24, 0, "pass")
+    assert c5(folder)["status"] == "pass" and "fresh process" in c5(folder)["sentence"]
+
+
+def c5(folder: Path) -> dict:
+    record = json.loads((folder / "robustness.json").read_text())
+    (check,) = [check for check in record["evaluation"]["toy_val"]["checks"] if check["id"] == "C5"]
+    return check
 
 
 def tamper(path: Path, **changes) -> bytes:
@@ -170,6 +182,8 @@ def tamper(path: Path, **changes) -> bytes:
 def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     folder, _, _ = finished
     path = sorted((folder / "adversarials_toy_val" / "screen").glob("batch_*.npz"))[0]
+    assert verify([str(folder)]) == 0
+    before = (folder / "robustness.json").read_text()
     for changes, words in (
         ({"prediction": lambda x: (x + 1) % 3}, "when it was saved"),
         ({"images": lambda x: x + 30.0}, "outside the threat model"),
@@ -178,11 +192,16 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
         original = tamper(path, **changes)
         try:
             assert verify([str(folder)]) == 1
+            assert c5(folder)["status"] == "fail"
         finally:
             path.write_bytes(original)
         assert words in capsys.readouterr().err
     moved = path.rename(tmp_path / path.name)
     assert verify([str(folder)]) == 1
+    record = json.loads((folder / "robustness.json").read_text())
+    verdict = record["evaluation"]["toy_val"]["verdict"]
+    assert record["unreliable"] and verdict.startswith("not reportable") and "C5 1 of" in verdict
+    assert "C5 1 of" in (folder / "report.md").read_text()
     assert "12 were evaluated" in capsys.readouterr().err
     moved.rename(path)
     other = tmp_path / "other.pth"
@@ -191,6 +210,7 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     assert "SHA-256" in capsys.readouterr().err
     assert verify([str(tmp_path)]) == 2
     assert verify([str(folder)]) == 0
+    assert (folder / "robustness.json").read_text() == before, "nothing is left of the findings"
 
 
 @pytest.mark.parametrize(
