@@ -6,9 +6,10 @@
     python tools/reproduce.py --suite thesis_3 --dry-run                # what would run, what is finished
     python tools/reproduce.py part_shapes_deeplab --only deeplab_pixel --only resnet50 SOLVER.EPOCHS 1
 
-Each model is trained on clean images, then goes on adversarially; both are evaluated clean and attacked. Interrupted,
-it goes on where it was; runs that are finished are not repeated; one that fails leaves the others alone, and the exit
-code is 1 then. KEY VALUE pairs change the config of every run.
+Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
+the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
+evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated; one that
+fails leaves the others alone, and the exit code is 1 then. KEY VALUE pairs change the config of every run.
 """
 
 import argparse
@@ -17,76 +18,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from run_tables import Tables
 from suites import SUITES, TABLES, Run, suite_runs, table_runs
 from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.experiment import finished_record
 from part_robust.engine.launch import sentence
 from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, state
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = {
-    "acc.": ("classification", "accuracy"),
-    "pixel acc.": ("part_seg", "pixel_accuracy"),
-    "AP": ("part_box", "AP"),
-    "AP50": ("part_box", "AP50"),
-    "mask AP": ("part_mask", "AP"),
-}
-
-
-def headers(record: dict) -> list[str]:
-    """Titles of a table's columns; all its runs are under the same attacks."""
-    return [
-        "model",
-        "supervision",
-        "training",
-        *(f"{m}, {on}" for m in METRICS for on in ("clean", *record["attacks"])),
-    ]
-
-
-def numbers(record: dict) -> list[float | None]:
-    """Cells of a row: each metric on clean images and under each attack; None where a model has no such metric."""
-    (tasks,) = record["results"].values()
-    return [
-        tasks.get(task + suffix, {}).get(metric)
-        for task, metric in METRICS.values()
-        for suffix in ("", *(f"_{attack}" for attack in record["attacks"]))
-    ]
-
-
-def without_empty(rows: Sequence[list], titles: Sequence[str]) -> tuple[list[list], list[str]]:
-    """The table without columns that no row has a number for."""
-    keep = [i for i in range(len(titles)) if any(row[i] is not None for row in rows)]
-    return [[row[i] for i in keep] for row in rows], [titles[i] for i in keep]
-
-
-def notes(cells: Sequence[str], record: dict) -> list[str]:
-    """What must be known beside a row's numbers: images, attack, warnings."""
-    ((dataset, tasks),) = record["results"].items()
-    images = int(next(iter(tasks.values()))["num_images"])
-    lines = [
-        f"Percent, {images} images of {dataset}; attack {attack}: {settings}"
-        for attack, settings in record["attacks"].items()
-    ]
-    lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]
-    return lines
-
-
-def write_table(runs: Sequence[Run], path: Path) -> None:
-    """The table of all runs that are finished; an interrupted one is worth something too."""
-    rows: list[list] = []
-    footnotes: dict[str, None] = {}  # in order, each once
-    for run in runs:
-        record = finished_record(run.phase)
-        if record is not None:
-            rows.append([*run.cells, *numbers(record)])
-            titles = headers(record)
-            footnotes.update(dict.fromkeys(notes(run.cells, record)))
-    if rows:
-        table = tabulate(*without_empty(rows, titles), tablefmt="github", floatfmt=".1f", missingval="-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([table, "", *(f"- {line}" for line in footnotes), ""]))
 
 
 def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
@@ -106,6 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", default="", metavar="FOLDER", help="holds all runs, instead of the configs' folders"
     )
+    parser.add_argument("--no-figures", action="store_true", help="leave out the suite's pictures of predictions")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run and what is finished")
     args = parser.parse_intermixed_args(arguments)
     args.table = None if args.suite else (args.words.pop(0) if args.words else None)
@@ -118,6 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, is {args.jobs}")
     args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []
+    args.output = os.path.abspath(args.output) if args.output else ""
     os.chdir(ROOT)
     try:
         if args.suite:
@@ -138,17 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if any(run.table.startswith("part_shapes") for run in runs):
         make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")
-    path = Path(args.output or "output", "-".join([args.suite or args.table, *args.only]) + ".md")
+    if args.suite:
+        # All of the suite's runs: a call with --only completes the tables of another one.
+        folder = Path(args.output or f"output/{args.suite}", "tables")
+        tables = Tables(suite_runs(args.suite, (), args.words, args.output), folder, "tables", of_thesis=True)
+    else:
+        tables = Tables(runs, Path(args.output or "output"), "-".join([args.table, *args.only]))
 
     def done(outcome: Outcome) -> None:
         if outcome.state == "finished":
-            write_table(runs, path)
+            tables.write()
 
     processes = args.jobs or default_processes(jobs, args.devices)
     print(f"{len(runs)} runs, {processes} at a time", flush=True)
     outcomes = run_jobs(jobs, processes, args.devices, lambda line: print(line, flush=True), done)
-    if path.is_file():
-        print(f"\n{path.read_text()}\ntable: {path}")
+    if tables.markdown.is_file():
+        print(f"\n{tables.markdown.read_text()}\ntables: {tables.markdown}")
+    if args.suite and not args.no_figures:
+        # After the runs: matplotlib is slow to import and not needed before.
+        from thesis_figures import draw_figures
+
+        for path in draw_figures(tables.records, tables.folder):
+            print(f"figure: {path}")
     bad = [outcome for outcome in outcomes if outcome.state != "finished"]
     for outcome in bad:
         where = f" (log: {outcome.job.console})" if outcome.state == "failed" else ""

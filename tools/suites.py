@@ -63,12 +63,14 @@ class Suite:
         tables: names of TABLES, with the leaf configs that are taken of each, or () for all.
         overrides: by training, KEY VALUE pairs for all its runs.
         by_model: by leaf config and training, KEY VALUE pairs on top of these.
+        variants: by leaf config, what is added to its name for one more adversarial training from its clean one.
         own_folder: runs do not share the folders of the configs, as the overrides make them other runs.
     """
 
     tables: Mapping[str, Sequence[str]]
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     by_model: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
     own_folder: bool = False
 
 
@@ -96,12 +98,13 @@ SUITES = {
             "part_imagenet_dino": (),
         }
     ),
-    # Tables 3.1, 3.3 and 3.4.
+    # Tables 3.1 to 3.4.
     "thesis_3": Suite(
         {
             "paco_deeplab": ("resnet50", "deeplab_downsampled", "deeplab_two_headed"),
             "paco_mask_dino": ("mask_dino_simple_learned_1layer", "mask_dino_simple_fixed_9layers", *C_SEG),
-        }
+        },
+        variants={"deeplab_two_headed": "_5steps", "mask_dino_simple_fixed_9layers": "_5steps"},
     ),
 }
 
@@ -159,8 +162,15 @@ def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), fo
                     *opts,  # the user has the last word
                 ]
                 found.append(_run(table, leaf, leaves[leaf], training, overrides, folder))
+            if variant := suite.variants.get(leaf):
+                found.append(_run(table, leaf, leaves[leaf], "adversarial", overrides, folder, variant))
     _check(name, only, {run.leaf for run in found})
-    return [run for run in found if not only or run.leaf in only]
+    # A variant goes with what it is one of.
+    return [
+        run
+        for run in found
+        if not only or any(run.leaf in (leaf, leaf + suite.variants.get(leaf, "")) for leaf in only)
+    ]
 
 
 def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:
@@ -174,15 +184,25 @@ def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:
     ]
 
 
-def _run(table: str, leaf: str, cells: tuple[str, str], training: str, opts: Sequence[str], folder: str) -> Run:
-    config = f"configs/{TABLES[table][0]}/{leaf}{TRAININGS[training]}.yaml"
+def _run(
+    table: str,
+    leaf: str,
+    cells: tuple[str, str],
+    training: str,
+    opts: Sequence[str],
+    folder: str,
+    variant: str = "",
+) -> Run:
+    name = leaf + variant + TRAININGS[training]
     opts = list(opts)
     if folder:
         # As in the configs: an adversarial training begins from the clean one's best weights.
         if training == "adversarial":
             opts = ["MODEL.WEIGHTS", str(PurePosixPath(folder, leaf, "model_best.pth")), *opts]
-        opts = ["OUTPUT_DIR", str(PurePosixPath(folder, leaf + TRAININGS[training])), *opts]
-    return Run(table, leaf, (*cells, training), Phase(f"{leaf}{TRAININGS[training]}", config, opts))
+        opts = ["OUTPUT_DIR", str(PurePosixPath(folder, name)), *opts]
+    cells = (cells[0] + variant.replace("_", ", "), cells[1])
+    phase = Phase(name, f"configs/{TABLES[table][0]}/{name}.yaml", opts)
+    return Run(table, leaf + variant, (*cells, training), phase)
 
 
 def _check(name: str, only: Sequence[str], known: Sequence[str] | Mapping[str, str] | set[str]) -> None:

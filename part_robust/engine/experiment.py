@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from part_robust.engine.launch import launch, sentence
 from part_robust.engine.phases import train_phase
 from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
+from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.html_report.schema import evaluations
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +90,69 @@ def _finished(output: Path, fingerprint: str) -> dict | None:
     return content["record"] if content["config"] == fingerprint else None
 
 
-def headline(record: dict) -> dict[str, float | None]:
-    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set; the attacked
-    values are the smallest over the record's attacks."""
-    (tasks,) = record["results"].values()
+@dataclass(frozen=True)
+class Measured:
+    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50"); absent or None
+    where a model has no such metric.
 
-    def value(task: str, metric: str, names: Sequence[str]) -> float | None:
-        found = [tasks[f"{task}{name}"][metric] for name in names if f"{task}{name}" in tasks]
-        return min(found) if found else None
+    Attributes:
+        clean: on clean images.
+        attacked: all on the same attacked images.
+        attack: what attacked them; "" for nothing.
+    """
 
-    attacked = [f"_{name}" for name in record["attacks"]]
+    clean: Mapping[str, float | None] = field(default_factory=dict)
+    attacked: Mapping[str, float | None] = field(default_factory=dict)
+    attack: str = ""
+
+
+def matrix(record: Mapping) -> list[dict]:
+    """Every metric on clean images and under each attack or tier, of a record with one data set.
+
+    Rows are {"attack", "head", metrics}, the first one of "clean" images; `head` is what the attack aimed at. Class
+    accuracies of tiers are those of the worst case per image.
+    """
+    (E,) = evaluations(record).values()
+    tiers = class_tiers(E)
+    rows = [dict(row) for row in E["attack_matrix"]]
+    for row in rows:
+        if row["attack"] in tiers:
+            row["accuracy"] = tiers[row["attack"]]["robust"]["accuracy"]
+    return rows
+
+
+def measured(record: Mapping, attack: str = "") -> Measured:
+    """
+    Args:
+        record: of one data set, with or without tiers.
+        attack: name of an attack or a tier; "" for the one that leaves the least of what the model is for: of the class
+            accuracy among attacks on the class, or without a class head of the pixel accuracy.
+    """
+    clean, *attacked = matrix(record)
+    if attack:
+        attacked = [row for row in attacked if row["attack"] == attack]
+    metric = "pixel_accuracy" if clean["accuracy"] is None else "accuracy"
+    candidates = [row for row in attacked if row[metric] is not None]
+    if metric == "accuracy" and not attack:
+        # An attack on the parts says nothing about how robust the class is.
+        candidates = [row for row in candidates if row["head"] == "class"]
+    worst = min(candidates, key=lambda row: row[metric], default=None)
+    return Measured(clean, worst or {}, worst["attack"] if worst else "")
+
+
+def headline(record: Mapping) -> dict[str, float | None]:
+    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set, with or without
+    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks."""
+    clean, *attacked = matrix(record)
+
+    def least(metric: str, rows: Sequence[Mapping]) -> float | None:
+        return min((row[metric] for row in rows if row[metric] is not None), default=None)
+
     return {
-        "clean accuracy": value("classification", "accuracy", [""]),
-        "robust accuracy": value("classification", "accuracy", attacked),
-        "clean pixel accuracy": value("part_seg", "pixel_accuracy", [""]),
-        "attacked pixel accuracy": value("part_seg", "pixel_accuracy", attacked),
+        "clean accuracy": clean["accuracy"],
+        "robust accuracy": least("accuracy", [row for row in attacked if row["head"] == "class"]),
+        "clean pixel accuracy": clean["pixel_accuracy"],
+        "attacked pixel accuracy": least("pixel_accuracy", attacked),
     }
 
 
