@@ -1,6 +1,6 @@
 """Pictures for people: part masks over images, perturbations, and grids of panels.
 
-Letters: H, W pixels, P parts.
+Letters: H, W pixels, P parts, D boxes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,32 @@ def overlay_parts(image: np.ndarray, labels: np.ndarray, num_parts: int, strengt
     stripes = (labels > num_parts) & ((rows + columns) % 8 < 3)
     result[stripes] = 128.0
     return result.round().astype(np.uint8)
+
+
+def overlay_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, num_parts: int) -> np.ndarray:
+    """Frames of part boxes over an image, the first ones on top.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        boxes: (D, 4) XYXY, pixels; what lies outside is cut.
+        labels: int (D,), 0..P-1.
+        num_parts: P.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    result = image.copy()
+    height, width = image.shape[:2]
+    line = max(round(max(height, width) / 112), 1)
+    colors = part_colors(num_parts)
+    for (x0, y0, x1, y1), label in zip(boxes[::-1].round().astype(int), labels[::-1], strict=True):
+        left, right = np.clip((x0, max(x1, x0 + 1)), 0, width)
+        top, bottom = np.clip((y0, max(y1, y0 + 1)), 0, height)
+        frame = np.zeros((height, width), dtype=bool)
+        frame[top:bottom, left:right] = True
+        frame[top + line : bottom - line, left + line : right - line] = False
+        result[frame] = colors[label]
+    return result
 
 
 def amplify(perturbation: np.ndarray, eps: float) -> np.ndarray:

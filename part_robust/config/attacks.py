@@ -191,6 +191,8 @@ def add_test(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True
+    # --eval-only looks at so many images of each data set, the same ones for every model; 0: all. The record says so.
+    cfg.TEST.NUM_IMAGES = 0
     # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
     # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
     cfg.TEST.TIER = ""

@@ -81,7 +81,7 @@ class PartDatasetMapper:
         # interpolation whose pixel centres lie elsewhere.
         masks = [transforms.apply_segmentation(mask) for mask in masks]
         ignore = transforms.apply_segmentation(ignore) if ignore is not None else None
-        content = _content_size(transforms)
+        content = content_size(transforms)
 
         result = {key: record[key] for key in ("file_name", "image_id", "class_id", "part_supervision")}
         result["height"], result["width"] = image.shape[:2]
@@ -180,7 +180,7 @@ def read_image(record: dict) -> np.ndarray:
     path = record["file_name"]
     try:
         with Image.open(path) as file:
-            return np.asarray(_to_rgb(_select(file, record)))
+            return np.asarray(to_rgb(_select(file, record)))
     except Exception as error:  # Pillow raises many types for a broken file; all of them mean this image
         raise ValueError(f"image {path} (image_id {record['image_id']}): {error}") from error
 
@@ -207,7 +207,11 @@ def _select(file: Image.Image, record: dict) -> Image.Image:
     return turned
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """
+    Raises:
+        ValueError: pixels of 32 bits.
+    """
     # Pillow's own conversion of these clips at 255.
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -216,10 +220,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _content_size(transform: T.Transform) -> tuple[int, int] | None:
+def content_size(transform: T.Transform) -> tuple[int, int] | None:
     """Image part of a letterbox, if a transform somewhere in the (nested) list is one."""
     if isinstance(transform, T.TransformList):
-        return next(filter(None, map(_content_size, transform.transforms)), None)
+        return next(filter(None, map(content_size, transform.transforms)), None)
     return getattr(transform, "content_size", None)
 
 

@@ -1,20 +1,30 @@
-"""Several runs one after the other, each only if its result is not there yet: the demo and the tables of the docs."""
+"""One training and its evaluation, only if its result is not there yet: what the demo and the tables are made of.
+
+python -m part_robust.engine.experiment --config-file configs/part_shapes/resnet50.yaml [KEY VALUE ...]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
+from part_robust.config import get_part_robust_cfg
+from part_robust.engine.launch import launch, sentence
 from part_robust.engine.phases import train_phase
-from part_robust.engine.setup import evaluate, setup
+from part_robust.engine.robust_evaluation import resumed_weights
+from part_robust.engine.setup import complete_config, evaluate, setup
 
 logger = logging.getLogger(__name__)
+
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -35,28 +45,47 @@ class Phase:
 def run_phase(phase: Phase) -> dict:
     """Trains (from its last checkpoint if it was interrupted), evaluates, and returns the record of robustness.json.
 
-    A record made with another config is not taken for this run's.
+    A record made with another config is not taken for this run's. Raises as `setup`.
     """
-    opts = [str(value) for value in phase.opts]
-    arguments = ["--config-file", phase.config_file]
-    cfg = setup(default_argument_parser().parse_args([*arguments, *opts]))
+    cfg = setup(_arguments(phase))
     output = Path(cfg.OUTPUT_DIR)
-    finished = output / "finished.json"
     fingerprint = cfg.dump()
-    if finished.is_file():
-        record = json.loads(finished.read_text())
-        if record["config"] == fingerprint:
-            logger.info("%s: already there (%s)", phase.title, finished)
-            return record["record"]
+    record = _finished(output, fingerprint)
+    if record is not None:
+        logger.info("%s: already there (%s)", phase.title, output / FINISHED)
+        return record
     logger.info("%s: training in %s", phase.title, output)
     best = train_phase(cfg, restart=True)
-    arguments = [*arguments, "--eval-only"]
-    evaluate(setup(default_argument_parser().parse_args([*arguments, *opts, "MODEL.WEIGHTS", str(best)])))
+    evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]))
+    # The journal of an interrupted evaluation is of these weights: the training was done before it began.
+    evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
     record = json.loads((output / "robustness.json").read_text())
-    temporary = finished.with_suffix(".tmp")
+    temporary = (output / FINISHED).with_suffix(".tmp")
     temporary.write_text(json.dumps({"config": fingerprint, "record": record}))
-    os.replace(temporary, finished)
+    os.replace(temporary, output / FINISHED)
     return record
+
+
+def finished_record(phase: Phase) -> dict | None:
+    """The record of a phase that is done with this very config, or None. Raises as `complete_config`, but only where
+    there is a record to compare with."""
+    output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
+    if not (output / FINISHED).is_file():
+        return None
+    return _finished(output, complete_config(_arguments(phase)).dump())
+
+
+def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.Namespace:
+    words = ["--config-file", phase.config_file, *flags, *(str(value) for value in phase.opts), *opts]
+    return default_argument_parser().parse_args(words)
+
+
+def _finished(output: Path, fingerprint: str) -> dict | None:
+    try:
+        content = json.loads((output / FINISHED).read_text())
+    except FileNotFoundError:
+        return None
+    return content["record"] if content["config"] == fingerprint else None
 
 
 def headline(record: dict) -> dict[str, float | None]:
@@ -75,3 +104,17 @@ def headline(record: dict) -> dict[str, float | None]:
         "clean pixel accuracy": value("part_seg", "pixel_accuracy", [""]),
         "attacked pixel accuracy": value("part_seg", "pixel_accuracy", attacked),
     }
+
+
+def _main(args: argparse.Namespace) -> None:
+    phase = Phase(Path(args.config_file).stem, args.config_file, args.opts)
+    try:
+        complete_config(_arguments(phase))
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        # What a user can mend needs a sentence, not a traceback.
+        sys.exit(sentence(error))
+    run_phase(phase)
+
+
+if __name__ == "__main__":
+    launch(_main, default_argument_parser().parse_args())

@@ -177,7 +177,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         results, warnings, attacks, shown = found.results, found.warnings, found.attacks, found.shown
         evaluations = found.evaluations
     else:
-        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
+        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks, samples=True)
     if not comm.is_main_process():
         return OrderedDict()
     node = cfg.MODEL.PART_CLASSIFIER

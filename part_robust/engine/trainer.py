@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
 from part_robust.config import attack_spec
 from part_robust.data import PartDatasetMapper
+from part_robust.data.sample import evaluated_records
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import begin_at, build_stream_loader
@@ -197,14 +198,17 @@ class PartTrainer(DefaultTrainer):
         dataset_names: tuple[str, ...],
         attacks: dict[str, Attack],
         evaluators: list | None = None,
+        samples: bool = False,
     ) -> tuple[OrderedDict, dict[str, list[str]]]:
-        """Clean and attacked results, and warnings, by data set."""
+        """Clean and attacked results, and warnings, by data set; of TEST.NUM_IMAGES images if `samples`."""
         results: OrderedDict = OrderedDict()
         warnings = {}
         for index, name in enumerate(dataset_names):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            loader = cls.build_test_loader(cfg, name)
-            results[name], warnings[name] = evaluate_under_attacks(model, loader, evaluator, attacks)
+            records, notes = evaluated_records(cfg, name) if samples else (None, [])
+            loader = cls.build_test_loader(cfg, name, records)
+            results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
+            warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]
             if cut and cuts_gradient(model):
                 warnings[name].append(

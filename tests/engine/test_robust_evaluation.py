@@ -15,6 +15,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
+from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
@@ -227,3 +228,27 @@ def test_tiers_of_the_config(toy_data):
     assert tiers["thesis"].attacks["pgd100x5"].restarts == 5
     curve = build_curve(tiny_cfg("resnet", "TEST.TIER", "screen", "TEST.EPS_CURVE", (8, 0, 2, 8)))
     assert {eps: attack.threat_model.eps for eps, attack in curve.items()} == {0.0: 0.0, 2.0: 2.0, 8.0: 8.0}
+
+
+def test_a_sample_of_the_images(config, tmp_path):
+    """The same images with and without tiers, and the record says that they are a sample."""
+    notes, accuracies = [], []
+    for name, opts in {"tiers": ["TEST.TIER", "screen"], "attacks": ["ATTACK.EVAL", ["fgsm"]]}.items():
+        results = evaluate(config(tmp_path / name, *opts, "TEST.NUM_IMAGES", 4))
+        assert results["classification"]["num_images"] == 4  # one of which has no part labels
+        assert results["part_seg"]["num_images"] == 3
+        record = json.loads((tmp_path / name / "robustness.json").read_text())
+        notes.append(record["warnings"]["toy_val"][0])
+        accuracies.append(results["classification"]["accuracy"])
+    assert notes[0] == notes[1] and "a sample of 4 of the" in notes[0] and accuracies[0] == accuracies[1]
+
+
+def test_samples_are_nested_and_of_image_ids_alone():
+    records = [{"image_id": number} for number in range(50)]
+    small, large = sample_records(records, 10), sample_records(records, 20)
+    assert len(small) == 10 and len(large) == 20 and all(record in large for record in small)
+    turned = sample_records(records[::-1], 10)
+    assert turned == small[::-1]
+    assert sample_records(records, 0) == sample_records(records, 99) == records
+    with pytest.raises(ValueError, match=r"TEST\.NUM_IMAGES"):
+        sample_records(records, -1)

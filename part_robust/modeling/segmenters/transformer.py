@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
 
 
@@ -50,7 +50,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens, reference: Tensor) -> Tensor:
         attended = self.self_attn(x + tokens.position, reference, x, tokens.shapes, tokens.padding)
         x = self.norm1(x + attended)
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Encoder(nn.Module):
@@ -97,7 +97,7 @@ class DecoderLayer(nn.Module):
         attended, _ = self.self_attn(query, query, x, attn_mask=attention_mask, need_weights=False)
         x = self.norm2(x + attended)
         x = self.norm1(x + self.cross_attn(x + position, reference, memory, tokens.shapes, tokens.padding))
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Decoder(nn.Module):
