@@ -118,8 +118,8 @@ def check_backbone(cfg: CfgNode, layout: str) -> None:
         raise ValueError(f"layout {layout} was trained on RGB, INPUT.FORMAT is {cfg.INPUT.FORMAT}")
     if layout == "torchvision" and cfg.MODEL.RESNETS.STRIDE_IN_1X1:
         raise ValueError(
-            "torchvision's ResNets stride in the 3x3 convolution: with MODEL.RESNETS.STRIDE_IN_1X1 True the same weights "
-            "would load and compute something else, set it False"
+            "torchvision's ResNets stride in the 3x3 convolution: with MODEL.RESNETS.STRIDE_IN_1X1 True the same "
+            "weights would load and compute something else, set it False"
         )
 
 
