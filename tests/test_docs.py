@@ -12,18 +12,23 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.config import get_part_robust_cfg
+from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_attack
+from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.engine import train
+from part_robust.engine.robust_evaluation import build_tiers
 from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
+from tests.attacks.check_models import Honest, make_images
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 
-TEXT_FOLDER = Path(__file__).resolve().parent.parent / "docs"
-CONFIGS = TEXT_FOLDER.parent / "configs"
-TEXT = (TEXT_FOLDER / "extending.md").read_text()
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+CONFIGS = DOCS.parent / "configs"
+TEXT = (DOCS / "extending.md").read_text()
+ATTACKS = (DOCS / "attacks.md").read_text()
 PIECES = re.findall(r"```python\n(.+?)```", TEXT, re.DOTALL)
-REGISTRIES = (CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY)
+SETTINGS = re.findall(r"```yaml\n(.+?)```", TEXT, re.DOTALL)
+REGISTRIES = (CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY, ATTACK_REGISTRY)
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def my_parts(tmp_path, monkeypatch):
 
 
 def test_pieces_are_short():
-    assert len(PIECES) >= 2 and all(len(piece.splitlines()) < 40 for piece in PIECES)
+    assert len(PIECES) >= 3 and all(len(piece.splitlines()) < 40 for piece in PIECES)
 
 
 def test_they_train_and_are_attacked(my_parts, toy_data, tmp_path):
@@ -48,10 +53,44 @@ def test_they_train_and_are_attacked(my_parts, toy_data, tmp_path):
     (names,) = re.findall(r"PART_CLASSIFIER: \{SEGMENTER: \"(\w+)\", HEAD: \"(\w+)\"\}", TEXT)
     opts = ["MODEL.PART_CLASSIFIER.SEGMENTER", names[0], "MODEL.PART_CLASSIFIER.HEAD", names[1]]
     cfg = run_cfg(tmp_path, *ADVERSARIAL, *opts, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2, model="deeplab_segmenter")
+    cfg = with_settings_of_the_page(cfg, tmp_path)
+    cfg.ATTACK.EVAL_DURING_TRAINING = ["pgd20", "momentum"]
     results = train(cfg)
-    assert {"classification", "classification_pgd20", "part_seg", "part_seg_pgd20"} <= set(results)
+    tasks = {f"{task}{suffix}" for task in ("classification", "part_seg") for suffix in ("", "_pgd20", "_momentum")}
+    assert tasks <= set(results)
     model = PartTrainer.build_model(cfg)
     assert (type(model.segmenter).__name__, type(model.head).__name__) == names
+
+
+def with_settings_of_the_page(cfg, folder):
+    """What the page names attack and tier by."""
+    (folder / "page.yaml").write_text(SETTINGS[1])
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_file(str(folder / "page.yaml"))
+    return cfg
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+def test_the_attack_is_one(my_parts, tmp_path, objective):
+    cfg = get_part_robust_cfg(None, ["IMPORTS", [my_parts], "MODEL.PART_CLASSIFIER.HEAD", "LinearHead"])
+    import_modules(cfg)
+    cfg = with_settings_of_the_page(cfg, tmp_path)
+    cfg.TEST.TIER = "mine"
+    (tier,) = build_tiers(cfg)
+    assert list(tier.attacks) == ["apgd_ce", "momentum"] and type(tier.attacks["momentum"]).__name__ == "MomentumPGD"
+    with attack_view(Honest()) as view, torch.no_grad():
+        images = make_images(12)
+        labels = view(images).argmax(dim=1)
+        found = {}
+        for early in (True, False):
+            spec = attack_spec(cfg, "momentum")
+            attack = build_attack(spec, EARLY_STOP=early, EPS=1.0, STEP_SIZE=0.3, OBJECTIVE=objective, COMPACT_EVERY=2)
+            with torch.enable_grad():
+                found[early] = attack(view, images, labels, keys=torch.arange(12))  # verifies the threat model
+        assert 0 < found[False].fooled.sum() < 12
+        assert torch.equal(found[True].fooled, found[False].fooled) and found[True].forwards < found[False].forwards
+        assert torch.equal(view(found[False].images).argmax(dim=1) != labels, found[False].fooled)
 
 
 def test_a_module_that_is_not_there_is_named():
@@ -59,7 +98,7 @@ def test_a_module_that_is_not_there_is_named():
         import_modules(get_part_robust_cfg(None, ["IMPORTS", ["no_such_parts"]]))
 
 
-BACKBONES = (TEXT_FOLDER / "backbones.md").read_text()
+BACKBONES = (DOCS / "backbones.md").read_text()
 
 
 def test_backbone_config(tmp_path):
@@ -78,3 +117,33 @@ def test_backbone_config(tmp_path):
     assert [shapes[name].channels for name in ("res2", "res5")] == [96, 768]
     named = re.findall(r"configs/[\w/]+\.yaml", BACKBONES)
     assert len(named) >= 3 and all((CONFIGS.parent / name).is_file() for name in named)
+
+
+def test_every_attack_objective_entry_and_key_is_described():
+    tables = "\n".join(line for line in ATTACKS.splitlines() if line.startswith("|"))
+    tables += ATTACKS[ATTACKS.index("All share") : ATTACKS.index("## Objectives")]
+    words = set(re.findall(r"\w+", tables))
+    cfg = get_part_robust_cfg()
+    own = {name for name in ATTACK_REGISTRY._obj_map if ATTACK_REGISTRY.get(name).__module__.startswith("part_robust")}
+    assert own <= words
+    assert set(OBJECTIVES) <= words
+    assert set(cfg.ATTACK.SPECS) <= words
+    assert set(attack_spec(cfg, "pgd20")) - {"NAME"} <= words
+    which = ATTACKS[ATTACKS.index("## Which one") : ATTACKS.index("All share")]
+    defaults = re.findall(r'`([A-Z_]+) (\(\)|"\w+"|[\w.]+)`', which)
+    assert len(defaults) > 12
+    for key, value in defaults:
+        assert str(cfg.ATTACK.TRAIN[key]) == value.strip('"'), key
+
+
+def test_pieces_of_the_attack_page_run(tmp_path):
+    (settings,) = re.findall(r"```yaml\n(.+?)```", ATTACKS, re.DOTALL)
+    (tmp_path / "page.yaml").write_text(settings)
+    cfg = get_part_robust_cfg(tmp_path / "page.yaml")
+    attack = build_attack(attack_spec(cfg, "pgd40_l2"))
+    assert attack.steps == 40 and attack.threat_model.norm == "l2"
+    (piece,) = re.findall(r"```python\n(.+?)```", ATTACKS, re.DOTALL)
+    images = make_images(4)
+    names = {"model": Honest(), "images": images, "labels": torch.tensor([0, 1, 2, 3])}
+    exec(piece, names)
+    assert names["result"].fooled.all() and names["result"].forwards > 0

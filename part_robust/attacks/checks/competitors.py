@@ -5,6 +5,7 @@ Letters: N images (3, H, W), C classes, S samples of an image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -36,6 +37,32 @@ def check_black_box(subject: Subject, attack: Attack | None) -> CheckResult:
     if attack is None:
         return skipped("C13", "no black-box attack was given")
     return _rest(subject, "C13", "the black-box attack", lambda rest, _: rest.run(attack).fooled)
+
+
+def check_queries(subject: Subject, attack: Attack | None) -> CheckResult:
+    """C21: of what the attacks with gradients left, four times the queries break at most one point more.
+
+    The shorter run has a quarter of the attack's queries, so the longer one is C13's and costs nothing more.
+    """
+    queries = getattr(attack, "steps", 0)
+    if attack is None or queries < 4:
+        return skipped("C21", "no black-box attack with queries was given")
+    index = white_box_survivors(subject)
+    if not len(index):
+        return passed("C21", "the white-box attacks left no image standing", 0.0)
+    quarter = copy.copy(attack)
+    quarter.steps = queries // 4
+    rest = subject.subset(index)
+    few, many = rest.run(quarter).fooled, rest.run(attack).fooled
+    gain = int(many.sum()) - int(few.sum())
+    sentence = (
+        f"of the {len(index)} images that the white-box attacks left standing, {quarter.steps} queries broke "
+        f"{int(few.sum())} and {queries} queries {int(many.sum())}"
+    )
+    if more_than(gain, len(subject), 1.0):
+        remedy = "the black-box attack has not converged: raise its STEPS until the number stops falling"
+        return failed("C21", sentence, share(gain, len(subject)), remedy=remedy, level="warning")
+    return passed("C21", sentence, share(gain, len(subject)))
 
 
 def check_transfer(subject: Subject, transferred: Tensor | None) -> CheckResult:

@@ -130,7 +130,7 @@ CATALOGUE: dict[str, Check] = {
         "evaluate at least 1000 images, or the whole test split, and publish the list",
     ),
     "C21": Check(
-        "matching does not hide the gradient",
+        "neither matching nor few queries flatter the model",
         ERROR,
         "attack detectors with the matching solved anew and with it frozen, and report the worse",
     ),

@@ -14,7 +14,7 @@ from part_robust.attacks.checks.result import FAIL, CheckResult, skipped
 from part_robust.attacks.checks.subject import CheckSettings, Subject, class_objective
 from part_robust.attacks.pgd import PGD
 
-AUDIT = ("C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16")
+AUDIT = ("C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16", "C21")
 
 
 def run_cheap_checks(
@@ -57,7 +57,8 @@ def run_audit(
     black_box: Attack | None = None,
     transferred: Tensor | None = None,
 ) -> list[CheckResult]:
-    """C5, C6 (many directions) and C8 to C16; some 700 forward and backward passes for each image by default.
+    """C5, C6 (many directions), C8 to C16 and, of a black box, C21; some 700 forward and backward passes for each image
+    by default, and for each that stands the black box's queries one and a quarter times.
 
     Args:
         subject: the model and its images, as `run_cheap_checks` gives it back.
@@ -86,6 +87,7 @@ def run_audit(
         competitors.check_transfer(subject, transferred),
         competitors.check_active(subject, _two_class_attack(judged, settings), settings.seed),
         competitors.check_noise(subject, settings.noise_draws, settings.seed),
+        competitors.check_queries(subject, black_box),
     ]
 
 

@@ -104,6 +104,7 @@ class Subject:
         self.precise = precise
         self.objective = class_objective(attack)
         self.trials: dict[Any, Trial] = {}
+        self.subsets: dict[tuple[int, ...], Subject] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,15 +121,18 @@ class Subject:
         return self.logits(images).argmax(dim=1) != self.labels
 
     def subset(self, index: Tensor) -> Subject:
-        """The images at `index`, without what was tried on them."""
-        return Subject(
-            select(self.forward, index),
-            self.images[index],
-            self.labels[index],
-            self.attack,
-            keys=self.keys[index],
-            padding=None if self.padding is None else self.padding[index],
-        )
+        """The images at `index`, without what was tried on the whole; the same one whoever asks."""
+        rows = tuple(index.tolist())
+        if rows not in self.subsets:
+            self.subsets[rows] = Subject(
+                select(self.forward, index),
+                self.images[index],
+                self.labels[index],
+                self.attack,
+                keys=self.keys[index],
+                padding=None if self.padding is None else self.padding[index],
+            )
+        return self.subsets[rows]
 
     def run(self, attack: Attack) -> Trial:
         """The attack's result on these images; run once, whoever asks."""

@@ -36,7 +36,7 @@ def run_checks(
     transferred: Tensor | None = None,
     settings: CheckSettings | None = None,
 ) -> list[CheckResult]:
-    """C1 to C17, as far as they apply; call it inside `attack_view` after the evaluation, or on its first batches.
+    """C1 to C17 and C21, as far as they apply; call it inside `attack_view`, after the evaluation or on a batch of it.
 
     Args:
         view: the model inside `attack_view`, with `class_logits(images, padding)`.
