@@ -30,5 +30,6 @@ setup(
     package_data={"part_robust": ["py.typed"]},
     install_requires=runtime_requirements(),
     # The official AutoAttack, to score a model with code that is not ours.
-    extras_require={"aa": ["pyautoattack>=0.2.0"]},
+    # What tools/export_model.py --format onnx needs.
+    extras_require={"aa": ["pyautoattack>=0.2.0"], "onnx": ["onnx", "onnxscript", "onnxruntime"]},
 )

@@ -280,7 +280,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
     ) -> tuple[Tensor, Tensor, PredictedParts | None]:
         """Content (N, Q, C) and boxes (N, Q, 4) of the queries, and what the encoder predicts if `with_losses`."""
-        images = len(memory)
+        images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
             return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None
