@@ -183,6 +183,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)

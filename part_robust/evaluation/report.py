@@ -45,6 +45,7 @@ def build_record(
     evaluations: Mapping[str, Mapping] | None = None,
     name: str = "",
     architecture: str = "",
+    parameters: int | None = None,
 ) -> dict:
     """Everything needed to judge and to repeat the numbers, and RobustBench's fields for the first data set.
 
@@ -57,11 +58,13 @@ def build_record(
         evaluations: of an evaluation with tiers, data set -> `describe_evaluation`'s result.
         name: of the model, for leaderboards.
         architecture: likewise.
+        parameters: how many numbers the model has, likewise.
     """
     dataset = next(iter(results), "")
     return {
         "schema": SCHEMA,
         **robustbench_fields(name, architecture, dataset, results.get(dataset, {}), attacks, evaluations or {}),
+        "parameters": parameters,
         "results": results,
         "attacks": {name: attack.describe() for name, attack in attacks.items()},
         "warnings": warnings,
