@@ -7,7 +7,7 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
 Flags are detectron2's, and --two-phase: first the clean training that the adversarial one begins from. KEY VALUE pairs
-that change the config come last. Also under torchrun and srun (docs/training.md).
+that change the config come last. Also under torchrun and srun (docs/scaling.md).
 """
 
 import argparse
