@@ -81,8 +81,8 @@ def _row(path: Path, record: Mapping[str, Any], entry: Entry, E: Mapping[str, An
 def _config_name(path: Path, record: Mapping[str, Any]) -> str:
     """The leaf config that OUTPUT_DIR is named after, where there is one; else the run's own complete config."""
     output = str((yaml.safe_load(record.get("config") or "") or {}).get("OUTPUT_DIR", ""))
-    leaf = Path("configs", *Path(output).parts[-2:]).with_suffix(".yaml") if output else None
-    return leaf.as_posix() if leaf is not None and leaf.is_file() else _near(path.parent / "config.yaml")
+    leaf = "/".join(["configs", *Path(output).parts[-2:]]) + ".yaml"
+    return leaf if Path(leaf).is_file() else _near(path.parent / "config.yaml")
 
 
 def _command(path: Path, record: Mapping[str, Any]) -> str:
