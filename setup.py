@@ -29,7 +29,12 @@ setup(
     packages=find_packages(include=["part_robust", "part_robust.*"]),
     package_data={"part_robust": ["py.typed"]},
     install_requires=runtime_requirements(),
-    # The official AutoAttack, to score a model with code that is not ours.
-    # What tools/export_model.py --format onnx needs.
-    extras_require={"aa": ["pyautoattack>=0.2.0"], "onnx": ["onnx", "onnxscript", "onnxruntime"]},
+    extras_require={
+        # The official AutoAttack, to score a model with code that is not ours.
+        "aa": ["pyautoattack>=0.2.0"],
+        # Backbones of timm (MODEL.TIMM).
+        "timm": ["timm>=1.0.20"],
+        # What tools/export_model.py --format onnx needs.
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
+    },
 )

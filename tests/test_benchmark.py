@@ -15,7 +15,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    for name in ("timing", "bench_attention", "bench_dino", "bench_mask_dino"):
+    for name in ("timing", "bench_attack", "bench_attention", "bench_dino", "bench_mask_dino", "crosscheck_attacks"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("benchmark", TOOLS / "benchmark.py")
     module = importlib.util.module_from_spec(spec)
@@ -57,3 +57,33 @@ def test_attention(benchmark, capsys):
 def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path, command, name):
     with pytest.raises(FileNotFoundError, match=f"no checkout of IDEA-Research/{name}"):
         benchmark.main([command, "--official", str(tmp_path), "--layers", "1", "--queries", "20"])
+
+
+def table_rows(lines):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
+
+
+def test_attack(benchmark, capsys):
+    shapes = TOOLS.parent / "configs" / "part_shapes"
+    models = [str(shapes / f"{name}.yaml") for name in ("deeplab_two_headed", "mask_dino_simple")]
+    size = ["--size", "64", "--images", "1", "--steps", "2", "--attacked-images", "4", "--attacked-size", "32"]
+    benchmark.main(["attack", "--config-files", *models, *size, "--long-steps", "30", "--repeats", "1"])
+    first, second = capsys.readouterr().out.split("\n\n")
+    rows = table_rows(first.splitlines())
+    assert [row[0] for row in rows] == ["part_shapes/deeplab_two_headed"] * 4 + ["part_shapes/mask_dino_simple"] * 4
+    for row in rows:
+        assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.1)
+    assert [row[5] for row in rows[:4]] == ["<= 1.05", "< 0.75", "", "<= 1.1"]
+    (pgd, apgd) = table_rows(second.splitlines())
+    assert (pgd[0], apgd[0]) == ("pgd, 30 steps", "apgd_ce, 30 steps")
+    for row in (pgd, apgd):
+        broken, differ, early, full = map(int, row[1:5])
+        assert 0 < broken < 4 and differ == 0 and early < full
+        assert float(row[5]) == pytest.approx(early / full, abs=0.01)
+
+
+def test_pyautoattack_that_is_missing_is_named(benchmark, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    images = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(SystemExit, match=r"pip install part_robust\[aa\]"):
+        sys.modules["bench_attack"]._beside_autoattack(None, images, torch.zeros(1), 1.0, None)

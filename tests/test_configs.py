@@ -19,7 +19,7 @@ from part_robust.modeling.part_classifier import with_counts
 from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "car_parts", "quick_schedules")
+LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "car_parts", "quick_schedules")
 LEAVES = [
     path
     for folder in LEAF_FOLDERS
@@ -55,6 +55,8 @@ def stand_in(tmp_path_factory):
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(CONFIGS).with_suffix("")))
 def test_leaf_builds(path, stand_in):
     cfg = get_part_robust_cfg(path, ["MODEL.DEVICE", "meta"])  # shapes without memory
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        pytest.importorskip("timm")
     assert path.stem in cfg.OUTPUT_DIR and path.parent.name in cfg.OUTPUT_DIR, "runs must not share a folder"
     assert len(path.read_text().splitlines()) <= 15, "a leaf is a few lines"
     assert set(cfg.DATASETS.TRAIN) | set(cfg.DATASETS.VAL) | set(cfg.DATASETS.TEST) <= set(register_builtin())
@@ -81,6 +83,15 @@ def test_unknown_key_and_missing_file_are_named():
         get_part_robust_cfg(None, ["MODEL.PART_CLASIFIER.HEAD", ""])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         get_part_robust_cfg("nowhere.yaml")
+
+
+def test_radii_as_the_literature_writes_them():
+    opts = ["TEST.EPS", "8/255", "ATTACK.TRAIN.STEP_SIZE", "0.5/255", "OUTPUT_DIR", "4/255"]
+    cfg = get_part_robust_cfg(None, opts)
+    assert (cfg.TEST.EPS, cfg.ATTACK.TRAIN.STEP_SIZE, cfg.OUTPUT_DIR) == (8.0, 0.5, "4/255")
+    assert get_part_robust_cfg(None, ["TEST.EPS", 8.0]).TEST.EPS == 8.0
+    with pytest.raises(ValueError, match="TEST.EPS"):
+        get_part_robust_cfg(None, ["TEST.EPS", "8/256"])
 
 
 def test_attack_specs():

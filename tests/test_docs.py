@@ -1,12 +1,16 @@
-"""The pieces of docs/extending.md run as they stand, in a model that trains, is attacked and evaluated."""
+"""The pieces of docs/extending.md run as they stand, in a model that trains, is attacked and evaluated; the config
+of docs/backbones.md builds."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.modeling import build_model
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine import train
@@ -15,7 +19,9 @@ from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 
-TEXT = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text()
+TEXT_FOLDER = Path(__file__).resolve().parent.parent / "docs"
+CONFIGS = TEXT_FOLDER.parent / "configs"
+TEXT = (TEXT_FOLDER / "extending.md").read_text()
 PIECES = re.findall(r"```python\n(.+?)```", TEXT, re.DOTALL)
 REGISTRIES = (CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY)
 
@@ -51,3 +57,24 @@ def test_they_train_and_are_attacked(my_parts, toy_data, tmp_path):
 def test_a_module_that_is_not_there_is_named():
     with pytest.raises(ImportError, match=r"IMPORTS.*no_such_parts.*PYTHONPATH"):
         import_modules(get_part_robust_cfg(None, ["IMPORTS", ["no_such_parts"]]))
+
+
+BACKBONES = (TEXT_FOLDER / "backbones.md").read_text()
+
+
+def test_backbone_config(tmp_path):
+    """The page's config builds, at the sizes of its data set, and its commands name configs that exist."""
+    pytest.importorskip("timm")
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (text,) = re.findall(r"```yaml\n(_BASE_.+?)```", BACKBONES, re.DOTALL)
+    path = tmp_path / "configs" / "mine" / "deeplab_swin.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    counts = ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 11, "MODEL.PART_CLASSIFIER.NUM_PARTS", 40]
+    # Nothing is downloaded here.
+    cfg = get_part_robust_cfg(path, [*counts, "MODEL.DEVICE", "meta", "MODEL.TIMM.PRETRAINED", False])
+    with torch.device("meta"):
+        shapes = build_model(cfg).backbone.output_shape()
+    assert [shapes[name].channels for name in ("res2", "res5")] == [96, 768]
+    named = re.findall(r"configs/[\w/]+\.yaml", BACKBONES)
+    assert len(named) >= 3 and all((CONFIGS.parent / name).is_file() for name in named)

@@ -96,11 +96,15 @@ def test_missing_paco_says_what_and_how(tmp_path):
         (["MODEL.PART_CLASSIFIER.HED", "x"], ["MODEL.PART_CLASSIFIER.HED"]),
         (["ATTACK.EVAL_DURING_TRAINING", "('pgd7',)"], ["pgd7", "pgd20"]),
         (["MODEL.WEIGHTS", "nothing.pth"], ["nothing.pth", "MODEL.WEIGHTS ''"]),
+        (["--audit"], ["--audit", "--eval-only"]),
+        (["--audit", "--eval-only"], ["--audit", "TEST.TIER"]),
         (["SOLVER.MAX_ITER", "2", "--eval-only"], ["--eval-only", "before the KEY VALUE"]),
     ],
 )
 def test_mistakes_are_answered_by_a_sentence(arguments, words, datasets, tmp_path):
-    done = call("train_net", "--config-file", QUICK, "OUTPUT_DIR", tmp_path, *arguments, datasets=datasets)
+    flags = [word for word in arguments if word.startswith("--") and arguments[0].startswith("--")]
+    opts = ["OUTPUT_DIR", tmp_path, *arguments[len(flags) :]]
+    done = call("train_net", "--config-file", QUICK, *flags, *opts, datasets=datasets)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     for word in words:

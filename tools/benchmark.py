@@ -4,16 +4,21 @@
 python tools/benchmark.py dino --official /tmp/DINO
 python tools/benchmark.py mask_dino --official /tmp/MaskDINO
 python tools/benchmark.py ms_deform_attn
+python tools/benchmark.py attack --images 1
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from bench_attack import attack
 from bench_attention import attention
 from bench_dino import dino
 from bench_mask_dino import mask_dino
 from timing import CLOCKS
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     attend.add_argument("--queries", type=int, nargs="+", default=[1045, 900, 100])
     attend.add_argument("--images", type=int, default=1)
     attend.set_defaults(run=attention)
-    for each in (command, mask, attend):
+    attacks = commands.add_parser("attack", help=attack.__doc__)
+    models = [str(CONFIGS / "part_imagenet" / f"{name}.yaml") for name in ("deeplab_two_headed", "mask_dino_simple")]
+    attacks.add_argument("--config-files", nargs="+", default=models, help="models whose passes are timed")
+    attacks.add_argument("--size", type=int, default=224, help="side in pixels")
+    attacks.add_argument("--images", type=int, default=2)
+    attacks.add_argument("--steps", type=int, default=10)
+    small = str(CONFIGS / "part_shapes" / "deeplab_two_headed.yaml")
+    attacks.add_argument("--attacked-config", default=small, help="model whose images leave early")
+    attacks.add_argument("--weights", default="", help="of that model, trained on PartShapes; default: random")
+    attacks.add_argument("--attacked-size", type=int, default=64, help="side in pixels")
+    attacks.add_argument("--attacked-images", type=int, default=32)
+    attacks.add_argument("--long-steps", type=int, default=100, help="of the attacks that images leave")
+    attacks.add_argument("--eps", type=float, default=0.0, help="0..255; default: about half of the images break")
+    attacks.add_argument("--pyautoattack", action="store_true", help="also time its standard set beside ours")
+    attacks.set_defaults(run=attack)
+    for each in (command, mask, attend, attacks):
         each.add_argument("--device", default="cpu")
         each.add_argument("--threads", type=int, default=1)
         each.add_argument("--repeats", type=int, default=5)

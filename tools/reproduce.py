@@ -1,161 +1,113 @@
 #!/usr/bin/env python
-"""Trains and evaluates every model of a table, and writes the table.
+"""Trains and evaluates every model of a table, or of a suite of tables, and writes the tables.
 
-    python tools/reproduce.py part_shapes_deeplab
+    python tools/reproduce.py --suite part_shapes_small                 # half an hour on two CPU cores
+    python tools/reproduce.py --suite thesis_2 --devices 0,1,2,3        # one run at a time on each of four GPUs
+    python tools/reproduce.py --suite thesis_3 --dry-run                # what would run, what is finished
     python tools/reproduce.py part_shapes_deeplab --only deeplab_pixel --only resnet50 SOLVER.EPOCHS 1
 
-Each model is trained on clean images, then goes on adversarially; both are evaluated clean and attacked. Interrupted,
-it goes on where it was; runs that are finished are not repeated. KEY VALUE pairs change the config of every run.
+Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
+the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
+evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated; one that
+fails leaves the others alone, and the exit code is 1 then. KEY VALUE pairs change the config of every run.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from run_tables import Tables
+from suites import SUITES, TABLES, Run, suite_runs, table_runs
 from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.experiment import Phase, run_phase
+from part_robust.engine.launch import sentence
+from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, state
 
 ROOT = Path(__file__).resolve().parent.parent
-DEEPLAB = {
-    "deeplab_segmenter": "DeepLabv3+, parts only",
-    "deeplab_downsampled": "Downsampled",
-    "deeplab_bounding_box": "Bounding-Box",
-    "deeplab_two_headed": "Two-Headed",
-    "deeplab_pixel": "Pixel",
-}
-BASELINE = {"resnet50": "ResNet, no parts"}
-DINO = {
-    "dino_detector": "DINO, parts only",
-    "dino_sequential": "DINO sequential",
-    "dino_two_headed": "DINO two-headed",
-}
-# Of Tables 2.2 and 2.3 of the thesis; its two-headed rows are of six layers alone.
-DINO_SIZES = {
-    stem + size: title + row
-    for stem, title in DINO.items()
-    for size, row in {
-        "": ", 6/6 layers, 900 queries",
-        "_100q": ", 6/6 layers, 100 queries",
-        "_1layer": ", 1/1 layer, 900 queries",
-        "_1layer_100q": ", 1/1 layer, 100 queries",
-    }.items()
-    if not (stem == "dino_two_headed" and "1layer" in size)
-}
-MASK_DINO = {
-    "mask_dino_segmenter": "Mask DINO, parts only",
-    "mask_dino_simple_fixed_9layers": "Mask DINO Simple, fixed matrix, 9 layers",
-    "mask_dino_simple_fixed_1layer": "Mask DINO Simple, fixed matrix, 1 layer",
-    "mask_dino_simple_learned_9layers": "Mask DINO Simple, learned matrix, 9 layers",
-    "mask_dino_simple_learned_1layer": "Mask DINO Simple, learned matrix, 1 layer",
-}
-# Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
-C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
-# Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision. The DeepLab rows of
-# the thesis's Tables 2.1 to 2.3 are those of part_imagenet_deeplab under "boxes", Table 3.4's are in paco_deeplab.
-TABLES = {
-    "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
-    "part_shapes_dino": ("part_shapes", DINO, {"boxes": ""}),
-    "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
-    "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
-    "part_shapes_mask_dino": ("part_shapes", MASK_DINO, {"masks": ""}),
-    "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
-    "paco_mask_dino": ("paco", MASK_DINO | C_SEG, {"masks": ""}),
-}
-METRICS = {
-    "acc.": ("classification", "accuracy"),
-    "pixel acc.": ("part_seg", "pixel_accuracy"),
-    "AP": ("part_box", "AP"),
-    "AP50": ("part_box", "AP50"),
-    "mask AP": ("part_mask", "AP"),
-}
 
 
-def runs(table: str, only: Sequence[str] = ()) -> list[tuple[list[str], str]]:
-    """(first cells of the row, config file) of every run of a table, clean trainings before what goes on from them.
-
-    Raises:
-        ValueError: a name in `only` is none of the table's models.
-    """
-    folder, models, supervisions = TABLES[table]
-    if unknown := set(only) - set(models):
-        raise ValueError(f"{table} has no model {sorted(unknown)}, only {', '.join(models)}")
-    result = []
-    for model, title in models.items():
-        # The baseline sees no parts, so its supervision makes no difference.
-        for supervision, suffix in (supervisions if model not in BASELINE else {"none": ""}).items():
-            for training, end in (("clean", ""), ("adversarial", "_adv")):
-                if not only or model in only:
-                    result.append(([title, supervision, training], f"configs/{folder}/{model}{suffix}{end}.yaml"))
-    return result
+def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
+    states = [state(job) for job in jobs]
+    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, states, strict=True)]
+    print(tabulate(rows, ["run", "state", "folder"], tablefmt="github"))
+    print(f"{len(runs)} runs, {states.count('finished')} finished")
 
 
-def headers(record: dict) -> list[str]:
-    """Titles of a table's columns; all its runs are under the same attacks."""
-    return [
-        "model",
-        "supervision",
-        "training",
-        *(f"{m}, {on}" for m in METRICS for on in ("clean", *record["attacks"])),
-    ]
-
-
-def numbers(record: dict) -> list[float | None]:
-    """Cells of a row: each metric on clean images and under each attack; None where a model has no such metric."""
-    (tasks,) = record["results"].values()
-    return [
-        tasks.get(task + suffix, {}).get(metric)
-        for task, metric in METRICS.values()
-        for suffix in ("", *(f"_{attack}" for attack in record["attacks"]))
-    ]
-
-
-def without_empty(rows: Sequence[list], titles: Sequence[str]) -> tuple[list[list], list[str]]:
-    """The table without columns that no row has a number for."""
-    keep = [i for i in range(len(titles)) if any(row[i] is not None for row in rows)]
-    return [[row[i] for i in keep] for row in rows], [titles[i] for i in keep]
-
-
-def notes(cells: Sequence[str], record: dict) -> list[str]:
-    """What must be known beside a row's numbers: images, attack, warnings."""
-    ((dataset, tasks),) = record["results"].items()
-    images = int(next(iter(tasks.values()))["num_images"])
-    lines = [
-        f"Percent, {images} images of {dataset}; attack {attack}: {settings}"
-        for attack, settings in record["attacks"].items()
-    ]
-    lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("words", nargs="*", metavar="TABLE [KEY VALUE ...]", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--suite", choices=SUITES, help="several tables, instead of one")
     parser.add_argument("--only", action="append", default=[], metavar="MODEL", help="this model; may be repeated")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for every run")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time; default: one for each device")
+    parser.add_argument("--devices", metavar="0,1", help="GPUs to share out among the runs (CUDA_VISIBLE_DEVICES)")
+    parser.add_argument(
+        "--output", default="", metavar="FOLDER", help="holds all runs, instead of the configs' folders"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="leave out the suite's pictures of predictions")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run and what is finished")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        todo = runs(args.table, args.only)
-    except ValueError as error:
-        parser.error(str(error))
+    args.table = None if args.suite else (args.words.pop(0) if args.words else None)
+    if not args.suite and args.table not in TABLES:
+        parser.error(f"give a --suite ({', '.join(SUITES)}) or a table ({', '.join(TABLES)}), not {args.table}")
+    if len(args.words) % 2:
+        parser.error(f"KEY VALUE pairs are two words each, {' '.join(args.words)!r} has {len(args.words)}")
+    if "OUTPUT_DIR" in args.words[0::2]:
+        parser.error("every run has an OUTPUT_DIR of its own: give the folder of all runs as --output")
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, is {args.jobs}")
+    args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []
+    args.output = os.path.abspath(args.output) if args.output else ""
     os.chdir(ROOT)
-    if args.table.startswith("part_shapes"):
+    try:
+        if args.suite:
+            args.runs = suite_runs(args.suite, args.only, args.words, args.output)
+        else:
+            args.runs = table_runs(args.table, args.only, args.words, args.output)
+        args.jobs_of_runs = plan([run.phase for run in args.runs])
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        parser.error(sentence(error))
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    runs, jobs = args.runs, args.jobs_of_runs
+    if args.dry_run:
+        show_plan(runs, jobs)
+        return 0
+    if any(run.table.startswith("part_shapes") for run in runs):
         make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")
-    path = Path("output", "-".join([args.table, *args.only]) + ".md")
-    path.parent.mkdir(exist_ok=True)
-    rows: list[list] = []
-    footnotes: dict[str, None] = {}  # in order, each once
-    for cells, config in todo:
-        record = run_phase(Phase(", ".join(cells), config, args.opts))
-        rows.append([*cells, *numbers(record)])
-        # After every run: an interrupted table is worth something too.
-        table = tabulate(*without_empty(rows, headers(record)), tablefmt="github", floatfmt=".1f", missingval="-")
-        footnotes.update(dict.fromkeys(notes(cells, record)))
-        path.write_text("\n".join([table, "", *(f"- {line}" for line in footnotes), ""]))
-    print(f"\n{path.read_text()}\ntable: {path}")
+    if args.suite:
+        # All of the suite's runs: a call with --only completes the tables of another one.
+        folder = Path(args.output or f"output/{args.suite}", "tables")
+        tables = Tables(suite_runs(args.suite, (), args.words, args.output), folder, "tables", of_thesis=True)
+    else:
+        tables = Tables(runs, Path(args.output or "output"), "-".join([args.table, *args.only]))
+
+    def done(outcome: Outcome) -> None:
+        if outcome.state == "finished":
+            tables.write()
+
+    processes = args.jobs or default_processes(jobs, args.devices)
+    print(f"{len(runs)} runs, {processes} at a time", flush=True)
+    outcomes = run_jobs(jobs, processes, args.devices, lambda line: print(line, flush=True), done)
+    if tables.markdown.is_file():
+        print(f"\n{tables.markdown.read_text()}\ntables: {tables.markdown}")
+    if args.suite and not args.no_figures:
+        # After the runs: matplotlib is slow to import and not needed before.
+        from thesis_figures import draw_figures
+
+        for path in draw_figures(tables.records, tables.folder):
+            print(f"figure: {path}")
+    bad = [outcome for outcome in outcomes if outcome.state != "finished"]
+    for outcome in bad:
+        where = f" (log: {outcome.job.console})" if outcome.state == "failed" else ""
+        print(f"{outcome.job.phase.title} {outcome.state}: {outcome.reason}{where}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

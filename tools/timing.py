@@ -33,7 +33,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float | None
     """Megabytes above what was held before; on the CPU, the largest sum that torch's profiler saw allocated."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
-        torch.cuda.resetpeak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     with torch.profiler.profile(profile_memory=True) as profile:

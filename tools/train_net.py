@@ -6,8 +6,9 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
-Flags are detectron2's, and --two-phase: first the clean training that the adversarial one begins from. KEY VALUE pairs
-that change the config come last. Also under torchrun and srun (docs/scaling.md).
+Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, and --audit: the
+dear checks of an evaluation, too. KEY VALUE pairs that change the config come last. Also under torchrun and srun
+(docs/scaling.md).
 """
 
 import argparse
@@ -31,6 +32,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], object]:
+    if args.audit:
+        if not args.eval_only:
+            raise ValueError("--audit checks an evaluation: it goes with --eval-only and TEST.TIER")
+        args.opts = [*args.opts, "TEST.AUDIT", "True"]
     cfg = setup(args)
     return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)
 
@@ -42,5 +47,10 @@ if __name__ == "__main__":
         action="store_true",
         help="train clean first (x.yaml beside x_adv.yaml), then adversarially from its best weights; the same command "
         "again goes on where it was interrupted",
+    )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="with --eval-only and TEST.TIER: the dear checks, too (docs/checks.md); the same as TEST.AUDIT True",
     )
     launch(main, parser.parse_args())

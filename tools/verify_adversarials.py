@@ -4,7 +4,8 @@
     python tools/verify_adversarials.py output/part_shapes/deeplab_two_headed_adv
 
 The folder is OUTPUT_DIR of an evaluation with TEST.TIER and TEST.SAVE_ADVERSARIALS. Each image must lie in the threat
-model and get the verdict that was saved beside it; robustness.json notes the outcome.
+model and get the verdict that was saved beside it; robustness.json notes the outcome, and the report is written anew:
+with a mismatch its numbers are not reportable (check C5).
 Exit codes: 0 all do, 1 some do not, 2 there is nothing to verify.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from part_robust.engine.checkpoint import CheckpointMismatch
 from part_robust.engine.verification import note_in_record, recorded_config, verify
+from part_robust.evaluation.html_report import write_report
 
 SHOWN = 20
 
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     note_in_record(args.folder, results)
+    write_report(args.folder / "robustness.json")
     for result in results:
         accuracy = "" if result.accuracy is None else f", {result.accuracy:.2f} % right"
         print(f"{result.dataset} {result.tier}: {len(result.right)} images{accuracy}, {len(result.problems)} problems")

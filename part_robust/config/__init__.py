@@ -5,6 +5,7 @@ Pixel quantities (eps, step sizes) are in the 0..255 unit of the images: 8/255 o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # all gradients together is at most CLIP_VALUE (DINO: 0.1).
     cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Heads learn alone at first, on attacked images if ATTACK.TRAIN.ENABLED: the backbone keeps its weights and its
+    # statistics for so many epochs, 0 or more, then learns as everything else. For backbones that are robust already
+    # (docs/backbones.md). Sets BACKBONE_FREEZE_ITERS, as EPOCHS sets MAX_ITER.
+    cfg.SOLVER.BACKBONE_FREEZE_EPOCHS = 0.0
+    cfg.SOLVER.BACKBONE_FREEZE_ITERS = 0
     _add_training(cfg)
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
@@ -110,7 +116,8 @@ def _add_input(cfg: CfgNode) -> None:
 
 
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
-    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs.
+    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
+    step lengths may be written as the literature does: TEST.EPS 8/255.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -123,7 +130,17 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
             raise FileNotFoundError(f"config file {config_file} does not exist")
         cfg.merge_from_file(str(config_file))
     try:
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(_in_levels(opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
         raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
     return cfg
+
+
+def _in_levels(opts: Sequence) -> list:
+    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0."""
+    opts = list(opts)
+    for index in range(1, len(opts), 2):
+        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", str(opts[index]))
+        if fraction and str(opts[index - 1]).split(".")[-1] in ("EPS", "STEP_SIZE"):
+            opts[index] = float(fraction[1])
+    return opts

@@ -98,6 +98,13 @@ def add_attack(cfg: CfgNode) -> None:
     train.MART_BETA = 5.0
     # Images whose parts are learned: "attacked", "clean" or "both" (half each; under "mix" in its proportion).
     train.PART_LOSS_ON = "attacked"
+    # DINO and Mask DINO. False: no denoising queries on a batch of attacked images. They are made of the true parts, so
+    # their loss is learned whatever the attack has done to the image, and it is a third of all loss terms.
+    train.DENOISING = True
+    # DINO and Mask DINO: the image on which queries are assigned to true parts. "clean": parts keep the queries that
+    # answer for them before the attack (as far as these are still chosen), for one forward pass more; on the attacked
+    # image the assignment moves with the attack, and with it what each query should learn.
+    train.MATCH_ON = "attacked"
     # Adversarial weight perturbation (Wu et al., 2020): every step's gradient is taken where the loss is worst within
     # GAMMA times each weight tensor's norm; costs one more pass. 0 turns it off; the paper has 0.01 for "adversarial",
     # 0.005 for "trades". Begins after WARMUP_ITERS iterations.
@@ -184,6 +191,8 @@ def add_test(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True
+    # --eval-only looks at so many images of each data set, the same ones for every model; 0: all. The record says so.
+    cfg.TEST.NUM_IMAGES = 0
     # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
     # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
     cfg.TEST.TIER = ""
@@ -197,7 +206,8 @@ def add_test(cfg: CfgNode) -> None:
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
     # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
-    # attack's spec says. Step lengths of PGD stay as they are.
+    # attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and for
+    # every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
     # Radii, 0..255 units, at which class accuracy is measured by TEST.EPS_CURVE_ATTACK, such as (0, 1, 2, 4, 8, 16);

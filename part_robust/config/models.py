@@ -1,4 +1,4 @@
-"""Keys of the model: heads, DINO, Mask DINO."""
+"""Keys of the model: timm backbones, heads, DINO, Mask DINO."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ from detectron2.config import CfgNode
 
 
 def add_model(cfg: CfgNode) -> None:
-    """MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    """MODEL.PRETRAINING, MODEL.TIMM, MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    # What MODEL.WEIGHTS had learned from when the training began, in words, for records and leaderboards, such as
+    # "ImageNet-1k" or "none". Nothing checks it: change it together with the weights.
+    cfg.MODEL.PRETRAINING = ""
+    # Backbones of timm (docs/backbones.md), with MODEL.BACKBONE.NAME "build_timm_backbone". MODEL.RESNETS.OUT_FEATURES,
+    # RES5_DILATION (2: res5 at stride 16, where the model can) and NORM (of its batch norms, if it has any) hold for
+    # them too, as does MODEL.BACKBONE.FREEZE_AT.
+    node = cfg.MODEL.TIMM = CfgNode()
+    node.NAME = "convnext_tiny"
+    # Start from timm's own weights, which it downloads; MODEL.WEIGHTS replaces them.
+    node.PRETRAINED = False
+    # ConvNeXt-T and -S: two strided convolutions before the first stage, as in the "CvSt" models.
+    node.CONV_STEM = False
+    # Further options of timm.create_model: a list of [name, value].
+    node.OPTIONS = []
+
     node = cfg.MODEL.PART_CLASSIFIER = CfgNode()
     # Object classes C and parts P (without background). 0 reads them from the first training set.
     node.NUM_CLASSES = 0
@@ -136,6 +151,9 @@ def _add_dino(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 1.0
     node.BOX_WEIGHT = 5.0
     node.GIOU_WEIGHT = 2.0
+    # "mean" over decoder layers, so that c_seg weighs parts against the class alike for any number of layers; or
+    # "thesis": the published sum. With 6 layers the weights are 24 in all, or 104 (decoder, denoising, encoder).
+    node.LOSS_SCALE = "mean"
     # Boxes per image in evaluation.
     node.MAX_DETECTIONS = 300
     # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or

@@ -23,6 +23,7 @@ from part_robust.evaluation.checks import (
     summary,
     verdict,
 )
+from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.protocol import Plan
 from part_robust.evaluation.record import flags_of
 
@@ -54,22 +55,28 @@ def add_checks(
         _check_model(cfg, model, dataset, records, plan, merged),
         record_checks(evaluation, described, flags_of(plan, merged)),
     )
-    evaluation["checks"] = [check.describe() for check in checks]
-    evaluation["reportable"] = reportable(checks)
-    evaluation["verdict"] = verdict(checks, headline_sentence(dataset, plan, evaluation))
+    set_checks(dataset, evaluation, checks)
     for check in checks:
         if check.status == "fail":
             logger.warning("%s %s: %s. What to do: %s", check.id, check.name, check.sentence, check.remedy)
     logger.info("%s. %s", summary(checks), evaluation["verdict"])
 
 
-def headline_sentence(dataset: str, plan: Plan, evaluation: dict[str, Any]) -> str:
+def set_checks(dataset: str, evaluation: dict[str, Any], checks: Sequence[CheckResult]) -> None:
+    """Writes the checks of a data set's evaluation, and what follows from them, in place."""
+    evaluation["checks"] = [check.describe() for check in checks]
+    evaluation["reportable"] = reportable(checks)
+    evaluation["verdict"] = verdict(checks, headline_sentence(dataset, evaluation))
+
+
+def headline_sentence(dataset: str, evaluation: dict[str, Any]) -> str:
     """The numbers in words, without a full stop."""
-    tier, threat = plan.headline, plan.headline.threat_model
-    what = "of the labelled pixels" if tier.kind == "parts" else "of the images"
-    robust, clean = (_number(value) for value in (evaluation["tiers"][tier.name]["robust"], evaluation["clean"]))
+    name = evaluation["headline"]
+    what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
+    robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
+    threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
     return (
-        f"{dataset}: {robust} {what} are right under tier {tier.name} ({threat.norm}, eps {threat.eps:g}/255), "
+        f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
         f"{clean} without attack; {evaluation['num_images']} images"
     )
 

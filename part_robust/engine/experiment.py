@@ -1,20 +1,32 @@
-"""Several runs one after the other, each only if its result is not there yet: the demo and the tables of the docs."""
+"""One training and its evaluation, only if its result is not there yet: what the demo and the tables are made of.
+
+python -m part_robust.engine.experiment --config-file configs/part_shapes/resnet50.yaml [KEY VALUE ...]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
+from part_robust.config import get_part_robust_cfg
+from part_robust.engine.launch import launch, sentence
 from part_robust.engine.phases import train_phase
-from part_robust.engine.setup import evaluate, setup
+from part_robust.engine.robust_evaluation import resumed_weights
+from part_robust.engine.setup import complete_config, evaluate, setup
+from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.html_report.schema import evaluations
 
 logger = logging.getLogger(__name__)
+
+FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -35,43 +47,124 @@ class Phase:
 def run_phase(phase: Phase) -> dict:
     """Trains (from its last checkpoint if it was interrupted), evaluates, and returns the record of robustness.json.
 
-    A record made with another config is not taken for this run's.
+    A record made with another config is not taken for this run's. Raises as `setup`.
     """
-    opts = [str(value) for value in phase.opts]
-    arguments = ["--config-file", phase.config_file]
-    cfg = setup(default_argument_parser().parse_args([*arguments, *opts]))
+    cfg = setup(_arguments(phase))
     output = Path(cfg.OUTPUT_DIR)
-    finished = output / "finished.json"
     fingerprint = cfg.dump()
-    if finished.is_file():
-        record = json.loads(finished.read_text())
-        if record["config"] == fingerprint:
-            logger.info("%s: already there (%s)", phase.title, finished)
-            return record["record"]
+    record = _finished(output, fingerprint)
+    if record is not None:
+        logger.info("%s: already there (%s)", phase.title, output / FINISHED)
+        return record
     logger.info("%s: training in %s", phase.title, output)
     best = train_phase(cfg, restart=True)
-    arguments = [*arguments, "--eval-only"]
-    evaluate(setup(default_argument_parser().parse_args([*arguments, *opts, "MODEL.WEIGHTS", str(best)])))
+    evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]))
+    # The journal of an interrupted evaluation is of these weights: the training was done before it began.
+    evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
     record = json.loads((output / "robustness.json").read_text())
-    temporary = finished.with_suffix(".tmp")
+    temporary = (output / FINISHED).with_suffix(".tmp")
     temporary.write_text(json.dumps({"config": fingerprint, "record": record}))
-    os.replace(temporary, finished)
+    os.replace(temporary, output / FINISHED)
     return record
 
 
-def headline(record: dict) -> dict[str, float | None]:
-    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set; the attacked
-    values are the smallest over the record's attacks."""
-    (tasks,) = record["results"].values()
+def finished_record(phase: Phase) -> dict | None:
+    """The record of a phase that is done with this very config, or None. Raises as `complete_config`, but only where
+    there is a record to compare with."""
+    output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
+    if not (output / FINISHED).is_file():
+        return None
+    return _finished(output, complete_config(_arguments(phase)).dump())
 
-    def value(task: str, metric: str, names: Sequence[str]) -> float | None:
-        found = [tasks[f"{task}{name}"][metric] for name in names if f"{task}{name}" in tasks]
-        return min(found) if found else None
 
-    attacked = [f"_{name}" for name in record["attacks"]]
+def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.Namespace:
+    words = ["--config-file", phase.config_file, *flags, *(str(value) for value in phase.opts), *opts]
+    return default_argument_parser().parse_args(words)
+
+
+def _finished(output: Path, fingerprint: str) -> dict | None:
+    try:
+        content = json.loads((output / FINISHED).read_text())
+    except FileNotFoundError:
+        return None
+    return content["record"] if content["config"] == fingerprint else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50"); absent or None
+    where a model has no such metric.
+
+    Attributes:
+        clean: on clean images.
+        attacked: all on the same attacked images.
+        attack: what attacked them; "" for nothing.
+    """
+
+    clean: Mapping[str, float | None] = field(default_factory=dict)
+    attacked: Mapping[str, float | None] = field(default_factory=dict)
+    attack: str = ""
+
+
+def matrix(record: Mapping) -> list[dict]:
+    """Every metric on clean images and under each attack or tier, of a record with one data set.
+
+    Rows are {"attack", "head", metrics}, the first one of "clean" images; `head` is what the attack aimed at. Class
+    accuracies of tiers are those of the worst case per image.
+    """
+    (E,) = evaluations(record).values()
+    tiers = class_tiers(E)
+    rows = [dict(row) for row in E["attack_matrix"]]
+    for row in rows:
+        if row["attack"] in tiers:
+            row["accuracy"] = tiers[row["attack"]]["robust"]["accuracy"]
+    return rows
+
+
+def measured(record: Mapping, attack: str = "") -> Measured:
+    """
+    Args:
+        record: of one data set, with or without tiers.
+        attack: name of an attack or a tier; "" for the one that leaves the least of what the model is for: of the class
+            accuracy among attacks on the class, or without a class head of the pixel accuracy.
+    """
+    clean, *attacked = matrix(record)
+    if attack:
+        attacked = [row for row in attacked if row["attack"] == attack]
+    metric = "pixel_accuracy" if clean["accuracy"] is None else "accuracy"
+    candidates = [row for row in attacked if row[metric] is not None]
+    if metric == "accuracy" and not attack:
+        # An attack on the parts says nothing about how robust the class is.
+        candidates = [row for row in candidates if row["head"] == "class"]
+    worst = min(candidates, key=lambda row: row[metric], default=None)
+    return Measured(clean, worst or {}, worst["attack"] if worst else "")
+
+
+def headline(record: Mapping) -> dict[str, float | None]:
+    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set, with or without
+    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks."""
+    clean, *attacked = matrix(record)
+
+    def least(metric: str, rows: Sequence[Mapping]) -> float | None:
+        return min((row[metric] for row in rows if row[metric] is not None), default=None)
+
     return {
-        "clean accuracy": value("classification", "accuracy", [""]),
-        "robust accuracy": value("classification", "accuracy", attacked),
-        "clean pixel accuracy": value("part_seg", "pixel_accuracy", [""]),
-        "attacked pixel accuracy": value("part_seg", "pixel_accuracy", attacked),
+        "clean accuracy": clean["accuracy"],
+        "robust accuracy": least("accuracy", [row for row in attacked if row["head"] == "class"]),
+        "clean pixel accuracy": clean["pixel_accuracy"],
+        "attacked pixel accuracy": least("pixel_accuracy", attacked),
     }
+
+
+def _main(args: argparse.Namespace) -> None:
+    phase = Phase(Path(args.config_file).stem, args.config_file, args.opts)
+    try:
+        complete_config(_arguments(phase))
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        # What a user can mend needs a sentence, not a traceback.
+        sys.exit(sentence(error))
+    run_phase(phase)
+
+
+if __name__ == "__main__":
+    launch(_main, default_argument_parser().parse_args())

@@ -1,4 +1,4 @@
-"""Hooks: the eps warm-up, random numbers by iteration, and a best checkpoint that survives a restart."""
+"""Hooks: the eps warm-up, a frozen backbone, random numbers by iteration, a best checkpoint that survives a restart."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import nn
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
@@ -52,6 +53,47 @@ class SeededIterations(HookBase):
 
     def before_step(self) -> None:
         torch.manual_seed(int(make_keys(self.seed, self.trainer.iter, comm.get_rank())) & 0x7FFFFFFFFFFFFFFF)
+
+
+class FrozenBackbone(HookBase):
+    """Keeps weights and statistics of the backbone for the first iterations.
+
+    Derived from the iteration alone, so resuming needs no state. Without gradients the optimizer passes the backbone
+    by: no weight decay, no momentum, and AdamW's averages begin when the backbone does.
+    """
+
+    def __init__(self, backbone: nn.Module, iterations: int) -> None:
+        """
+        Args:
+            backbone: weights that are frozen for good already stay so.
+            iterations: until it learns.
+        """
+        self.backbone = backbone
+        self.iterations = iterations
+        self.learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        # Evaluations between the steps put the model into training mode again, hence at every step.
+        self.training = {module: module.training for module in backbone.modules()}
+        self.frozen = False
+
+    def before_step(self) -> None:
+        if self.trainer.iter < self.iterations:
+            self._set(frozen=True)
+        elif self.frozen:
+            self._set(frozen=False)
+            logger.info("Iteration %d: the backbone begins to learn", self.trainer.iter)
+
+    def after_train(self) -> None:
+        if self.frozen:
+            self._set(frozen=False)
+
+    def _set(self, frozen: bool) -> None:
+        for parameter in self.learning:
+            parameter.requires_grad_(not frozen)
+            if frozen:
+                parameter.grad = None
+        for module, flag in self.training.items():
+            module.training = flag and not frozen
+        self.frozen = frozen
 
 
 class BestCheckpoint(HookBase):

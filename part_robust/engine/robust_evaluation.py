@@ -7,20 +7,21 @@ import json
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
 import part_robust
 from part_robust.attacks import Attack, get_objective
 from part_robust.config import attack_spec
+from part_robust.data.sample import evaluated_records
 from part_robust.engine.evaluation_checks import add_checks
 from part_robust.engine.trainer import PartTrainer, aimed
 from part_robust.evaluation.eps_curve import curve_attack_name
@@ -145,16 +146,16 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     return {float(eps): _build(cfg, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
 
 
-def build_plan(cfg: CfgNode, dataset: str) -> Plan:
+def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
+    """Of the data set's `records` that are evaluated."""
     metadata = MetadataCatalog.get(dataset)
-    image_ids = [record["image_id"] for record in DatasetCatalog.get(dataset)]  # also fills the metadata
     return Plan(
         tiers=build_tiers(cfg),
         class_names=metadata.object_classes,
         part_names=metadata.thing_classes,
         curve=build_curve(cfg),
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
-        sample=picture_sample(image_ids),
+        sample=picture_sample([record["image_id"] for record in records]),
     )
 
 
@@ -187,8 +188,8 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
     """
     evaluation = TierEvaluation()
     for dataset in cfg.DATASETS.TEST:
-        plan = build_plan(cfg, dataset)
-        records = DatasetCatalog.get(dataset)
+        records, warnings = evaluated_records(cfg, dataset)
+        plan = build_plan(cfg, dataset, records)
         folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
         identity = _identity(cfg, plan, model, weights, weights_of, [record["image_id"] for record in records])
         journal = _open(journal_folder(cfg, dataset), identity, resume)
@@ -212,7 +213,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         record = describe_evaluation(plan, merged, results, _device(model))
         record["files"] = write_files(folder, dataset, plan, merged, adversarials)
         add_checks(cfg, model, dataset, records, plan, merged, record)
-        warnings = plan_warnings(plan, merged)
+        warnings += plan_warnings(plan, merged)
         if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
             warnings.append(
                 "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
@@ -261,7 +262,7 @@ def _identity(
         node = cfg[name].clone()
         node.defrost()
         if name == "MODEL":
-            node.WEIGHTS = node.DEVICE = ""
+            node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     attacks = {

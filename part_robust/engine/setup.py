@@ -25,7 +25,7 @@ from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
-from part_robust.evaluation.report import build_record, results_table, write_json
+from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.part_classifier import training_objective, with_counts
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     else:
         build_tiers(cfg), build_curve(cfg)
+        if cfg.TEST.AUDIT and not cfg.TEST.TIER:
+            raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
     cfg.freeze()
     return cfg
 
@@ -69,6 +71,11 @@ def check_training(cfg: CfgNode) -> None:
         ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
     """
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    solver = cfg.SOLVER
+    if solver.BACKBONE_FREEZE_EPOCHS < 0 or solver.BACKBONE_FREEZE_ITERS < 0:
+        raise ValueError("SOLVER.BACKBONE_FREEZE_EPOCHS and BACKBONE_FREEZE_ITERS must not be negative")
+    if solver.BACKBONE_FREEZE_EPOCHS > 0 and solver.BACKBONE_FREEZE_ITERS == 0:
+        raise ValueError("SOLVER.BACKBONE_FREEZE_EPOCHS needs SOLVER.EPOCHS; without it set BACKBONE_FREEZE_ITERS")
     if pieces < 1:
         raise ValueError(f"SOLVER.ACCUMULATE must be at least 1, is {pieces}")
     if cfg.SOLVER.IMS_PER_BATCH % (world * pieces):
@@ -125,6 +132,8 @@ def set_schedule(cfg: CfgNode) -> None:
         return max(round(epochs * images / cfg.SOLVER.IMS_PER_BATCH), 1)
 
     cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.EPOCHS)
+    if cfg.SOLVER.BACKBONE_FREEZE_EPOCHS > 0:
+        cfg.SOLVER.BACKBONE_FREEZE_ITERS = iterations(cfg.SOLVER.BACKBONE_FREEZE_EPOCHS)
     cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEP_EPOCHS)
     # Rounded up from the end, or the last evaluation would come a few iterations before the final one.
     evaluations = max(round(cfg.SOLVER.EPOCHS / cfg.SOLVER.EVAL_EPOCHS), 1)
@@ -170,7 +179,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         results, warnings, attacks, shown = found.results, found.warnings, found.attacks, found.shown
         evaluations = found.evaluations
     else:
-        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks)
+        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks, samples=True)
     if not comm.is_main_process():
         return OrderedDict()
     node = cfg.MODEL.PART_CLASSIFIER
@@ -183,7 +192,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameter_counts(model),
+        pretraining=cfg.MODEL.PRETRAINING,
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)

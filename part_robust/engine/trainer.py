@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
 from part_robust.config import attack_spec
 from part_robust.data import PartDatasetMapper
+from part_robust.data.sample import evaluated_records
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
-from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, SeededIterations
+from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
@@ -43,7 +44,7 @@ class PartTrainer(DefaultTrainer):
     """Trains on DATASETS.TRAIN, on attacked batches if ATTACK.TRAIN.ENABLED, and watches DATASETS.VAL."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        with _ddp_without_device_ids(cfg.MODEL.DEVICE):
+        with _ddp_as_needed(cfg):
             super().__init__(cfg)
 
     @property
@@ -69,6 +70,8 @@ class PartTrainer(DefaultTrainer):
             result.insert(position + 1, best)
         if cfg.ATTACK.TRAIN.ENABLED:
             result = [*self._attack_batches(), *result]
+        if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
+            result.insert(0, FrozenBackbone(unwrap(model).backbone, cfg.SOLVER.BACKBONE_FREEZE_ITERS))
         if self.average:
             result.insert(0, AverageWeights(self.average))  # before the checkpoint is written
         if cfg.SEED >= 0:
@@ -195,14 +198,17 @@ class PartTrainer(DefaultTrainer):
         dataset_names: tuple[str, ...],
         attacks: dict[str, Attack],
         evaluators: list | None = None,
+        samples: bool = False,
     ) -> tuple[OrderedDict, dict[str, list[str]]]:
-        """Clean and attacked results, and warnings, by data set."""
+        """Clean and attacked results, and warnings, by data set; of TEST.NUM_IMAGES images if `samples`."""
         results: OrderedDict = OrderedDict()
         warnings = {}
         for index, name in enumerate(dataset_names):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            loader = cls.build_test_loader(cfg, name)
-            results[name], warnings[name] = evaluate_under_attacks(model, loader, evaluator, attacks)
+            records, notes = evaluated_records(cfg, name) if samples else (None, [])
+            loader = cls.build_test_loader(cfg, name, records)
+            results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
+            warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]
             if cut and cuts_gradient(model):
                 warnings[name].append(
@@ -270,11 +276,17 @@ def best_metric(cfg: CfgNode) -> str:
 
 
 @contextmanager
-def _ddp_without_device_ids(device: str) -> Iterator[None]:
-    """DistributedDataParallel refuses `device_ids` on CPU, which detectron2's `DefaultTrainer` always passes."""
+def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
+    """DistributedDataParallel refuses `device_ids` on CPU, which detectron2's `DefaultTrainer` always passes, and waits
+    for the gradients of a frozen backbone unless it is told to look which ones come."""
     original = defaults.create_ddp_model
-    if torch.device(device).type == "cpu":
-        defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    options: dict = {}
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        options["device_ids"] = None
+    if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
+        options["find_unused_parameters"] = True
+    if options:
+        defaults.create_ddp_model = functools.partial(original, **options)
     try:
         yield
     finally:

@@ -17,8 +17,11 @@ from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper, register_builtin, register_from_config
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.evaluation_checks import set_checks
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.adversarials import load_adversarials, verdict
+from part_robust.evaluation.checks import from_record, merge_checks
+from part_robust.evaluation.checks.record import check_rescored
 from part_robust.evaluation.report import file_sha256, write_json
 
 
@@ -110,14 +113,22 @@ def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
 
 
 def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
-    """Adds `rescored`, images and mismatches by data set, to the record, for the check C5 of reports."""
+    """Adds `rescored`, images and mismatches by data set, to the record, and makes C5, the verdict and `unreliable`
+    what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification."""
     path = folder / "robustness.json"
     record = json.loads(path.read_text())
     for dataset, evaluation in record["evaluation"].items():
         own = [result for result in results if result.dataset == dataset]
         if own:
             images, mismatches = (sum(len(x) for x in y) for y in ([r.right for r in own], [r.problems for r in own]))
-            evaluation["rescored"] = {"images": images, "mismatches": mismatches}
+            known = from_record(evaluation["checks"])
+            own_process = next((check.describe() for check in known if check.id == "C5"), None)
+            before = (evaluation.get("rescored") or {}).get("before", own_process)
+            evaluation["rescored"] = {"images": images, "mismatches": mismatches, "before": before}
+            fresh = [check_rescored(evaluation), *from_record([before] if before else [])]
+            set_checks(dataset, evaluation, merge_checks([c for c in known if c.id != "C5"], filter(None, fresh)))
+        if dataset == record["dataset"]:
+            record["unreliable"] = not evaluation["reportable"]
     write_json(path, record)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import detectron2
 import torch
 from tabulate import tabulate
+from torch import nn
 
 import part_robust
 from part_robust.attacks import Attack
@@ -45,7 +46,8 @@ def build_record(
     evaluations: Mapping[str, Mapping] | None = None,
     name: str = "",
     architecture: str = "",
-    parameters: int | None = None,
+    parameters: tuple[int, int] | None = None,
+    pretraining: str = "",
 ) -> dict:
     """Everything needed to judge and to repeat the numbers, and RobustBench's fields for the first data set.
 
@@ -58,13 +60,17 @@ def build_record(
         evaluations: of an evaluation with tiers, data set -> `describe_evaluation`'s result.
         name: of the model, for leaderboards.
         architecture: likewise.
-        parameters: how many numbers the model has, likewise.
+        parameters: of `parameter_counts`.
+        pretraining: what the weights had learned from before, in words.
     """
+    total, trainable = parameters or (None, None)
     dataset = next(iter(results), "")
     return {
         "schema": SCHEMA,
         **robustbench_fields(name, architecture, dataset, results.get(dataset, {}), attacks, evaluations or {}),
-        "parameters": parameters,
+        "parameters": total,
+        "trainable_parameters": trainable,
+        "pretraining": pretraining,
         "results": results,
         "attacks": {name: attack.describe() for name, attack in attacks.items()},
         "warnings": warnings,
@@ -79,6 +85,13 @@ def build_record(
         },
         "evaluation": dict(evaluations or {}),
     }
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Numbers in the model's parameters: all, and those that training moves. Buffers, such as statistics of norms and
+    norms that are frozen, are in neither."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def robustbench_fields(

@@ -171,14 +171,21 @@ class MSDeformAttn(nn.Module):
             value = value.masked_fill(padding_mask[..., None], 0.0)
         # Positions need more digits than bfloat16 has.
         dtype = torch.promote_types(query.dtype, torch.float32)
-        offsets = self.sampling_offsets(query).to(dtype).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        offsets = self.sampling_offsets(query).to(dtype).unflatten(-1, (self.heads, -1))
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.heads, -1)).softmax(dim=-1)
         weights = weights.unflatten(-1, (self.levels, self.points))
-        reference = reference[:, :, None, :, None]
+        # (N, Q, 1, L * P * 2), a head's row of offsets: broadcasts over two numbers would be slow.
+        center = self._per_point(reference[..., :2])
         if reference.shape[-1] == 2:
             size = torch.tensor([(w, h) for h, w in shapes], device=query.device, dtype=offsets.dtype)
-            locations = reference + offsets / size[:, None]
+            locations = center + offsets / self._per_point(size)
         else:
-            locations = reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.points)
+            locations = center + offsets * self._per_point(reference[..., 2:] * (0.5 / self.points))
+        locations = locations.unflatten(-1, (self.levels, self.points, 2))
         sampled = ms_deform_attn(value.unflatten(-1, (self.heads, -1)), shapes, locations, weights, self.backend)
         return self.output_proj(sampled)
+
+    def _per_point(self, level: Tensor) -> Tensor:
+        """(..., L or 1, 2) -> (..., 1, L * P * 2), the same for all points of a level."""
+        level = level.expand(*level.shape[:-2], self.levels, 2)
+        return level[..., None, :].expand(*level.shape[:-1], self.points, 2).flatten(-3)[..., None, :]

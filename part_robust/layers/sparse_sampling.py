@@ -31,21 +31,24 @@ class SparseSampling(torch.autograd.Function):
         ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         images, tokens, heads, channels = value.shape
-        queries = locations.shape[1]
+        queries, points = locations.shape[1], locations.shape[4]
+        # One number per level and point: rows of these lengths keep the inner loops long where they are broadcast.
         size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.int32)
-        width, height = size[:, :1], size[:, 1:]
         start = torch.cat([size.new_zeros(1), size.prod(dim=1, dtype=torch.int32)[:-1]]).cumsum(0, dtype=torch.int32)
-        x0, left, right = _two_sides(locations[..., 0], width)
-        y0, top, bottom = _two_sides(locations[..., 1], height)
+        start = start.repeat_interleave(points)
+        width, height = (side.repeat_interleave(points) for side in size.unbind(dim=1))
+        x0, left, right = _two_sides(locations[..., 0].flatten(3), width)
+        y0, top, bottom = _two_sides(locations[..., 1].flatten(3), height)
+        weights = weights.flatten(3)
 
-        share = value.new_empty(images, queries, heads, 4, *locations.shape[3:5])
+        share = value.new_empty(images, queries, heads, 4, len(start))
         rows = torch.empty(share.shape, dtype=torch.int32)
-        image = torch.arange(images, dtype=torch.int32).view(-1, 1, 1, 1, 1) * (tokens * heads)
-        head = torch.arange(heads, dtype=torch.int32).view(-1, 1, 1)
+        image = torch.arange(images, dtype=torch.int32).view(-1, 1, 1, 1) * (tokens * heads)
+        head = torch.arange(heads, dtype=torch.int32).view(-1, 1)
         columns = [_inside(x0 + side, width) * heads + head for side in (0, 1)]
         for row, across in enumerate((top, bottom)):
             weighted = across * weights
-            above = (_inside(y0 + row, height) * width + start[:, None]) * heads + image
+            above = (_inside(y0 + row, height) * width + start) * heads + image
             for column, along in enumerate((left, right)):
                 torch.mul(weighted, along, out=share[:, :, :, 2 * row + column])
                 torch.add(above, columns[column], out=rows[:, :, :, 2 * row + column])
@@ -54,7 +57,7 @@ class SparseSampling(torch.autograd.Function):
         table = value.reshape(-1, channels)
         result = F.embedding_bag(rows, table, mode="sum", per_sample_weights=share)
         ctx.save_for_backward(table, rows, share, weights, x0, left, right, y0, top, bottom, width, height)
-        ctx.value_shape = value.shape
+        ctx.value_shape, ctx.levels = value.shape, len(shapes)
         return result.view(images, queries, heads * channels)
 
     @staticmethod
@@ -77,7 +80,7 @@ class SparseSampling(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             places = torch.sparse_csr_tensor(starts, rows.flatten(), torch.zeros_like(share).flatten(), shape)
             entries = torch.sparse.sampled_addmm(places, gradient, table.t(), beta=0.0).values()
-            a, b, c, d = entries.view(*weights.shape[:3], 4, *weights.shape[3:]).unbind(dim=3)
+            a, b, c, d = entries.view(*weights.shape[:3], 4, -1).unbind(dim=3)
             # Each side of the four corners, summed over the other axis.
             on_left, on_right = top * a + bottom * c, top * b + bottom * d
             weights_gradient = left * on_left + right * on_right
@@ -86,6 +89,8 @@ class SparseSampling(torch.autograd.Function):
                 y0, height
             )
             locations_gradient = torch.stack([along_x * weights * width, along_y * weights * height], dim=-1)
+            weights_gradient = weights_gradient.unflatten(-1, (ctx.levels, -1))
+            locations_gradient = locations_gradient.unflatten(3, (ctx.levels, -1))
         return value_gradient, locations_gradient, weights_gradient, None
 
 

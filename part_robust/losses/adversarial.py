@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 METHODS = ("adversarial", "mix", "trades", "mart")
 PART_LOSS_ON = ("attacked", "clean", "both")
+MATCH_ON = ("attacked", "clean")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class TrainingObjective:
         mart_beta: 0 or more.
         part_loss_on: images whose parts are learned: "attacked", "clean", or "both": half each, under "mix" in its
             proportion.
+        denoise_attacked: attacked images are asked denoising queries too.
+        match_on: image on which queries are assigned to the true parts that they learn from attacked images.
     """
 
     method: str = "adversarial"
@@ -37,6 +40,8 @@ class TrainingObjective:
     trades_beta: float = 6.0
     mart_beta: float = 5.0
     part_loss_on: str = "attacked"
+    denoise_attacked: bool = True
+    match_on: str = "attacked"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -45,6 +50,8 @@ class TrainingObjective:
             raise ValueError(
                 f"ATTACK.TRAIN.PART_LOSS_ON must be one of {', '.join(PART_LOSS_ON)}, is {self.part_loss_on!r}"
             )
+        if self.match_on not in MATCH_ON:
+            raise ValueError(f"ATTACK.TRAIN.MATCH_ON must be one of {', '.join(MATCH_ON)}, is {self.match_on!r}")
         if not 0.0 <= self.adversarial_weight <= 1.0:
             raise ValueError(f"ATTACK.TRAIN.MIX_WEIGHT must lie in 0..1, is {self.adversarial_weight}")
         if self.trades_beta < 0 or self.mart_beta < 0:
@@ -56,7 +63,9 @@ class TrainingObjective:
 
     def needs_clean(self, has_parts: bool, has_class: bool) -> bool:
         """Whether a model with these branches has to see the clean images too."""
-        return (has_class and self.class_needs_clean) or (has_parts and self.part_loss_on != "attacked")
+        return (has_class and self.class_needs_clean) or (
+            has_parts and (self.part_loss_on != "attacked" or self.match_on == "clean")
+        )
 
     def part_weights(self) -> tuple[float, float]:
         """Of the part losses on clean and on attacked images; they sum to 1."""

@@ -107,7 +107,12 @@ class HungarianMatcher:
         return self.class_cost * classes + self.box_cost * distance - self.giou_cost * overlap
 
     def __call__(
-        self, logits: Tensor, boxes: Tensor, targets: PartBoxes, masks: tuple[Tensor, Tensor] | None = None
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: PartBoxes,
+        masks: tuple[Tensor, Tensor] | None = None,
+        kept: Tensor | None = None,
     ) -> Matching:
         """
         Args:
@@ -115,6 +120,7 @@ class HungarianMatcher:
             boxes: (T, N, Q, 4) cxcywh.
             targets: G may exceed Q: then the parts that cost most stay without a query.
             masks: cross-entropy and dice loss of masks, (T, N, Q, G) each.
+            kept: bool (T, N, Q, G), pairs that come before all others, at any cost.
 
         Raises:
             ValueError: a cost is not finite, so the model has diverged.
@@ -125,6 +131,8 @@ class HungarianMatcher:
         cost = cost.cpu()
         if not torch.isfinite(cost).all():
             raise ValueError("part predictions are not finite: the model has diverged, lower SOLVER.BASE_LR")
+        if kept is not None:
+            cost = cost.double() - 1e6 * kept.cpu()  # far more than any cost
         sets, images, _, true = cost.shape
         query = torch.zeros(sets, images, true, dtype=torch.int64)
         matched = torch.zeros(sets, images, true, dtype=torch.bool)

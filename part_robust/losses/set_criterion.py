@@ -99,13 +99,13 @@ class SetCriterion:
         other.mask_loss = mask_loss
         return other
 
-    def match(self, predictions: PredictedParts, targets: PartBoxes) -> Matching:
-        """Which queries answer for which true parts, in each set for itself."""
+    def match(self, predictions: PredictedParts, targets: PartBoxes, kept: Tensor | None = None) -> Matching:
+        """Which queries answer for which true parts, in each set for itself; `kept` as of `HungarianMatcher`."""
         if self.mask_loss is None:
-            return self.matcher(predictions.logits, predictions.boxes, targets)
+            return self.matcher(predictions.logits, predictions.boxes, targets, None, kept)
         assert predictions.masks is not None and targets.masks is not None
         masks = self.mask_loss.cost(predictions.masks, targets.masks)
-        return self.matcher(predictions.logits, predictions.boxes, targets, masks)
+        return self.matcher(predictions.logits, predictions.boxes, targets, masks, kept)
 
     def sums(
         self,

@@ -1,10 +1,11 @@
-"""The whole gradient of models that cut it in training."""
+"""The whole gradient of models that cut it in training, and no gradient at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -23,6 +24,19 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
     finally:
         for module in cut:
             module.detach_references = True
+
+
+@contextmanager
+def only_looking(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients: batch norm keeps its statistics, and the model is as before afterwards."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
 
 
 def cuts_gradient(model: nn.Module) -> bool:

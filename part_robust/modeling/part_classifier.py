@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.losses.adversarial import TrainingObjective
-from part_robust.modeling.gradients import full_gradient
+from part_robust.modeling.gradients import full_gradient, only_looking
 from part_robust.modeling.part_to_class import part_metadata
 from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
@@ -90,6 +91,10 @@ class PartClassifier(nn.Module):
             raise ValueError(
                 f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
                 "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
+            )
+        if segmenter is not None and self.objective.match_on == "clean" and not hasattr(segmenter, "assign"):
+            raise ValueError(
+                f"ATTACK.TRAIN.MATCH_ON clean: {type(segmenter).__name__} assigns no queries to parts, use attacked"
             )
 
     @classmethod
@@ -208,16 +213,24 @@ class PartClassifier(nn.Module):
         if clean is None:  # nothing was attacked, or nobody asks for what was before
             on_attacked = 1.0
         part_losses: dict[str, Tensor] = {}
+        clean_logits, like = None, None
 
-        def see(images: Tensor, part_weight: float, class_wanted: bool) -> Tensor | None:
-            logits, losses = self._training_pass(images, padding, targets, part_weight > 0, class_wanted)
+        def see(images: Tensor, part_weight: float, class_wanted: bool, **query_options) -> tuple[Tensor | None, Any]:
+            logits, losses, assignment = self._training_pass(
+                images, padding, targets, part_weight > 0, class_wanted, **query_options
+            )
             for name, loss in losses.items():
                 part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
-            return logits
+            return logits, assignment
 
         # Clean before attacked, so that batch norm ends with the statistics of the images that are learned from.
-        clean_logits = None if clean is None else see(clean, on_clean, self.objective.class_needs_clean)
-        logits = see(images, on_attacked, True)
+        if clean is not None and (on_clean > 0 or self.objective.class_needs_clean):
+            clean_logits, like = see(clean, on_clean, self.objective.class_needs_clean)
+        if clean is None or self.objective.match_on == "attacked" or targets is None or on_attacked == 0:
+            like = None
+        elif like is None:
+            like = self._assignment(clean, padding, targets)
+        logits, _ = see(images, on_attacked, True, denoise=self.objective.denoise_attacked, like=like)
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
@@ -237,17 +250,30 @@ class PartClassifier(nn.Module):
         targets: PartTargets | None,
         parts_wanted: bool,
         class_wanted: bool,
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Class logits (N, C) or None, and the segmenter's losses; computes what is wanted and no more."""
+        denoise: bool = True,
+        like: Any = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor], Any]:
+        """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
+        one; computes what is wanted and no more. `like`: an assignment to go by."""
         features = self.backbone(self.normalize(images))
         class_wanted = class_wanted and self.head is not None
         parts, losses = None, {}
         if self.segmenter is not None and parts_wanted:
-            parts = self.segmenter(features, images.shape[-2:], padding, targets)
+            options = {} if denoise or not hasattr(self.segmenter, "assign") else {"denoise": False}
+            parts = self.segmenter(features, images.shape[-2:], padding, targets, **options)
+            if like is not None:
+                self.segmenter.assign(parts, like)
             losses = self.segmenter.losses(parts, targets)
         elif class_wanted and self.head.needs_parts:
             parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
-        return (self.head(features, parts).float() if class_wanted else None), losses
+        logits = self.head(features, parts).float() if class_wanted else None
+        return logits, losses, None if parts is None else parts.aux.get("assignment")
+
+    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Any:
+        assert self.segmenter is not None
+        with only_looking(self):
+            features = self.backbone(self.normalize(images))
+            return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
         features = self.backbone(self.normalize(images))
@@ -273,6 +299,8 @@ def training_objective(cfg: CfgNode) -> TrainingObjective:
         trades_beta=node.TRADES_BETA,
         mart_beta=node.MART_BETA,
         part_loss_on=node.PART_LOSS_ON,
+        denoise_attacked=node.DENOISING,
+        match_on=node.MATCH_ON,
     )
 
 

@@ -106,6 +106,16 @@ def test_one_and_two_processes_give_the_same_weights(script, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3), "the mean over processes is written"
 
 
+def test_a_backbone_that_is_frozen_at_first_learns_in_several_processes_too(script, tmp_path):
+    options = [4, *HEAD, "SOLVER.BACKBONE_FREEZE_ITERS", 2, "SOLVER.ACCUMULATE", 2]
+    finished(start(sys.executable, script, tmp_path / "one", *options))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    finished(start(*torchrun, script, tmp_path / "two", *options))
+    assert torch.allclose(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=2e-5)
+    early, late = (torch.load(tmp_path / "two" / name)["model"] for name in ("model_0000001.pth", "model_final.pth"))
+    assert not torch.equal(early["backbone.stem.conv1.weight"], late["backbone.stem.conv1.weight"])
+
+
 def test_a_killed_process_ends_the_job_which_can_be_resumed(script, tmp_path):
     """And SIGTERM to the starting process reaches all of them."""
     command = [sys.executable, script, "--num-gpus", 2, "--resume", tmp_path]

@@ -15,6 +15,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
+from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
@@ -66,6 +67,7 @@ OPTS = [
     *("TEST.EPS", 12.0),
     *("TEST.EPS_CURVE", (0, 4, 12)),
     *("TEST.SAVE_ADVERSARIALS", "npz"),
+    *("MODEL.PRETRAINING", "of nothing"),
 ]
 
 
@@ -86,6 +88,9 @@ def test_record_and_files(finished, weights):
     assert record["reported"] == results["classification_screen"]["accuracy"] < record["clean_acc"]
     assert record["unreliable"] == (not evaluation["reportable"])
     assert record["architecture"] == "DeepLabSegmenter + TwoHeadedHead"
+    state = torch.load(weights)["model"]
+    count = sum(value.numel() for name, value in state.items() if "running" not in name and "tracked" not in name)
+    assert record["parameters"] == record["trainable_parameters"] == count and record["pretraining"] == "of nothing"
     assert record["attacks"]["apgd_ce"]["threat_model"]["eps"] == 12.0
     assert record["attacks"]["eps_curve_4"]["threat_model"]["eps"] == 4.0
     assert "apgd_part_loss" not in record["attacks"], "for detectors"
@@ -153,7 +158,15 @@ def test_verification_in_a_fresh_process(finished):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "toy_val screen: 12 images" in done.stdout and "toy_val parts: 12 images" in done.stdout
     record = json.loads((folder / "robustness.json").read_text())
-    assert record["evaluation"]["toy_val"]["rescored"] == {"images": 24, "mismatches": 0}
+    rescored = record["evaluation"]["toy_val"]["rescored"]
+    assert (rescored["images"], rescored["mismatches"], rescored["before"]["status"]) == (24, 0, "pass")
+    assert c5(folder)["status"] == "pass" and "fresh process" in c5(folder)["sentence"]
+
+
+def c5(folder: Path) -> dict:
+    record = json.loads((folder / "robustness.json").read_text())
+    (check,) = [check for check in record["evaluation"]["toy_val"]["checks"] if check["id"] == "C5"]
+    return check
 
 
 def tamper(path: Path, **changes) -> bytes:
@@ -169,6 +182,8 @@ def tamper(path: Path, **changes) -> bytes:
 def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     folder, _, _ = finished
     path = sorted((folder / "adversarials_toy_val" / "screen").glob("batch_*.npz"))[0]
+    assert verify([str(folder)]) == 0
+    before = (folder / "robustness.json").read_text()
     for changes, words in (
         ({"prediction": lambda x: (x + 1) % 3}, "when it was saved"),
         ({"images": lambda x: x + 30.0}, "outside the threat model"),
@@ -177,11 +192,16 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
         original = tamper(path, **changes)
         try:
             assert verify([str(folder)]) == 1
+            assert c5(folder)["status"] == "fail"
         finally:
             path.write_bytes(original)
         assert words in capsys.readouterr().err
     moved = path.rename(tmp_path / path.name)
     assert verify([str(folder)]) == 1
+    record = json.loads((folder / "robustness.json").read_text())
+    verdict = record["evaluation"]["toy_val"]["verdict"]
+    assert record["unreliable"] and verdict.startswith("not reportable") and "C5 1 of" in verdict
+    assert "C5 1 of" in (folder / "report.md").read_text()
     assert "12 were evaluated" in capsys.readouterr().err
     moved.rename(path)
     other = tmp_path / "other.pth"
@@ -190,6 +210,7 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     assert "SHA-256" in capsys.readouterr().err
     assert verify([str(tmp_path)]) == 2
     assert verify([str(folder)]) == 0
+    assert (folder / "robustness.json").read_text() == before, "nothing is left of the findings"
 
 
 @pytest.mark.parametrize(
@@ -227,3 +248,27 @@ def test_tiers_of_the_config(toy_data):
     assert tiers["thesis"].attacks["pgd100x5"].restarts == 5
     curve = build_curve(tiny_cfg("resnet", "TEST.TIER", "screen", "TEST.EPS_CURVE", (8, 0, 2, 8)))
     assert {eps: attack.threat_model.eps for eps, attack in curve.items()} == {0.0: 0.0, 2.0: 2.0, 8.0: 8.0}
+
+
+def test_a_sample_of_the_images(config, tmp_path):
+    """The same images with and without tiers, and the record says that they are a sample."""
+    notes, accuracies = [], []
+    for name, opts in {"tiers": ["TEST.TIER", "screen"], "attacks": ["ATTACK.EVAL", ["fgsm"]]}.items():
+        results = evaluate(config(tmp_path / name, *opts, "TEST.NUM_IMAGES", 4))
+        assert results["classification"]["num_images"] == 4  # one of which has no part labels
+        assert results["part_seg"]["num_images"] == 3
+        record = json.loads((tmp_path / name / "robustness.json").read_text())
+        notes.append(record["warnings"]["toy_val"][0])
+        accuracies.append(results["classification"]["accuracy"])
+    assert notes[0] == notes[1] and "a sample of 4 of the" in notes[0] and accuracies[0] == accuracies[1]
+
+
+def test_samples_are_nested_and_of_image_ids_alone():
+    records = [{"image_id": number} for number in range(50)]
+    small, large = sample_records(records, 10), sample_records(records, 20)
+    assert len(small) == 10 and len(large) == 20 and all(record in large for record in small)
+    turned = sample_records(records[::-1], 10)
+    assert turned == small[::-1]
+    assert sample_records(records, 0) == sample_records(records, 99) == records
+    with pytest.raises(ValueError, match=r"TEST\.NUM_IMAGES"):
+        sample_records(records, -1)

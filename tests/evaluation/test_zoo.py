@@ -25,7 +25,11 @@ def write(folder: Path, record: dict, **changes) -> Path:
 
 def records(tmp_path: Path) -> list[Path]:
     sha = {"path": "output/part_shapes/x/model_best.pth", "sha256": "0123456789abcdef" * 4}
-    leaf = {"config": "OUTPUT_DIR: ./output/part_shapes/deeplab_two_headed_adv\n", "parameters": 28_600_000}
+    leaf = {
+        "config": "OUTPUT_DIR: ./output/part_shapes/deeplab_two_headed_adv\n",
+        "parameters": 28_600_000,
+        "pretraining": "ImageNet",
+    }
     strong, masked = copy.deepcopy(fixture.record()), copy.deepcopy(fixture.record())
     strong["evaluation"][fixture.DATASET]["tiers"]["standard"]["robust"] = fixture.score(600)
     masked["evaluation"][fixture.DATASET]["checks"].append(failed("C6", "the gradient is cut").describe())
@@ -55,6 +59,7 @@ def test_rows(tmp_path, monkeypatch):
     assert strong["config"] == "configs/part_shapes/deeplab_two_headed_adv.yaml", "it exists in the tree"
     assert weak["config"] == "config.yaml", "no such leaf"
     assert strong["weights, sha256"] == "0123456789ab" and strong["parameters"] == "28,600,000"
+    assert (strong["pre-training"], weak["pre-training"]) == ("ImageNet", "-")
     assert strong["threat model"] == "linf 8/255" and "pass" in strong["checks"]
     assert masked["robust %"] == "-" and "unreliable: C6 the gradient is cut" in masked["checks"]
     assert old["checks"] == "no checks ran"

@@ -15,8 +15,8 @@ from part_robust.evaluation.html_report.leaderboard import Entry, entry_of
 from part_robust.evaluation.html_report.schema import evaluations
 
 COLUMNS = (
-    "model", "config", "parameters", "images", "clean %", "robust %", "95 % interval", "under", "threat model",
-    "checks", "weights, sha256",
+    "model", "config", "parameters", "pre-training", "images", "clean %", "robust %", "95 % interval", "under",
+    "threat model", "checks", "weights, sha256",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def _row(path: Path, record: Mapping[str, Any], entry: Entry, E: Mapping[str, An
         entry.model,
         _config_name(path, record),
         number(entry.parameters),
+        entry.pretraining or MISSING,
         number(entry.images),
         number(entry.clean["accuracy"] if entry.clean else None),
         number(robust["accuracy"] if robust else None),

@@ -21,7 +21,7 @@ from part_robust.losses.matcher import HungarianMatcher, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries
-from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice
 from part_robust.modeling.segmenters.tokens import Tokens, content_size, input_projection, make_tokens
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, refine
 
@@ -159,6 +159,7 @@ class DinoSegmenter(QuerySegmenter):
                 class_weight=node.CLASS_WEIGHT,
                 box_weight=node.BOX_WEIGHT,
                 giou_weight=node.GIOU_WEIGHT,
+                sum_sets=check_choice("DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES) == "thesis",
             ),
             "backend": node.MS_DEFORM_ATTN,
         }
@@ -189,6 +190,7 @@ class DinoSegmenter(QuerySegmenter):
         padding_mask: Tensor | None = None,
         targets: PartTargets | None = None,
         class_only: bool = False,
+        denoise: bool = True,
     ) -> PartOutput:
         tokens = self.tokens(features, padding_mask)
         memory = self.encoder(tokens)
@@ -199,7 +201,8 @@ class DinoSegmenter(QuerySegmenter):
         denoising = None
         if targets is not None:
             output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"])
-            if self.training:
+            output.aux["pixels"] = selected.pixels
+            if self.training and denoise:
                 denoising = self._denoising_queries(output.aux["true_parts"])
         if denoising is not None:
             content = torch.cat([denoising.content.to(content.dtype), content], dim=1)

@@ -24,10 +24,10 @@ from part_robust.losses.matcher import PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import make_unified_denoising_queries
-from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion, check_choice
+from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
 from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
-from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelection, refine
 
@@ -108,9 +108,9 @@ class MaskDinoSegmenter(QuerySegmenter):
             ValueError: an unknown name; no decoder layer; boxes from masks without two_stage.
         """
         super().__init__()
-        check_choice("BOX_INIT", box_init, BOX_INITS)
+        check_choice("MASK_DINO.BOX_INIT", box_init, BOX_INITS)
         for name in outputs:
-            check_choice("OUTPUTS", name, OUTPUTS)
+            check_choice("MASK_DINO.OUTPUTS", name, OUTPUTS)
         if not outputs:
             raise ValueError("MODEL.MASK_DINO.OUTPUTS must name semantic, instance or both")
         if decoder_layers < 1:
@@ -218,6 +218,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         padding_mask: Tensor | None = None,
         targets: PartTargets | None = None,
         class_only: bool = False,
+        denoise: bool = True,
     ) -> PartOutput:
         if class_only:
             targets = None
@@ -226,13 +227,13 @@ class MaskDinoSegmenter(QuerySegmenter):
         if not class_only or self.box_init != "no":
             pixels = self.pixel_decoder.pixels(features[self.mask_feature], memory, tokens)
         output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
-        content, reference, encoder = self._start(memory, tokens, pixels, padding_mask, targets is not None)
+        content, reference, encoder, starts_at = self._start(memory, tokens, pixels, padding_mask, targets is not None)
         denoising = None
         if targets is not None:
             assert pixels is not None
             size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
             output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"], size)
-            if self.training:
+            if self.training and denoise:
                 denoising = make_unified_denoising_queries(
                     output.aux["true_parts"],
                     self.label_enc,
@@ -268,7 +269,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         output.aux["decoder"] = predictions.of(slice(None), slice(hidden, None))
         output.query_logits, output.query_boxes = output.aux["decoder"].logits[-1], output.aux["decoder"].boxes[-1]
         if encoder is not None:
-            output.aux["encoder"] = encoder
+            output.aux |= {"encoder": encoder, "pixels": starts_at}
         if denoising is not None:
             # Without two stages, the published model does not ask the denoising queries before the first layer.
             first = int(self.initial_prediction and not self.two_stage)
@@ -278,12 +279,13 @@ class MaskDinoSegmenter(QuerySegmenter):
 
     def _start(
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
-    ) -> tuple[Tensor, Tensor, PredictedParts | None]:
-        """Content (N, Q, C) and boxes (N, Q, 4) of the queries, and what the encoder predicts if `with_losses`."""
+    ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
+        """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
+        pixels (N, Q) were chosen."""
         images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
-            return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None
+            return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None, None
         selected = self.query_selection(
             # "No object" is no reason to become a query; the published code has no model with both.
             memory,
@@ -306,7 +308,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         if self.box_init != "no":
             assert masks is not None
             reference = self._boxes_of_masks(masks, padding_mask).to(reference.dtype)
-        return content, reference, encoder
+        return content, reference, encoder, selected.pixels
 
     @torch.no_grad()
     def _boxes_of_masks(self, masks: PredictedMasks, padding_mask: Tensor | None) -> Tensor:

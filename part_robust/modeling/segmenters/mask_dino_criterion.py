@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from detectron2.config import CfgNode
 
 from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss
 from part_robust.losses.matcher import HungarianMatcher
 from part_robust.losses.set_criterion import SetCriterion
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, check_choice
 
 CLASS_LOSSES = ("cross_entropy", "focal")
 MASK_LOSSES = ("dense", "points")
-LOSS_SCALES = ("mean", "thesis")
 
 
 def build_criterion(node: CfgNode) -> SetCriterion:
@@ -21,9 +19,9 @@ def build_criterion(node: CfgNode) -> SetCriterion:
     Raises:
         ValueError: an unknown CLASS_LOSS, MASK_LOSS or LOSS_SCALE.
     """
-    check_choice("CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
-    check_choice("MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
-    check_choice("LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
+    check_choice("MASK_DINO.CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
+    check_choice("MASK_DINO.MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
+    check_choice("MASK_DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
     mask_loss: DenseMaskLoss | PointMaskLoss = DenseMaskLoss()
     if node.MASK_LOSS == "points":
         mask_loss = PointMaskLoss(
@@ -49,11 +47,3 @@ def build_criterion(node: CfgNode) -> SetCriterion:
         no_object_weight=node.NO_OBJECT_WEIGHT if node.CLASS_LOSS == "cross_entropy" else None,
         sum_sets=node.LOSS_SCALE == "thesis",
     )
-
-
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raises:
-    ValueError: MODEL.MASK_DINO has no such `value` for `key`.
-    """
-    if value not in choices:
-        raise ValueError(f"MODEL.MASK_DINO.{key} must be one of {', '.join(choices)}, is {value!r}")

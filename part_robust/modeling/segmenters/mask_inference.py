@@ -12,6 +12,8 @@ from torch import Tensor
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy
 
+CACHED_NUMBERS = 2**18
+
 
 def part_probabilities(logits: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
     """Class logits (N, Q, K) -> probabilities of the parts (N, Q, P), and of none of them (N, Q)."""
@@ -44,6 +46,19 @@ def dense_log_scores(logits: Tensor, masks: Tensor, num_parts: int) -> Tensor:
         (N, P + 1, H, W), background last: what `softmax` leaves as it is.
     """
     parts, nothing = part_probabilities(logits, num_parts)
+    if masks.device.type != "cpu" or torch.is_grad_enabled():
+        return _dense_log_scores(parts, nothing, masks)
+    # The masks at full resolution are the largest tensor of the model: a block of rows at a time, its intermediate
+    # results stay in the processor's cache.
+    images, queries, height, width = masks.shape
+    rows = max(1, CACHED_NUMBERS // (images * queries * width))
+    result = masks.new_empty(images, num_parts + 1, height, width)
+    for block, own in zip(masks.split(rows, dim=2), result.split(rows, dim=2), strict=True):
+        own.copy_(_dense_log_scores(parts, nothing, block))
+    return result
+
+
+def _dense_log_scores(parts: Tensor, nothing: Tensor, masks: Tensor) -> Tensor:
     scores = semantic_scores(parts, masks.sigmoid())
     # 1 - (1 - nothing) * sigmoid(mask), without the difference of almost equal numbers, and with few copies of what
     # is the largest tensor of the model.

@@ -5,6 +5,9 @@ Letters: N images, Q queries, T sets of predictions, K part classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,41 @@ from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import PartOutput, PartSegmenter, PartTargets, zero_loss
 from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_targets
 
+LOSS_SCALES = ("mean", "thesis")
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> str:
+    """Returns the value.
+
+    Raises:
+        ValueError: MODEL has no such `value` for `key`.
+    """
+    if value not in choices:
+        raise ValueError(f"MODEL.{key} must be one of {', '.join(choices)}, is {value!r}")
+    return value
+
+
+@dataclass
+class Assignment:
+    """Who answers for which true part on an image.
+
+    Attributes:
+        matching: of all sets, the decoder's and after them the encoder's.
+        pixels: int64 (N, Q), where each query started; None for learned queries, which start everywhere alike.
+    """
+
+    matching: Matching
+    pixels: Tensor | None
+
+    def kept(self, pixels: Tensor | None, num_queries: int) -> Tensor:
+        """bool (T, N, Q, G): the same pairs among queries that start from `pixels` (N, Q), of a changed image."""
+        query = self.matching.query
+        if self.pixels is None or pixels is None:
+            here, place = torch.arange(num_queries, device=query.device)[None], query
+        else:
+            here, place = pixels, self.pixels.expand(len(query), -1, -1).gather(2, query)
+        return (here[None, :, :, None] == place[:, :, None]) & self.matching.matched[:, :, None]
+
 
 class QuerySegmenter(PartSegmenter):
     """A segmenter whose parts are queries. Made with targets, its output holds in `aux`
@@ -21,7 +59,10 @@ class QuerySegmenter(PartSegmenter):
     - `true_parts`: `PartBoxes`;
     - `decoder`: `PredictedParts` of the decoder's layers, the last one last;
     - `encoder`: `PredictedParts` of the encoder's one set, where queries are chosen from it;
+    - `pixels`: int64 (N, Q), where queries started, where they are chosen from the encoder's pixels;
     - `denoising`, `denoising_queries`: `PredictedParts` and `DenoisingQueries`, in training where there are any.
+
+    `forward` takes `denoise` besides: False asks no denoising queries.
 
     Attributes:
         criterion: the losses.
@@ -50,12 +91,27 @@ class QuerySegmenter(PartSegmenter):
             targets.complete,
         )
 
+    def assign(self, output: PartOutput, like: Assignment | None = None) -> Assignment:
+        """Matches all sets of an output made with targets, once: `losses` goes by it.
+
+        Args:
+            output: of this segmenter.
+            like: of the same images before they changed: parts keep the queries they had there. A query that starts
+                from no chosen pixel any more has left its part to be matched anew.
+        """
+        predictions = self._all_sets(output)
+        pixels = output.aux.get("pixels")
+        kept = None if like is None else like.kept(pixels, predictions.logits.shape[2])
+        matching = self.active_criterion.match(predictions, output.aux["true_parts"], kept)
+        output.aux["assignment"] = Assignment(matching, pixels)
+        return output.aux["assignment"]
+
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
         true_parts, criterion = output.aux["true_parts"], self.active_criterion
-        decoder: PredictedParts = output.aux["decoder"]
         encoder: PredictedParts | None = output.aux.get("encoder")
-        sums = criterion.sums(decoder if encoder is None else PredictedParts.cat([decoder, encoder]), true_parts)
-        layers = len(decoder.logits)
+        assignment: Assignment = output.aux.get("assignment") or self.assign(output)
+        sums = criterion.sums(self._all_sets(output), true_parts, assignment.matching)
+        layers = len(output.aux["decoder"].logits)
         losses = criterion.batch_losses({k: v[:layers] for k, v in sums.items()}, true_parts)
         if encoder is not None:
             losses |= criterion.batch_losses(
@@ -90,6 +146,12 @@ class QuerySegmenter(PartSegmenter):
         criterion = self.active_criterion
         sums = criterion.sums(self._last(output), output.aux["true_parts"], matching)
         return criterion.image_losses(sums, output.aux["true_parts"])
+
+    @staticmethod
+    def _all_sets(output: PartOutput) -> PredictedParts:
+        decoder: PredictedParts = output.aux["decoder"]
+        encoder: PredictedParts | None = output.aux.get("encoder")
+        return decoder if encoder is None else PredictedParts.cat([decoder, encoder])
 
     @staticmethod
     def _last(output: PartOutput) -> PredictedParts:

@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
 
 
@@ -50,7 +50,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens, reference: Tensor) -> Tensor:
         attended = self.self_attn(x + tokens.position, reference, x, tokens.shapes, tokens.padding)
         x = self.norm1(x + attended)
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Encoder(nn.Module):
@@ -97,7 +97,7 @@ class DecoderLayer(nn.Module):
         attended, _ = self.self_attn(query, query, x, attn_mask=attention_mask, need_weights=False)
         x = self.norm2(x + attended)
         x = self.norm1(x + self.cross_attn(x + position, reference, memory, tokens.shapes, tokens.padding))
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Decoder(nn.Module):
@@ -181,11 +181,13 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
 
 
 class Selected(NamedTuple):
-    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4)."""
+    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4), and
+    which of the S they are, int64 (N, Q)."""
 
     content: Tensor
     logits: Tensor
     boxes: Tensor
+    pixels: Tensor
 
 
 class QuerySelection(nn.Module):
@@ -239,7 +241,7 @@ class QuerySelection(nn.Module):
         # Pixels that are no proposal can be selected all the same; their box is the corner point (1, 1).
         start = boxes.logit().masked_fill(~valid[..., None], float("inf")).expand(images, -1, -1)
         boxes = (change.to(start.dtype) + start.gather(1, index.expand(-1, -1, 4))).sigmoid()
-        return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes)
+        return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes, index[..., 0])
 
     def select(self, scores: Tensor) -> Tensor:
         """Scores (N, S) -> int64 (N, Q)."""

@@ -1,0 +1,210 @@
+"""Which runs the tables of the thesis, and their stand-ins on drawn images, are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from part_robust.engine.experiment import Phase
+
+DEEPLAB = {
+    "deeplab_segmenter": "DeepLabv3+, parts only",
+    "deeplab_downsampled": "Downsampled",
+    "deeplab_bounding_box": "Bounding-Box",
+    "deeplab_two_headed": "Two-Headed",
+    "deeplab_pixel": "Pixel",
+}
+BASELINE = {"resnet50": "ResNet, no parts"}
+DINO = {
+    "dino_detector": "DINO, parts only",
+    "dino_sequential": "DINO sequential",
+    "dino_two_headed": "DINO two-headed",
+}
+# Of Tables 2.2 and 2.3 of the thesis; its two-headed rows are of six layers alone.
+DINO_SIZES = {
+    stem + size: title + row
+    for stem, title in DINO.items()
+    for size, row in {
+        "": ", 6/6 layers, 900 queries",
+        "_100q": ", 6/6 layers, 100 queries",
+        "_1layer": ", 1/1 layer, 900 queries",
+        "_1layer_100q": ", 1/1 layer, 100 queries",
+    }.items()
+    if not (stem == "dino_two_headed" and "1layer" in size)
+}
+MASK_DINO = {
+    "mask_dino_segmenter": "Mask DINO, parts only",
+    "mask_dino_simple_fixed_9layers": "Mask DINO Simple, fixed matrix, 9 layers",
+    "mask_dino_simple_fixed_1layer": "Mask DINO Simple, fixed matrix, 1 layer",
+    "mask_dino_simple_learned_9layers": "Mask DINO Simple, learned matrix, 9 layers",
+    "mask_dino_simple_learned_1layer": "Mask DINO Simple, learned matrix, 1 layer",
+}
+# Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
+C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
+# Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision.
+TABLES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "part_shapes_dino": ("part_shapes", DINO, {"boxes": ""}),
+    "part_shapes_mask_dino": ("part_shapes", MASK_DINO, {"masks": ""}),
+    "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
+    "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
+    "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
+    "paco_mask_dino": ("paco", MASK_DINO | C_SEG, {"masks": ""}),
+}
+TRAININGS = {"clean": "", "adversarial": "_adv"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Several tables.
+
+    Attributes:
+        tables: names of TABLES, with the leaf configs that are taken of each, or () for all.
+        overrides: by training, KEY VALUE pairs for all its runs.
+        by_model: by leaf config and training, KEY VALUE pairs on top of these.
+        variants: by leaf config, what is added to its name for one more adversarial training from its clean one.
+        own_folder: runs do not share the folders of the configs, as the overrides make them other runs.
+    """
+
+    tables: Mapping[str, Sequence[str]]
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    by_model: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
+    own_folder: bool = False
+
+
+SUITES = {
+    "part_shapes": Suite({"part_shapes_deeplab": (), "part_shapes_dino": (), "part_shapes_mask_dino": ()}),
+    # About half an hour on two CPU cores: one model of each kind, half of the epochs, one evaluation in the end. The
+    # slowest first, so that nobody waits for it alone. DINO learns its boxes late: it keeps most of its epochs.
+    "part_shapes_small": Suite(
+        {
+            "part_shapes_dino": ("dino_sequential",),
+            "part_shapes_mask_dino": ("mask_dino_simple_learned_1layer",),
+            "part_shapes_deeplab": ("deeplab_two_headed", "deeplab_downsampled_boxes", "resnet50"),
+        },
+        overrides={
+            "clean": ("SOLVER.EPOCHS", "6.0", "SOLVER.EVAL_EPOCHS", "6.0", "ATTACK.EVAL", "['pgd20']"),
+            "adversarial": ("SOLVER.EPOCHS", "4.0", "SOLVER.EVAL_EPOCHS", "4.0", "ATTACK.EVAL", "['pgd20']"),
+        },
+        by_model={"dino_sequential": {"clean": ("SOLVER.EPOCHS", "9.0", "SOLVER.EVAL_EPOCHS", "9.0")}},
+        own_folder=True,
+    ),
+    # Tables 2.1 to 2.3: DeepLab learns from boxes there, and its class head is Downsampled.
+    "thesis_2": Suite(
+        {
+            "part_imagenet_deeplab": ("deeplab_segmenter_boxes", "deeplab_downsampled_boxes"),
+            "part_imagenet_dino": (),
+        }
+    ),
+    # Tables 3.1 to 3.4.
+    "thesis_3": Suite(
+        {
+            "paco_deeplab": ("resnet50", "deeplab_downsampled", "deeplab_two_headed"),
+            "paco_mask_dino": ("mask_dino_simple_learned_1layer", "mask_dino_simple_fixed_9layers", *C_SEG),
+        },
+        variants={"deeplab_two_headed": "_5steps", "mask_dino_simple_fixed_9layers": "_5steps"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Attributes:
+    table: name in TABLES.
+    leaf: name of its clean config, without ending: model and supervision.
+    cells: model, supervision, training, in words.
+    phase: what is run.
+    """
+
+    table: str
+    leaf: str
+    cells: tuple[str, str, str]
+    phase: Phase
+
+
+def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
+    """Every run of a table, clean trainings before what goes on from them.
+
+    Args:
+        table: name in TABLES.
+        only: models of the table; all if empty.
+        opts: KEY VALUE pairs for every run.
+        folder: holds the runs' folders; "" leaves them where the configs say.
+
+    Raises:
+        ValueError: a name in `only` is none of the table's models.
+    """
+    _, models, _ = TABLES[table]
+    _check(table, only, models)
+    return [
+        _run(table, leaf, cells, training, opts, folder)
+        for model, leaf, cells in _leaves(table)
+        for training in TRAININGS
+        if not only or model in only
+    ]
+
+
+def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
+    """Every run of a suite, as `table_runs`; `only` names leaf configs. Raises ValueError likewise."""
+    suite = SUITES[name]
+    if suite.own_folder and not folder:
+        folder = f"./output/{name}"
+    found = []
+    for table, wanted in suite.tables.items():
+        leaves = {leaf: cells for _, leaf, cells in _leaves(table)}
+        for leaf in wanted or leaves:
+            for training in TRAININGS:
+                overrides = [
+                    *suite.overrides.get(training, ()),
+                    *suite.by_model.get(leaf, {}).get(training, ()),
+                    *opts,  # the user has the last word
+                ]
+                found.append(_run(table, leaf, leaves[leaf], training, overrides, folder))
+            if variant := suite.variants.get(leaf):
+                found.append(_run(table, leaf, leaves[leaf], "adversarial", overrides, folder, variant))
+    _check(name, only, {run.leaf for run in found})
+    # A variant goes with what it is one of.
+    return [
+        run
+        for run in found
+        if not only or any(run.leaf in (leaf, leaf + suite.variants.get(leaf, "")) for leaf in only)
+    ]
+
+
+def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:
+    """(model, leaf config, (model, supervision) in words) of every row."""
+    _, models, supervisions = TABLES[table]
+    return [
+        (model, model + suffix, (title, supervision))
+        for model, title in models.items()
+        # The baseline sees no parts, so its supervision makes no difference.
+        for supervision, suffix in (supervisions if model not in BASELINE else {"none": ""}).items()
+    ]
+
+
+def _run(
+    table: str,
+    leaf: str,
+    cells: tuple[str, str],
+    training: str,
+    opts: Sequence[str],
+    folder: str,
+    variant: str = "",
+) -> Run:
+    name = leaf + variant + TRAININGS[training]
+    opts = list(opts)
+    if folder:
+        # As in the configs: an adversarial training begins from the clean one's best weights.
+        if training == "adversarial":
+            opts = ["MODEL.WEIGHTS", str(PurePosixPath(folder, leaf, "model_best.pth")), *opts]
+        opts = ["OUTPUT_DIR", str(PurePosixPath(folder, name)), *opts]
+    cells = (cells[0] + variant.replace("_", ", "), cells[1])
+    phase = Phase(name, f"configs/{TABLES[table][0]}/{name}.yaml", opts)
+    return Run(table, leaf + variant, (*cells, training), phase)
+
+
+def _check(name: str, only: Sequence[str], known: Sequence[str] | Mapping[str, str] | set[str]) -> None:
+    if unknown := set(only) - set(known):
+        raise ValueError(f"{name} has no model {sorted(unknown)}, only {', '.join(sorted(known))}")
