@@ -34,5 +34,7 @@ setup(
         "aa": ["pyautoattack>=0.2.0"],
         # Backbones of timm (MODEL.TIMM).
         "timm": ["timm>=1.0.20"],
+        # What tools/export_model.py --format onnx needs.
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
     },
 )

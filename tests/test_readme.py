@@ -41,6 +41,23 @@ def test_commands_name_files_that_exist():
             assert (ROOT / name).is_file(), name
 
 
+def test_links_lead_somewhere():
+    """Of every page; and the README leads to each of them."""
+    pages = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        ROOT / "datasets" / "README.md",
+        ROOT / "configs" / "README.md",
+    ]
+    targets = {}
+    for page in pages:
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|<img src=\"([^\"]+)\"", page.read_text())
+        local = [link for pair in links for link in pair if link and "://" not in link]
+        targets[page] = {(page.parent / link).resolve() for link in local}
+        assert all(target.exists() for target in targets[page]), page
+    assert set(pages[1:]) <= targets[pages[0]]
+
+
 def test_register_from_config(tmp_path):
     path, root = write_toy(tmp_path)
     entry = ["readme_train", str(path), str(root)]

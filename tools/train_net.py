@@ -8,7 +8,7 @@
 
 Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, and --audit: the
 dear checks of an evaluation, too. KEY VALUE pairs that change the config come last. Also under torchrun and srun
-(docs/training.md).
+(docs/scaling.md).
 """
 
 import argparse

@@ -51,10 +51,8 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
         CheckpointMismatch: the weights are of another model.
         RuntimeError: the exported model's class logits differ.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: name the trained model, for example output/run/model_best.pth")
     cfg = with_counts(cfg)
-    trained = _load(cfg)
+    trained = load_trained(cfg)
     exported_cfg = cfg.clone()
     dropped = trained.head is not None and trained.segmenter is not None and not trained.head.needs_parts
     if dropped:
@@ -68,7 +66,7 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     _replace(output / "model.pth", lambda path: torch.save({"model": weights}, path))
     _replace(output / "config.yaml", lambda path: path.write_text(exported_cfg.dump()))
 
-    exported = _load(exported_cfg)
+    exported = load_trained(exported_cfg)
     if trained.head is not None:
         _assert_same_logits(trained, exported, cfg.INPUT.SIZE)
     return Exported(
@@ -80,7 +78,14 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     )
 
 
-def _load(cfg: CfgNode) -> nn.Module:
+def load_trained(cfg: CfgNode) -> nn.Module:
+    """The model of MODEL.WEIGHTS, for evaluation.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is empty, or of another model (CheckpointMismatch).
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: name the trained model, for example output/run/model_best.pth")
     model = build_model(cfg).eval()
     PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     return model

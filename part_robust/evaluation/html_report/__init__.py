@@ -1,6 +1,6 @@
 """From a record (robustness.json) to pages for people: report.md, report.html, and a leaderboard of many records."""
 
-from part_robust.evaluation.html_report.files import write_leaderboard, write_report
+from part_robust.evaluation.html_report.files import write_leaderboard, write_report, write_zoo
 from part_robust.evaluation.html_report.schema import evaluations, find_records, load_record
 from part_robust.evaluation.html_report.sections import build_report, headline
 
@@ -12,4 +12,5 @@ __all__ = [
     "load_record",
     "write_leaderboard",
     "write_report",
+    "write_zoo",
 ]

@@ -12,6 +12,7 @@ from part_robust.evaluation.html_report.markdown import render_markdown
 from part_robust.evaluation.html_report.page import render_html
 from part_robust.evaluation.html_report.schema import load_record
 from part_robust.evaluation.html_report.sections import build_report
+from part_robust.evaluation.html_report.zoo import build_zoo
 
 
 def write_report(record_path: str | Path) -> tuple[Path, Path]:
@@ -36,14 +37,27 @@ def write_leaderboard(record_paths: Sequence[str | Path], folder: str | Path) ->
     return _write(build_leaderboard(records), Path(folder), "leaderboard")
 
 
+def write_zoo(record_paths: Sequence[str | Path], output: str | Path) -> Path:
+    """Writes the model zoo of several records as one Markdown page; returns its path.
+
+    Raises:
+        ValueError: a file is no record.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = render_markdown(build_zoo([(Path(path), load_record(Path(path))) for path in record_paths]))
+    return _replace(output, text)
+
+
 def _write(report: Report, folder: Path, stem: str) -> tuple[Path, Path]:
-    """Atomic: a killed process leaves the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending, text in ((".md", render_markdown(report)), (".html", render_html(report))):
-        path = folder / f"{stem}{ending}"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-        paths.append(path)
-    return paths[0], paths[1]
+    markdown = _replace(folder / f"{stem}.md", render_markdown(report))
+    return markdown, _replace(folder / f"{stem}.html", render_html(report))
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Atomic: a killed process leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path

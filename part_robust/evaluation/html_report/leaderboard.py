@@ -46,7 +46,7 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Repo
     entries: dict[str, list[Entry]] = {}
     for path, record in records:
         for dataset, E in evaluations(record).items():
-            if (entry := _entry(path, record, E)) is not None:
+            if (entry := entry_of(path, record, E)) is not None:
                 entries.setdefault(dataset, []).append(entry)
     note = Text(
         "Sorted by accuracy under the standard set of attacks; models without it follow, by the lowest accuracy that "
@@ -57,7 +57,8 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Repo
     return Report("Leaderboard", f"{len(records)} records", [("", [Section("How to read it", [note]), *sections])])
 
 
-def _entry(path: Path, record: Mapping[str, Any], E: Mapping[str, Any]) -> Entry | None:
+def entry_of(path: Path, record: Mapping[str, Any], E: Mapping[str, Any]) -> Entry | None:
+    """One data set of a record; None for a model without a class head."""
     tiers = {name: values["robust"] for name, values in class_tiers(E).items() if values.get("robust")}
     matrix = [
         row

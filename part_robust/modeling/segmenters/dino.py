@@ -196,7 +196,7 @@ class DinoSegmenter(QuerySegmenter):
         memory = self.encoder(tokens)
         selected = self.query_selection(memory, tokens)
         reference = selected.boxes.detach() if self.decoder.detach_references else selected.boxes
-        content = self.tgt_embed.weight.to(memory.dtype).expand(len(memory), -1, -1)
+        content = self.tgt_embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)
         output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
         denoising = None
         if targets is not None:

@@ -282,7 +282,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
         """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
         pixels (N, Q) were chosen."""
-        images = len(memory)
+        images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
             return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None, None

@@ -234,7 +234,7 @@ class QuerySelection(nn.Module):
         x = self.enc_output_norm(self.enc_output(memory * valid[..., None]))
         logits = (class_head or self.enc_out_class_embed)(x)
         index = self.select(logits.amax(dim=-1))[..., None]
-        images = len(memory)
+        images = memory.shape[0]
         content = x.gather(1, index.expand(-1, -1, x.shape[-1]))
         # The box head on the selected pixels only: the others' boxes are used nowhere.
         change = (box_head or self.enc_out_bbox_embed)(content)
