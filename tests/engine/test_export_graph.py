@@ -63,8 +63,13 @@ def exported(folder, name: str, kind: str) -> torch.Tensor:
     torch.save(images, folder / "images.pt")
     with torch.no_grad():
         wanted = model.class_logits(images)
-    assert wanted.std(dim=0).min() > 1e-3, "images that all look alike show nothing"
     return wanted
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """To a small part of what the images themselves change; `found` may be of the first images alone."""
+    error = (found - wanted[: len(found)]).abs().max()
+    return bool(error <= 1e-4) and bool(error <= 0.01 * wanted.std(dim=0).min())
 
 
 def test_a_process_without_our_code(toy_data, tmp_path):
@@ -78,7 +83,7 @@ def test_a_process_without_our_code(toy_data, tmp_path):
         found = torch.load(folder / "logits.pt")
         assert [len(part) for part in found] == [1, 3, 5]
         for part in found:
-            assert torch.allclose(part, logits[: len(part)], atol=1e-4), folder.name
+            assert same(part, logits), folder.name
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -87,7 +92,7 @@ def test_every_head(toy_data, tmp_path, name):
     model = torch.jit.load(str(tmp_path / "out" / "model.ts"))
     for number in (1, 3, 5):
         found = model(torch.load(tmp_path / "out" / "images.pt")[:number])
-        assert torch.allclose(found, wanted[:number], atol=1e-4)
+        assert same(found, wanted)
 
 
 def test_what_is_said_of_the_file(toy_data, tmp_path):
