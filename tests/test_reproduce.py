@@ -2,89 +2,204 @@
 
 from __future__ import annotations
 
-import importlib.util
+import csv
+import importlib
+import json
 from pathlib import Path
 
 import pytest
 
-from part_robust.config import get_part_robust_cfg
+from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.engine.experiment import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def reproduce(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools" / "reproduce.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "make_part_shapes", lambda root: None)
-    monkeypatch.chdir(tmp_path)
-    return module
+def tool(monkeypatch):
+    """Modules of tools/, by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.chdir(ROOT)  # the tool goes there itself
+    return importlib.import_module
 
 
-def test_every_run_has_a_config_and_comes_after_the_one_it_needs(reproduce):
-    for table in reproduce.TABLES:
+def accuracies(clean: float, attacked: float, pixels: float | None = None) -> dict:
+    """A record of PartShapes without tiers."""
+    tasks = {
+        "classification": {"accuracy": clean, "num_images": 10.0},
+        "classification_pgd20": {"accuracy": attacked, "num_images": 10.0},
+    }
+    if pixels is not None:
+        tasks |= {"part_seg": {"pixel_accuracy": pixels}, "part_box": {"AP": 20.0, "AP50": 40.0}}
+    return {
+        "results": {"data": tasks},
+        "attacks": {"pgd20": {"steps": 20, "objective": "cross_entropy"}},
+        "warnings": {"data": ["beware"]},
+    }
+
+
+def test_every_run_has_a_config_and_comes_after_the_one_it_needs(tool):
+    suites = tool("suites")
+    everything = [suites.table_runs(table) for table in suites.TABLES] + [suites.suite_runs(s) for s in suites.SUITES]
+    for runs in everything:
         made = set()
-        for (_, supervision, training), config in reproduce.runs(table):
-            cfg = get_part_robust_cfg(ROOT / config)
+        for run in runs:
+            cfg = get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts)
+            _, supervision, training = run.cells
             assert cfg.ATTACK.TRAIN.ENABLED == (training == "adversarial")
             assert (cfg.INPUT.PART_MASKS == "boxes") == (supervision == "boxes")
             if training == "adversarial":
                 assert str(Path(cfg.MODEL.WEIGHTS).parent) in made
+            for attack in cfg.ATTACK.EVAL:
+                assert attack_spec(cfg, attack).EPS == 8.0
             made.add(str(Path(cfg.OUTPUT_DIR)))
-        assert len(made) == len(reproduce.runs(table))
+        assert len(made) == len(runs)
     # Five DeepLab variants under two kinds of supervision and the baseline, each trained twice.
-    assert len(reproduce.runs("part_shapes_deeplab")) == 22
+    assert len(suites.table_runs("part_shapes_deeplab")) == 22
     # Ten rows of detectors in the thesis's Tables 2.2 and 2.3.
-    assert len(reproduce.runs("part_imagenet_dino")) == 2 * 10
+    assert len(suites.table_runs("part_imagenet_dino")) == 2 * 10
 
 
-def test_table(reproduce, monkeypatch, tmp_path, capsys):
-    phases = []
+def test_suites_have_every_row_of_the_thesis(tool):
+    suites, numbers = tool("suites"), tool("thesis_numbers")
+    for chapter in "23":
+        runs = {(run.leaf, run.cells[2]) for run in suites.suite_runs(f"thesis_{chapter}")}
+        for table in numbers.THESIS:
+            if table.number.startswith(chapter):
+                for row in table.rows:
+                    wanted = {(leaf + g.variant, g.training) for leaf in row.leaves for g in table.groups}
+                    assert wanted <= runs, table.number
 
-    def run_phase(phase):
-        phases.append(phase)
-        parts = {"pixel_accuracy": 70.0, "num_images": 9.0}
-        tasks = {"part_seg": parts, "part_box": {"AP": 20.0, "AP50": 40.0}, "part_box_pgd20": {"AP": 2.0}}
-        if "segmenter" not in phase.config_file:
-            classes = {"accuracy": 81.25, "num_images": 10.0}
-            tasks = {"classification": classes, "classification_pgd20": {"accuracy": 3.0}, **tasks}
-        return {"results": {"data": tasks}, "attacks": {"pgd20": {"steps": 20}}, "warnings": {"data": ["beware"]}}
 
-    monkeypatch.setattr(reproduce, "run_phase", run_phase)
-    arguments = [
-        "part_shapes_deeplab",
-        "--only",
-        "deeplab_segmenter",
-        "--only",
-        "deeplab_pixel",
-        "SOLVER.MAX_ITER",
-        "3",
+def test_a_folder_for_all_runs_and_the_last_word_of_the_user(tool):
+    suites = tool("suites")
+    runs = suites.suite_runs("part_shapes_small", ["resnet50"], ["SOLVER.EPOCHS", "1.0"], "out")
+    cfgs = [get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts) for run in runs]
+    assert [cfg.OUTPUT_DIR for cfg in cfgs] == ["out/resnet50", "out/resnet50_adv"]
+    assert cfgs[1].MODEL.WEIGHTS == "out/resnet50/model_best.pth" and cfgs[0].SOLVER.EPOCHS == 1.0
+    assert {run.leaf for run in suites.suite_runs("thesis_3", ["deeplab_two_headed"])} == {
+        "deeplab_two_headed",
+        "deeplab_two_headed_5steps",
+    }
+
+
+def test_corrections_of_the_thesis(tool):
+    tables, numbers = tool("thesis_tables"), tool("thesis_numbers")
+    rows = {row.cells: tables.corrected(numbers.TABLE_2_3, row) for row in numbers.TABLE_2_3.rows}
+    # Pixel accuracy, AP50, AP, accuracy of each group, percent: mAP columns exchanged,
+    assert rows["DeepLabv3+", "26.8", "", ""] == [82.2, 26.7, 12.2, 98.8, 71.7, 16.1, 6.7, 84.1, 54.7, 6.4, 3.0, 40.6]
+    # and of the two-headed rows the part scores on clean and attacked images, but not the class accuracies.
+    two_headed = rows["DINO two-head", "46.9", "6", "900"]
+    assert two_headed[4:] == [69.6, 30.9, 16.9, 48.2, 58.8, 27.7, 16.6, 31.9]
+    for table in numbers.THESIS:
+        for row in table.rows:
+            values = tables.corrected(table, row)
+            assert len(values) == len(tables.columns(table)) and set(row.notes) <= set(table.notes)
+            if "AP" in table.metrics:
+                per_group = len(table.metrics)
+                assert all(values[i + 1] >= values[i + 2] for i in range(0, len(values), per_group))
+    mislabelled = numbers.TABLE_3_3.rows[1]
+    assert mislabelled.cells == ("Mask DINO", "0.0") and set(tables.corrected(numbers.TABLE_3_3, mislabelled)) == {None}
+
+
+def test_tables_of_records(tool, monkeypatch, tmp_path):
+    suites, run_tables = tool("suites"), tool("run_tables")
+    records = {
+        "deeplab_two_headed": accuracies(81.25, 3.0, 70.0),
+        "deeplab_two_headed_adv": accuracies(75.0, 47.0, 72.0),
+        "resnet50": accuracies(76.0, 1.0),
+    }
+    monkeypatch.setattr(run_tables, "finished_record", lambda phase: records.get(phase.title))
+    made = run_tables.Tables(suites.suite_runs("part_shapes_small"), tmp_path, "tables", of_thesis=True)
+    made.write()
+    text = made.markdown.read_text()
+    assert text.index("## Table 3.1") < text.index("## Table 3.4") < text.index("## All runs of part_shapes_deeplab")
+    assert "Table 2." not in text and "Table 3.2" not in text, "no runs of theirs"
+    assert text.count("**Stand-in.**") == text.count("## Table") and "do not compare" in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["Two-Headed DeepLabv3+", "70.0 (71.5)", "81.2 (73.0)", "72.0 (64.8)", "75.0 (46.9)", "- (60.9)"] in [
+        line[:6] for line in lines
     ]
-    reproduce.main(arguments)
-    assert [Path(phase.config_file).stem for phase in phases] == [
-        f"deeplab_{model}{boxes}{adv}"
-        for model in ("segmenter", "pixel")
-        for boxes in ("", "_boxes")
-        for adv in ("", "_adv")
-    ]
-    assert all(list(phase.opts) == ["SOLVER.MAX_ITER", "3"] for phase in phases)
-    (path,) = (tmp_path / "output").iterdir()
-    text = path.read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    # Without the columns that no run has a number for: attacked pixel accuracy and AP50, masks' AP.
-    titles = ["acc., clean", "acc., pgd20", "pixel acc., clean", "AP, clean", "AP, pgd20", "AP50, clean"]
-    assert rows[0] == ["model", "supervision", "training", *titles]
-    assert rows[2] == ["DeepLabv3+, parts only", "masks", "clean", "-", "-", "70.0", "20.0", "2.0", "40.0"]
-    assert rows[-1][:5] == ["Pixel", "boxes", "adversarial", "81.2", "3.0"]
-    assert len(rows) == 2 + 8
-    assert "10 images of data" in text and "'steps': 20" in text
-    assert "- Pixel, boxes, clean: beware" in text
-    assert text in capsys.readouterr().out
+    # Columns without any number are left out.
+    assert lines[-5][:5] == ["model", "supervision", "training", "acc., clean", "acc., pgd20"]
+    assert "pixel acc., pgd20" not in lines[-5] and "AP50, clean" in lines[-5]
+    assert "10 images of data" in text and "- Two-Headed, masks, clean: beware" in text
+    rows = list(csv.DictReader((tmp_path / "table_3.4.csv").open()))
+    title = "adv. trained, adv. images: acc."
+    assert [row["model"] for row in rows] == ["ResNet50", "Two-Headed DeepLabv3+"]
+    assert rows[1][f"{title} (ours on PartShapes)"] == "47" and rows[1][f"{title} (thesis)"] == "18.4"
+    assert len(list(csv.DictReader((tmp_path / "part_shapes_deeplab.csv").open()))) == 3
+    # A run that is finished later comes in, and nothing is left over from writing.
+    records["resnet50_adv"] = accuracies(77.0, 28.8)
+    made.write()
+    assert "28.8 (11.6)" in made.markdown.read_text() and not list(tmp_path.glob("*.tmp"))
 
 
-def test_unknown_models_are_refused(reproduce, capsys):
-    with pytest.raises(SystemExit):
-        reproduce.main(["part_shapes_deeplab", "--only", "deeplab_pixle"])
-    assert "deeplab_pixle" in capsys.readouterr().err
+def test_best_of_several_and_changes(tool):
+    tables, numbers = tool("thesis_tables"), tool("thesis_numbers")
+    records = {
+        ("dino_sequential", "adversarial"): accuracies(80.0, 30.0, 50.0),
+        ("dino_two_headed", "adversarial"): accuracies(70.0, 35.0, 50.0),
+    }
+    found = tables.lines(numbers.TABLE_2_1, records, stand_in=False)
+    assert [line.ours for line in found] == [[None, None], [70.0, 35.0]]
+    assert "- (84.1)" in tables.markdown(numbers.TABLE_2_1, found) and "Stand-in" not in tables.markdown(
+        numbers.TABLE_2_1, found
+    )
+    lengths = {}
+    for leaf, least in (("deeplab_two_headed", 20.0), ("deeplab_two_headed_5steps", 18.0)):
+        record = accuracies(50.0, 40.0, 60.0)
+        record["attacks"]["pgd100x5"] = {"objective": "cross_entropy"}
+        record["results"]["data"]["classification_pgd100x5"] = {"accuracy": least}
+        lengths[leaf, "adversarial"] = record
+    first = tables.lines(numbers.TABLE_3_2, lengths, stand_in=False)[0]
+    assert first.ours == [None, 18.0, None, 20.0, 2.0] and first.thesis[-1] == 0.9
+
+
+def test_mistakes_are_answered_by_a_sentence(tool, capsys):
+    reproduce = tool("reproduce")
+    for words, sentence in (
+        (["part_shapes_deeplab", "--only", "deeplab_pixle"], "deeplab_pixle"),
+        (["part_shapes_deeplap"], "part_shapes_deeplap"),
+        ([], "give a --suite"),
+        (["--suite", "part_shapes", "SOLVER.EPOCHS"], "two words each"),
+        (["--suite", "part_shapes", "SOLVER.EPOCH", "1"], "SOLVER.EPOCH"),
+        (["--suite", "part_shapes", "OUTPUT_DIR", "x"], "--output"),
+        (["--suite", "part_shapes", "--jobs", "0"], "--jobs"),
+    ):
+        with pytest.raises(SystemExit) as found:
+            reproduce.main(words)
+        assert found.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_dry_run(tool, tmp_path, capsys):
+    reproduce = tool("reproduce")
+    begun = tmp_path / "resnet50" / "last_checkpoint"
+    begun.parent.mkdir()
+    begun.write_text("model_0.pth")
+    only = ["--only", "resnet50", "--dry-run", "--output", str(tmp_path)]
+    assert reproduce.main(["--suite", "part_shapes_small", *only]) == 0
+    text = capsys.readouterr().out
+    assert "| other config |" in " ".join(text.split()) and "2 runs, 0 finished" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["resnet50"], "nothing is written"
+
+
+def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
+    """The run is real: it finds no data."""
+    reproduce = tool("reproduce")
+    monkeypatch.setattr(reproduce, "make_part_shapes", lambda root: None)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nothing"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    output = tmp_path / "runs"
+    assert reproduce.main(["part_shapes_deeplab", "--only", "resnet50", "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert "resnet50 failed: " in error and str(output / "resnet50" / "console.txt") in error
+    assert "resnet50_adv left out" in error and not (output / "resnet50_adv").exists()
+    assert "make_part_shapes" in (output / "resnet50" / "console.txt").read_text()
+
+
+def test_phases_are_plain_text(tool):
+    """They become a command line."""
+    for run in tool("suites").suite_runs("part_shapes_small"):
+        assert isinstance(run.phase, Phase) and json.dumps(run.phase.opts)
+        assert all(isinstance(word, str) for word in run.phase.opts)

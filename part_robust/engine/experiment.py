@@ -51,8 +51,8 @@ def run_phase(phase: Phase) -> dict:
     """
     cfg = setup(_arguments(phase))
     output = Path(cfg.OUTPUT_DIR)
-    fingerprint = cfg.dump()
-    record = _finished(output, fingerprint)
+    config = cfg.dump()
+    record = _finished(output, config)
     if record is not None:
         logger.info("%s: already there (%s)", phase.title, output / FINISHED)
         return record
@@ -63,7 +63,7 @@ def run_phase(phase: Phase) -> dict:
     evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
     record = json.loads((output / "robustness.json").read_text())
     temporary = (output / FINISHED).with_suffix(".tmp")
-    temporary.write_text(json.dumps({"config": fingerprint, "record": record}))
+    temporary.write_text(json.dumps({"config": config, "record": record}))
     os.replace(temporary, output / FINISHED)
     return record
 
@@ -74,7 +74,13 @@ def finished_record(phase: Phase) -> dict | None:
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
-    return _finished(output, complete_config(_arguments(phase)).dump())
+    return _finished(output, fingerprint(phase))
+
+
+def fingerprint(phase: Phase) -> str:
+    """The complete config of its training, by which a run in its folder is known to be this one. Raises as
+    `complete_config`."""
+    return complete_config(_arguments(phase)).dump()
 
 
 def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.Namespace:
@@ -82,12 +88,12 @@ def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.
     return default_argument_parser().parse_args(words)
 
 
-def _finished(output: Path, fingerprint: str) -> dict | None:
+def _finished(output: Path, config: str) -> dict | None:
     try:
         content = json.loads((output / FINISHED).read_text())
     except FileNotFoundError:
         return None
-    return content["record"] if content["config"] == fingerprint else None
+    return content["record"] if content["config"] == config else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.engine.experiment import Phase, finished_record
+from part_robust.engine.experiment import Phase, fingerprint, finished_record
+from part_robust.engine.phases import STARTED
 
 CONSOLE = "console.txt"  # what a run prints, in its folder
 PERIOD = 0.2  # seconds between two looks at the processes
@@ -74,10 +75,14 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
 
 
 def state(job: Job) -> str:
-    """What a suite would do with it: "finished", "begun" (goes on if its config is the same), or "to do"."""
+    """What a suite finds: "finished", "begun" (it goes on), "other config" (it begins anew in that folder), "to do"."""
     if finished_record(job.phase) is not None:
         return "finished"
-    return "begun" if (job.output / "last_checkpoint").is_file() else "to do"
+    if not (job.output / "last_checkpoint").is_file():
+        return "to do"
+    started = job.output / STARTED
+    same = started.is_file() and started.read_text() == fingerprint(job.phase)
+    return "begun" if same else "other config"
 
 
 def cores() -> int:
