@@ -29,6 +29,6 @@ setup(
     packages=find_packages(include=["part_robust", "part_robust.*"]),
     package_data={"part_robust": ["py.typed"]},
     install_requires=runtime_requirements(),
-    # The official AutoAttack, to score a model with code that is not ours.
-    extras_require={"aa": ["pyautoattack>=0.2.0"]},
+    # The official AutoAttack, to score a model with code that is not ours; and noise, blur, weather, compression.
+    extras_require={"aa": ["pyautoattack>=0.2.0"], "corruptions": ["imagecorruptions-imaug>=1.1.5"]},
 )
