@@ -36,5 +36,7 @@ setup(
         "timm": ["timm>=1.0.20"],
         # What tools/export_model.py --format onnx needs.
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        # Noise, blur, weather, compression (tools/corruptions.py).
+        "corruptions": ["imagecorruptions-imaug>=1.1.5"],
     },
 )
