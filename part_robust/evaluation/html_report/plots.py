@@ -55,7 +55,8 @@ def convergence(curves: Mapping[str, Sequence[float]]) -> str:
     axis.set_xlabel("share of the attack's steps, %")
     axis.set_ylabel("mean loss")
     if curves:
-        axis.legend(frameon=False, fontsize=7, labelcolor=TEXT)
+        # Below the axes: tiers and a curve of radii easily are ten lines.
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7, labelcolor=TEXT)
     return _svg(figure, "convergence")
 
 
