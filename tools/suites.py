@@ -76,7 +76,7 @@ class Suite:
 
 SUITES = {
     "part_shapes": Suite({"part_shapes_deeplab": (), "part_shapes_dino": (), "part_shapes_mask_dino": ()}),
-    # For CPUs (docs/results.md has its time): one model of each kind, half of the epochs, one evaluation in the end. The
+    # For CPUs, timed in docs/results.md: one model of each kind, half of the epochs, one evaluation in the end. The
     # slowest first, so that nobody waits for it alone. DINO learns its boxes late: it keeps most of its epochs.
     "part_shapes_small": Suite(
         {
