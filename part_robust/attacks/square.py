@@ -78,19 +78,19 @@ class Square(Attack):
         channels, height, width = x.shape[1:]
         halvings = sum(step > query for query in HALVINGS)
         side = math.sqrt(self.area_share / 2**halvings * height * width)
-        if problem.threat_model.norm == "linf":
+        threat = problem.threat_model
+        if threat.norm == "linf":
             side = min(max(round(side), 1), height, width)
             drawn = noise.uniform(problem.keys, (2 + channels,), stream=step)
             square = window(drawn[:, :2], side, height, width)
             signs = torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0)[:, :, None, None]
-            changed = torch.where(square, problem.images + problem.threat_model.eps * signs, x)
-        else:
-            side = min(max(round(side), 3), height, width)
-            drawn = noise.uniform(problem.keys, (5 + channels,), stream=step)
-            changed = problem.images + moved_mass(
-                x - problem.images, drawn, side - (side + 1) % 2, problem.threat_model.eps
-            )
-        return problem.project(changed)
+            edge = (problem.images + threat.eps * signs).clamp_(threat.low, threat.high)
+            return problem.restrict(torch.where(square, edge, x))  # both allowed: nothing to project
+        side = min(max(round(side), 3), height, width)
+        drawn = noise.uniform(problem.keys, (5 + channels,), stream=step)
+        return problem.project(
+            problem.images + moved_mass(x - problem.images, drawn, side - (side + 1) % 2, threat.eps)
+        )
 
     def describe(self) -> dict:
         return super().describe() | {"area_share": self.area_share}
