@@ -18,6 +18,7 @@ from tabulate import tabulate
 from timing import CLOCKS, best_times, peak_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import part_robust.modeling  # noqa: F401  (registration)
 from part_robust.attacks import attack_view, build_attack
@@ -162,6 +163,7 @@ def _passes(
     pairs = [
         (f"PGD-{steps} over {steps} x forward and backward, ms", times["attacked"], times["passes"], "<= 1.05"),
         ("class path over whole model, inference, ms", times["class path"], times["whole"], "< 0.75"),
+        ("class path over whole model, inference, GFLOP", gflops(class_path), gflops(whole), ""),
         (
             f"class path over whole model, {steps} x forward and backward, ms",
             times["passes"],
@@ -171,6 +173,13 @@ def _passes(
         ("peak memory of the attack over the passes, MB", held, alone, "<= 1.1"),
     ]
     return [[name, what, this, over, this / over, target] for what, this, over, target in pairs]
+
+
+def gflops(run: Callable[[], None]) -> float:
+    """Of convolutions and matrix products, in 10^9; a multiplication with its addition counts 2."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
 
 
 def half_way(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
