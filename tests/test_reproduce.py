@@ -203,3 +203,23 @@ def test_phases_are_plain_text(tool):
     for run in tool("suites").suite_runs("part_shapes_small"):
         assert isinstance(run.phase, Phase) and json.dumps(run.phase.opts)
         assert all(isinstance(word, str) for word in run.phase.opts)
+
+
+def test_recipes_start_from_one_clean_model_and_have_equally_many_passes(tool):
+    suites = tool("suites")
+    runs = suites.suite_runs("part_shapes_recipes")
+    shared = {run.phase.title: run.phase for run in suites.suite_runs("part_shapes_small")}
+    passes: dict[str, set[float]] = {}
+    for run in runs:
+        cfg = get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts)
+        if run.phase.title in shared:
+            assert run.phase == shared[run.phase.title], "a run of both suites is made once"
+        if run.cells[2] == "adversarial":
+            node = cfg.ATTACK.TRAIN
+            steps = 1 if node.NAME == "NFGSM" else node.STEPS
+            passes.setdefault(cfg.MODEL.WEIGHTS, set()).add(cfg.SOLVER.EPOCHS * (steps + 1))
+            assert node.EPS == 8.0
+    assert len(passes) == 3 and all(found == {16.0} for found in passes.values())
+    names = {run.leaf for run in runs}
+    recipes = {path.stem.removesuffix("_adv") for path in (ROOT / "configs/part_shapes/recipes").glob("*.yaml")}
+    assert recipes < names

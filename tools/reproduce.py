@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.suite:
         # All of the suite's runs: a call with --only completes the tables of another one.
         folder = Path(args.output or f"output/{args.suite}", "tables")
-        tables = Tables(suite_runs(args.suite, (), args.words, args.output), folder, "tables", of_thesis=True)
+        tables = Tables(
+            suite_runs(args.suite, (), args.words, args.output), folder, "tables", SUITES[args.suite].of_thesis
+        )
     else:
         tables = Tables(runs, Path(args.output or "output"), "-".join([args.table, *args.only]))
 
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes = run_jobs(jobs, processes, args.devices, lambda line: print(line, flush=True), done)
     if tables.markdown.is_file():
         print(f"\n{tables.markdown.read_text()}\ntables: {tables.markdown}")
-    if args.suite and not args.no_figures:
+    if args.suite and SUITES[args.suite].of_thesis and not args.no_figures:
         # After the runs: matplotlib is slow to import and not needed before.
         from thesis_figures import draw_figures
 

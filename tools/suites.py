@@ -63,17 +63,27 @@ class Suite:
         tables: names of TABLES, with the leaf configs that are taken of each, or () for all.
         overrides: by training, KEY VALUE pairs for all its runs.
         by_model: by leaf config and training, KEY VALUE pairs on top of these.
-        variants: by leaf config, what is added to its name for one more adversarial training from its clean one.
-        own_folder: runs do not share the folders of the configs, as the overrides make them other runs.
+        variants: by leaf config, what is added to its name for more adversarial trainings from its clean one.
+        variant_folder: of the variants' configs, inside the table's.
+        folder: below output/, of runs that the overrides make other ones than the configs'; suites share what they have
+            in common. "" leaves runs in the folders of the configs.
+        of_thesis: its tables are those of the thesis, or their stand-ins.
     """
 
     tables: Mapping[str, Sequence[str]]
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     by_model: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    variants: Mapping[str, str] = field(default_factory=dict)
-    own_folder: bool = False
+    variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    variant_folder: str = ""
+    folder: str = ""
+    of_thesis: bool = True
 
 
+# Schedules for CPUs.
+SHORT = {
+    "clean": ("SOLVER.EPOCHS", "6.0", "SOLVER.EVAL_EPOCHS", "6.0", "ATTACK.EVAL", "['pgd20']"),
+    "adversarial": ("SOLVER.EPOCHS", "4.0", "SOLVER.EVAL_EPOCHS", "4.0", "ATTACK.EVAL", "['pgd20']"),
+}
 SUITES = {
     "part_shapes": Suite({"part_shapes_deeplab": (), "part_shapes_dino": (), "part_shapes_mask_dino": ()}),
     # For CPUs, timed in docs/results.md: one model of each kind, half of the epochs, one evaluation in the end. The
@@ -84,12 +94,34 @@ SUITES = {
             "part_shapes_mask_dino": ("mask_dino_simple_learned_1layer",),
             "part_shapes_deeplab": ("deeplab_two_headed", "deeplab_downsampled_boxes", "resnet50"),
         },
-        overrides={
-            "clean": ("SOLVER.EPOCHS", "6.0", "SOLVER.EVAL_EPOCHS", "6.0", "ATTACK.EVAL", "['pgd20']"),
-            "adversarial": ("SOLVER.EPOCHS", "4.0", "SOLVER.EVAL_EPOCHS", "4.0", "ATTACK.EVAL", "['pgd20']"),
-        },
+        overrides=SHORT,
         by_model={"dino_sequential": {"clean": ("SOLVER.EPOCHS", "9.0", "SOLVER.EVAL_EPOCHS", "9.0")}},
-        own_folder=True,
+        folder="part_shapes_small",
+    ),
+    # Adversarial trainings of a transformer from one clean model, at equally many passes: a step of N-FGSM costs two,
+    # one of PGD-3 four. Beside them the DeepLab model that they ought to reach, from its own clean one.
+    "part_shapes_recipes": Suite(
+        {
+            "part_shapes_dino": ("dino_sequential",),
+            "part_shapes_mask_dino": ("mask_dino_simple_learned_1layer",),
+            "part_shapes_deeplab": ("deeplab_two_headed",),
+        },
+        overrides=SHORT,
+        by_model={
+            "dino_sequential": {"clean": ("SOLVER.EPOCHS", "9.0", "SOLVER.EVAL_EPOCHS", "9.0")},
+            **{
+                leaf + "_ours": {"adversarial": ("SOLVER.EPOCHS", "8.0", "SOLVER.EVAL_EPOCHS", "8.0")}
+                for leaf in ("dino_sequential", "mask_dino_simple_learned_1layer", "deeplab_two_headed")
+            },
+        },
+        variants={
+            "dino_sequential": ["_thesis", "_balanced", "_steady", "_ours"],
+            "mask_dino_simple_learned_1layer": ["_thesis", "_ours"],
+            "deeplab_two_headed": ["_ours"],
+        },
+        variant_folder="recipes",
+        folder="part_shapes_small",
+        of_thesis=False,
     ),
     # Tables 2.1 to 2.3: DeepLab learns from boxes there, and its class head is Downsampled.
     "thesis_2": Suite(
@@ -104,7 +136,7 @@ SUITES = {
             "paco_deeplab": ("resnet50", "deeplab_downsampled", "deeplab_two_headed"),
             "paco_mask_dino": ("mask_dino_simple_learned_1layer", "mask_dino_simple_fixed_9layers", *C_SEG),
         },
-        variants={"deeplab_two_headed": "_5steps", "mask_dino_simple_fixed_9layers": "_5steps"},
+        variants={"deeplab_two_headed": ["_5steps"], "mask_dino_simple_fixed_9layers": ["_5steps"]},
     ),
 }
 
@@ -149,8 +181,8 @@ def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), f
 def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
     """Every run of a suite, as `table_runs`; `only` names leaf configs. Raises ValueError likewise."""
     suite = SUITES[name]
-    if suite.own_folder and not folder:
-        folder = f"./output/{name}"
+    if suite.folder and not folder:
+        folder = f"./output/{suite.folder}"
     found = []
     for table, wanted in suite.tables.items():
         leaves = {leaf: cells for _, leaf, cells in _leaves(table)}
@@ -162,14 +194,20 @@ def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), fo
                     *opts,  # the user has the last word
                 ]
                 found.append(_run(table, leaf, leaves[leaf], training, overrides, folder))
-            if variant := suite.variants.get(leaf):
-                found.append(_run(table, leaf, leaves[leaf], "adversarial", overrides, folder, variant))
+            for variant in suite.variants.get(leaf, ()):
+                overrides = [
+                    *suite.overrides.get("adversarial", ()),
+                    *suite.by_model.get(leaf + variant, {}).get("adversarial", ()),
+                    *opts,
+                ]
+                run = _run(table, leaf, leaves[leaf], "adversarial", overrides, folder, variant, suite.variant_folder)
+                found.append(run)
     _check(name, only, {run.leaf for run in found})
     # A variant goes with what it is one of.
     return [
         run
         for run in found
-        if not only or any(run.leaf in (leaf, leaf + suite.variants.get(leaf, "")) for leaf in only)
+        if not only or any(run.leaf in (leaf, *(leaf + v for v in suite.variants.get(leaf, ()))) for leaf in only)
     ]
 
 
@@ -192,6 +230,7 @@ def _run(
     opts: Sequence[str],
     folder: str,
     variant: str = "",
+    subfolder: str = "",
 ) -> Run:
     name = leaf + variant + TRAININGS[training]
     opts = list(opts)
@@ -201,7 +240,8 @@ def _run(
             opts = ["MODEL.WEIGHTS", str(PurePosixPath(folder, leaf, "model_best.pth")), *opts]
         opts = ["OUTPUT_DIR", str(PurePosixPath(folder, name)), *opts]
     cells = (cells[0] + variant.replace("_", ", "), cells[1])
-    phase = Phase(name, f"configs/{TABLES[table][0]}/{name}.yaml", opts)
+    config_file = PurePosixPath("configs", TABLES[table][0], subfolder, f"{name}.yaml")
+    phase = Phase(name, str(config_file), opts)
     return Run(table, leaf + variant, (*cells, training), phase)
 
 
