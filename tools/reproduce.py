@@ -24,16 +24,16 @@ from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.launch import sentence
-from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, state
+from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, states
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
-    states = [state(job) for job in jobs]
-    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, states, strict=True)]
+    found = states(jobs)
+    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, found, strict=True)]
     print(tabulate(rows, ["run", "state", "folder"], tablefmt="github"))
-    print(f"{len(runs)} runs, {states.count('finished')} finished")
+    print(f"{len(runs)} runs, {found.count('finished')} finished")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
