@@ -117,7 +117,8 @@ def _add_input(cfg: CfgNode) -> None:
 
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
     """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
-    step lengths may be written as the literature does: TEST.EPS 8/255.
+    step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
+    SOLVER.EPOCHS 1.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -130,17 +131,28 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
             raise FileNotFoundError(f"config file {config_file} does not exist")
         cfg.merge_from_file(str(config_file))
     try:
-        cfg.merge_from_list(_in_levels(opts))
+        cfg.merge_from_list(_numbers(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
         raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
     return cfg
 
 
-def _in_levels(opts: Sequence) -> list:
-    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0."""
+def _numbers(cfg: CfgNode, opts: Sequence) -> list:
+    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0, and "1" of a float key 1.0."""
     opts = list(opts)
     for index in range(1, len(opts), 2):
-        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", str(opts[index]))
-        if fraction and str(opts[index - 1]).split(".")[-1] in ("EPS", "STEP_SIZE"):
+        key, value = str(opts[index - 1]).split("."), str(opts[index])
+        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", value)
+        if fraction and key[-1] in ("EPS", "STEP_SIZE"):
             opts[index] = float(fraction[1])
+        elif re.fullmatch(r"[+-]?\d+", value) and isinstance(_value(cfg, key), float):
+            opts[index] = float(value)  # yacs takes no int for a float
     return opts
+
+
+def _value(cfg: CfgNode, key: Sequence[str]) -> object:
+    """None where there is no such key."""
+    node: object = cfg
+    for name in key:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node

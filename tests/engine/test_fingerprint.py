@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from detectron2.utils.env import seed_all_rng
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.experiment import Phase, finished_record, run_phase
@@ -99,6 +100,7 @@ def test_weights_do_not_depend_on_keys_of_the_evaluation(toy_data, tmp_path):
     found = []
     for name, opts in (("one", []), ("two", changed)):
         cfg = run_cfg(tmp_path / name, *ADVERSARIAL, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *opts)
+        seed_all_rng(0)  # as `setup` does
         found.append(torch.load(train_phase(cfg), weights_only=True)["model"])
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
@@ -136,11 +138,11 @@ def test_another_evaluation_keeps_the_training(phase, tmp_path, monkeypatch):
     assert attacks(run_phase(noise)) == {"noise"} == attacks(finished_record(noise))
     assert states(plan([noise])) == ["finished"] and states(plan([phase()])) == ["trained, evaluates again"]
     # With a journal: interrupted in the middle, and then another tier than the journal's.
-    names = ["TEST.TIERS.first", ["fgsm"], "TEST.TIERS.second", ["noise"], "TEST.TIER"]
-    first, second = phase(*names, "first"), phase(*names, "second")
+    names = ["TEST.TIERS.screen", ["fgsm"], "TEST.TIERS.standard", ["noise"], "TEST.TIER"]
+    first, second = phase(*names, "screen"), phase(*names, "standard")
     run_phase(first)
     record = run_phase(second)
-    assert finished_record(first) is None and list(record["evaluation"]["fingerprint_toy"]["tiers"]) == ["second"]
+    assert finished_record(first) is None and list(record["evaluation"]["fingerprint_toy"]["tiers"]) == ["standard"]
     assert trained == [] and (tmp_path / "run" / "model_best.pth").read_bytes() == weights
     # Trained, and never evaluated; weights deleted to save room.
     (tmp_path / "run" / "finished.json").unlink()
