@@ -76,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     runs, jobs = args.runs, args.jobs_of_runs
     if args.dry_run:
-        show_plan(runs, jobs)
+        try:
+            show_plan(runs, jobs)
+        except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+            sys.exit(sentence(error))  # the data are not there to compare configs by
         return 0
     if any(run.table.startswith("part_shapes") for run in runs):
         make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")

@@ -9,13 +9,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust.config.attacks import add_attack, add_test, attack_spec
 from part_robust.config.models import add_model
 
-__all__ = ["add_part_robust_config", "attack_spec", "get_part_robust_cfg"]
+__all__ = ["add_part_robust_config", "attack_spec", "config_values", "get_part_robust_cfg"]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def add_part_robust_config(cfg: CfgNode) -> None:
@@ -156,3 +159,14 @@ def _value(cfg: CfgNode, key: Sequence[str]) -> object:
     for name in key:
         node = node.get(name) if isinstance(node, dict) else None
     return node
+
+
+def config_values(text: str) -> dict[str, object]:
+    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it."""
+
+    def walk(node: object, prefix: str) -> dict[str, object]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
+
+    return walk(yaml.load(text, Loader=_LOADER) or {}, "")

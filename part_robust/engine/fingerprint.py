@@ -6,9 +6,9 @@ Files written before there were hashes have none, as have those whose weights ar
 
 from __future__ import annotations
 
-import yaml
 from detectron2.config import CfgNode
 
+from part_robust.config import config_values
 from part_robust.evaluation.report import file_sha256
 
 # Keys, and nodes with all that is in them, that no training reads. What is not here counts as the training's, also what
@@ -29,7 +29,6 @@ EVALUATION_ONLY = (
     "TEST.TIERS",
 )
 WEIGHTS_SHA256 = "MODEL.WEIGHTS sha256"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def fingerprint(cfg: CfgNode) -> str:
@@ -41,7 +40,7 @@ def fingerprint(cfg: CfgNode) -> str:
 
 def same_run(first: str, second: str) -> bool:
     """Whether two fingerprints are of the same training, evaluated in the same way."""
-    return first == second or not _different(_flat(first), _flat(second))
+    return first == second or not _different(config_values(first), config_values(second))
 
 
 def same_training(first: str, second: str) -> bool:
@@ -51,7 +50,7 @@ def same_training(first: str, second: str) -> bool:
 
 def different_keys(first: str, second: str) -> list[str]:
     """The keys, of those that trained weights depend on, in which two fingerprints differ; sorted."""
-    one, two = _flat(first), _flat(second)
+    one, two = config_values(first), config_values(second)
     watched = {name for config in (one, two) for name in config.get("ATTACK.EVAL_DURING_TRAINING") or ()}
     return _different(_of_training(one, watched), _of_training(two, watched))
 
@@ -76,14 +75,3 @@ def _of_training(config: dict[str, object], watched: set[str]) -> dict[str, obje
         return key != "DATASETS.TEST" or not config.get("DATASETS.VAL")
 
     return {key: value for key, value in config.items() if counts(key)}
-
-
-def _flat(text: str) -> dict[str, object]:
-    """Values by dotted key."""
-
-    def walk(node: object, prefix: str) -> dict[str, object]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
-
-    return walk(yaml.load(text, Loader=_LOADER), "")
