@@ -74,13 +74,14 @@ def run_phase(phase: Phase) -> dict:
     return record
 
 
-def finished_record(phase: Phase) -> dict | None:
+def finished_record(phase: Phase, wanted: str = "") -> dict | None:
     """The record of a phase that is done with this very config, its evaluation included, or None. Raises as
-    `complete_config`, but only where there is a record to compare with."""
+    `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`, if that
+    is known already."""
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
-    return _finished(output, phase_fingerprint(phase))
+    return _finished(output, wanted or phase_fingerprint(phase))
 
 
 def phase_fingerprint(phase: Phase) -> str:

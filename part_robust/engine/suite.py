@@ -98,9 +98,9 @@ def _state(job: Job) -> str:
     """Without a look at what it begins from."""
     if not any((job.output / name).is_file() for name in (FINISHED, TRAINED, LAST)):
         return "to do"
-    if finished_record(job.phase) is not None:
-        return "finished"
     wanted = phase_fingerprint(job.phase)
+    if finished_record(job.phase, wanted) is not None:
+        return "finished"
     if is_trained(job.output, wanted):
         return "trained, evaluates" + (" again" if (job.output / FINISHED).is_file() else "")
     if not (job.output / LAST).is_file():

@@ -48,8 +48,8 @@ def build_zoo(records: Sequence[tuple[Path, Mapping[str, Any]]], made_by: Sequen
     note = (
         "Robust is the lowest accuracy that any attack or tier of the record has left; the record, robustness.json in "
         "the model's folder, has all of them with their settings. Intervals are Wilson's. An upper bound: a stronger "
-        "attack may leave less. Pixels are the pixel accuracy of the parts, AP50 is of their boxes, attacked by what is "
-        "named. The sum is the beginning of the SHA-256 of the weights that were evaluated. Configs are shown "
+        "attack may leave less. Pixels are the pixel accuracy of the parts, AP50 is of their boxes, under the same "
+        "attack. The sum is the beginning of the SHA-256 of the weights that were evaluated. Configs are shown "
         "with the keys that a command line had changed."
     )
     blocks = [Text(note)]
