@@ -8,8 +8,9 @@
 
 Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
 the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
-evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated; one that
-fails leaves the others alone, and the exit code is 1 then. KEY VALUE pairs change the config of every run.
+evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated, and where
+only the evaluation has changed the training is kept; one that fails leaves the others alone, and the exit code is 1
+then. KEY VALUE pairs change the config of every run.
 """
 
 import argparse
