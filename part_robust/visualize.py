@@ -99,7 +99,9 @@ def save_grid(
 ) -> Path:
     """Writes a grid of panels as PNG or JPEG, by the ending of `path`."""
     columns = max(len(row) for row in rows)
-    height = panel_inches * 1.22 * len(rows) + (0.25 + 0.2 * -(-len(legend) // 5) if legend else 0)
+    titles = sum(max((panel.title.count("\n") + bool(panel.title) for panel in row), default=0) for row in rows)
+    height = panel_inches * len(rows) + 0.13 * titles + 0.06 * len(rows)
+    height += 0.25 + 0.2 * -(-len(legend) // 5) if legend else 0
     figure = Figure(figsize=(panel_inches * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)

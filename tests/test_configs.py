@@ -94,6 +94,17 @@ def test_radii_as_the_literature_writes_them():
         get_part_robust_cfg(None, ["TEST.EPS", "8/256"])
 
 
+def test_whole_numbers_without_a_point():
+    opts = ["SOLVER.EPOCHS", "1", "TEST.EPS", -1, "SOLVER.MAX_ITER", "7", "OUTPUT_DIR", "runs/5"]
+    cfg = get_part_robust_cfg(None, opts)
+    assert (cfg.SOLVER.EPOCHS, cfg.TEST.EPS, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR) == (1.0, -1.0, 7, "runs/5")
+    assert isinstance(cfg.SOLVER.EPOCHS, float) and isinstance(cfg.SOLVER.MAX_ITER, int)
+    with pytest.raises(KeyError, match="SOLVER.EPOCH"):
+        get_part_robust_cfg(None, ["SOLVER.EPOCH", "1"])
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER"):
+        get_part_robust_cfg(None, ["SOLVER.MAX_ITER", "1.5"])
+
+
 def test_attack_specs():
     cfg = get_part_robust_cfg(None, ["ATTACK.SPECS.pgd20.STEPS", 7])
     assert build_attack(attack_spec(cfg, "pgd20")).steps == 7

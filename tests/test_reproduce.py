@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from part_robust.attacks import build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.engine.experiment import Phase
 
@@ -123,7 +127,9 @@ def test_tables_of_records(tool, monkeypatch, tmp_path):
     # Columns without any number are left out.
     assert lines[-5][:5] == ["model", "supervision", "training", "acc., clean", "acc., pgd20"]
     assert "pixel acc., pgd20" not in lines[-5] and "AP50, clean" in lines[-5]
-    assert "10 images of data" in text and "- Two-Headed, masks, clean: beware" in text
+    assert "10 images of data; pgd20: attack on cross_entropy, 20 steps" in text
+    assert "- Two-Headed, masks, clean: beware" in text
+    assert "\n\n\n" not in text and "Table 3.3" not in text, "one row alone compares nothing"
     rows = list(csv.DictReader((tmp_path / "table_3.4.csv").open()))
     title = "adv. trained, adv. images: acc."
     assert [row["model"] for row in rows] == ["ResNet50", "Two-Headed DeepLabv3+"]
@@ -133,6 +139,22 @@ def test_tables_of_records(tool, monkeypatch, tmp_path):
     records["resnet50_adv"] = accuracies(77.0, 28.8)
     made.write()
     assert "28.8 (11.6)" in made.markdown.read_text() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_attacks_in_words(tool):
+    words = tool("run_tables").attack_words
+    settings = build_attack({"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best", "RESTARTS": 5}).describe()
+    assert words(settings) == (
+        "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, 5 restarts, random start, best iterate"
+    )
+    assert words({**settings, "full_gradient": False, "restarts": 1}).endswith("best iterate, cut gradient")
+    square = build_attack({"NAME": "Square", "STEPS": 9, "NORM": "l2", "EPS": 255.0, "OBJECTIVE": "margin"})
+    assert words(square.describe()).startswith("Square on margin, l2 255/255, 9 steps")
+
+
+def test_numbers_in_files(tool):
+    text = tool("run_tables").comma_separated([["a", 67.80000000000001, None, 3]], ["model", "acc.", "AP", "n"])
+    assert text == "model,acc.,AP,n\na,67.8,,3\n"
 
 
 def test_best_of_several_and_changes(tool):
@@ -182,6 +204,24 @@ def test_dry_run(tool, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| other config |" in " ".join(text.split()) and "2 runs, 0 finished" in text
     assert [path.name for path in tmp_path.iterdir()] == ["resnet50"], "nothing is written"
+
+
+def test_dry_run_without_the_data(tool, tmp_path, monkeypatch):
+    """What there is, is compared by complete configs; without the data there are none, which a sentence says."""
+    folder = tmp_path / "resnet50"
+    folder.mkdir()
+    words = ["--suite", "part_shapes_small", "--only", "resnet50", "--dry-run", "--output", str(tmp_path)]
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    (folder / "finished.json").write_text("{}")
+    # In a process of its own: the data's place is fixed once they are registered.
+    done = subprocess.run(
+        [sys.executable, "tools/reproduce.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1 and "make_part_shapes" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):

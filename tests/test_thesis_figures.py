@@ -71,6 +71,16 @@ def test_predictions(figures, make_record):
     assert len(clean.classes) == 3 and clean.classes[0].endswith("%")
 
 
+def test_true_masks_beside_a_model_of_painted_boxes(figures, make_record):
+    record = make_record("deeplab_two_headed")
+    masks = figures.Model(record, count=3)
+    record["config"] = record["config"].replace("PART_MASKS: masks", "PART_MASKS: boxes")
+    painted = figures.Model(record, count=3)
+    same = [torch.equal(a["sem_seg"], b["sem_seg"]) for a, b in zip(masks.items, painted.items, strict=True)]
+    assert not all(same), "the model's own labels are boxes"
+    assert (painted.truth().labels == masks.truth().labels).all()
+
+
 def test_missing_checkpoint_is_named(figures, make_record):
     record = make_record("deeplab_segmenter")
     Path(record["checkpoint"]["path"]).unlink()

@@ -8,8 +8,9 @@
 
 Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
 the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
-evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated; one that
-fails leaves the others alone, and the exit code is 1 then. KEY VALUE pairs change the config of every run.
+evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated, and where
+only the evaluation has changed the training is kept; one that fails leaves the others alone, and the exit code is 1
+then. KEY VALUE pairs change the config of every run.
 """
 
 import argparse
@@ -24,16 +25,16 @@ from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.launch import sentence
-from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, state
+from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, states
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
-    states = [state(job) for job in jobs]
-    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, states, strict=True)]
+    found = states(jobs)
+    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, found, strict=True)]
     print(tabulate(rows, ["run", "state", "folder"], tablefmt="github"))
-    print(f"{len(runs)} runs, {states.count('finished')} finished")
+    print(f"{len(runs)} runs, {found.count('finished')} finished")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -76,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     runs, jobs = args.runs, args.jobs_of_runs
     if args.dry_run:
-        show_plan(runs, jobs)
+        try:
+            show_plan(runs, jobs)
+        except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+            sys.exit(sentence(error))  # the data are not there to compare configs by
         return 0
     if any(run.table.startswith("part_shapes") for run in runs):
         make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")

@@ -124,8 +124,35 @@ def comma_separated(rows: Sequence[Sequence], titles: Sequence[str]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(titles)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+    writer.writerows([[_plain(cell) for cell in row] for row in rows])
     return file.getvalue()
+
+
+def _plain(cell: str | float | None) -> str | float:
+    """For a file: without the noise of binary fractions (67.80000000000001)."""
+    if cell is None:
+        return ""
+    return round(cell, 4) if isinstance(cell, float) else cell
+
+
+def attack_words(settings: Mapping) -> str:
+    """Such as "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate"; the record has the
+    rest."""
+    words = [f"{settings.get('attack', 'attack')} on {settings.get('objective', 'an unknown loss')}"]
+    if threat := settings.get("threat_model"):
+        words.append(f"{threat['norm']} {threat['eps']:g}/255")
+    if "steps" in settings:
+        length = f" of {settings['step_size']:g}/255" if "step_size" in settings else ""
+        words.append(f"{settings['steps']} steps{length}")
+    if settings.get("restarts", 1) > 1:
+        words.append(f"{settings['restarts']} restarts")
+    if settings.get("random_start"):
+        words.append("random start")
+    if "keep" in settings:
+        words.append(f"{settings['keep']} iterate")
+    if not settings.get("full_gradient", True):
+        words.append("cut gradient")
+    return ", ".join(words)
 
 
 def notes(cells: Sequence[str], record: Mapping) -> list[str]:
@@ -133,7 +160,7 @@ def notes(cells: Sequence[str], record: Mapping) -> list[str]:
     ((dataset, tasks),) = record["results"].items()
     images = int(next(iter(tasks.values()))["num_images"])
     lines = [
-        f"Percent, {images} images of {dataset}; attack {attack}: {settings}"
+        f"Percent, {images} images of {dataset}; {attack}: {attack_words(settings)}"
         for attack, settings in record["attacks"].items()
     ]
     lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]

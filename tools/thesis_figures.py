@@ -82,8 +82,12 @@ class Model:
         (name,) = record["results"]
         self.taxonomy = get_taxonomy(name)
         entries = [entry for entry in DatasetCatalog.get(name) if entry["annotations"]]
-        mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=name)
-        self.items = [mapper(entry) for entry in entries[:: max(len(entries) // count, 1)][:count]]
+        entries = entries[:: max(len(entries) // count, 1)][:count]
+        self.items = [PartDatasetMapper(cfg, is_train=False, dataset_name=name)(entry) for entry in entries]
+        # A model of painted boxes is shown beside the true masks all the same, where the data have some.
+        drawn = all("segmentation" in annotation for entry in entries for annotation in entry["annotations"])
+        cfg.INPUT.PART_MASKS = "masks" if drawn else cfg.INPUT.PART_MASKS
+        self.true_items = [PartDatasetMapper(cfg, is_train=False, dataset_name=name)(entry) for entry in entries]
         self.model = build_model(cfg)
         PartCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         attack = measured(record).attack
@@ -95,16 +99,16 @@ class Model:
     def truth(self) -> Prediction:
         """The labels in the same form; boxes have scores of 1."""
         boxes = []
-        for item in self.items:
+        for item in self.true_items:
             found = Instances(item["instances"].image_size)
             found.pred_boxes, found.pred_classes = item["instances"].gt_boxes, item["instances"].gt_classes
             found.scores = torch.ones(len(found))
             boxes.append(found)
         return Prediction(
-            np.stack([item["image"].permute(1, 2, 0).numpy() for item in self.items]),
-            np.stack([item["sem_seg"].numpy() for item in self.items]),
+            np.stack([item["image"].permute(1, 2, 0).numpy() for item in self.true_items]),
+            np.stack([item["sem_seg"].numpy() for item in self.true_items]),
             boxes,
-            [self.taxonomy.class_names[item["class_id"]] for item in self.items],
+            [self.taxonomy.class_names[item["class_id"]] for item in self.true_items],
         )
 
     def predict(self, attacked: bool = False) -> Prediction:

@@ -44,7 +44,7 @@ def corrected(table: Table, row: Row) -> list[float | None]:
 
 
 def lines(table: Table, records: Records, stand_in: bool) -> list[Line]:
-    """The rows of a table. Of a stand-in only those that have a record.
+    """The rows of a table. Of a stand-in only those that have a record, and at least two, as a table compares them.
 
     Args:
         table: of the thesis.
@@ -59,6 +59,8 @@ def lines(table: Table, records: Records, stand_in: bool) -> list[Line]:
             continue
         cells = row.cells[:1] if stand_in and len(table.heads) == 4 else row.cells
         found.append(Line(cells, ours, corrected(table, row), row.notes))
+    if stand_in and len(found) < 2:
+        return []
     return found if any(value is not None for line in found for value in line.ours) else []
 
 
@@ -117,8 +119,9 @@ def markdown(table: Table, found: Sequence[Line], stand_in: str = "", data: str 
         text += ["Ours, and in brackets the thesis's.", ""]
     used = sorted({letter for line in found for letter in line.notes})
     text += [tabulate(rows, titles, tablefmt="github", disable_numparse=True), ""]
-    text += [f"- [{letter}] {table.notes[letter]}" for letter in used]
-    return "\n".join([*text, ""])
+    if used:
+        text += [*(f"- [{letter}] {table.notes[letter]}" for letter in used), ""]
+    return "\n".join(text)
 
 
 def to_csv(table: Table, found: Sequence[Line], stand_in: str = "") -> str:

@@ -9,13 +9,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust.config.attacks import add_attack, add_test, attack_spec
 from part_robust.config.models import add_model
 
-__all__ = ["add_part_robust_config", "attack_spec", "get_part_robust_cfg"]
+__all__ = ["add_part_robust_config", "attack_spec", "config_values", "get_part_robust_cfg"]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def add_part_robust_config(cfg: CfgNode) -> None:
@@ -117,7 +120,8 @@ def _add_input(cfg: CfgNode) -> None:
 
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
     """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
-    step lengths may be written as the literature does: TEST.EPS 8/255.
+    step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
+    SOLVER.EPOCHS 1.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -130,17 +134,39 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
             raise FileNotFoundError(f"config file {config_file} does not exist")
         cfg.merge_from_file(str(config_file))
     try:
-        cfg.merge_from_list(_in_levels(opts))
+        cfg.merge_from_list(_numbers(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
         raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
     return cfg
 
 
-def _in_levels(opts: Sequence) -> list:
-    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0."""
+def _numbers(cfg: CfgNode, opts: Sequence) -> list:
+    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0, and "1" of a float key 1.0."""
     opts = list(opts)
     for index in range(1, len(opts), 2):
-        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", str(opts[index]))
-        if fraction and str(opts[index - 1]).split(".")[-1] in ("EPS", "STEP_SIZE"):
+        key, value = str(opts[index - 1]).split("."), str(opts[index])
+        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", value)
+        if fraction and key[-1] in ("EPS", "STEP_SIZE"):
             opts[index] = float(fraction[1])
+        elif re.fullmatch(r"[+-]?\d+", value) and isinstance(_value(cfg, key), float):
+            opts[index] = float(value)  # yacs takes no int for a float
     return opts
+
+
+def _value(cfg: CfgNode, key: Sequence[str]) -> object:
+    """None where there is no such key."""
+    node: object = cfg
+    for name in key:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def config_values(text: str) -> dict[str, object]:
+    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it."""
+
+    def walk(node: object, prefix: str) -> dict[str, object]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
+
+    return walk(yaml.load(text, Loader=_LOADER) or {}, "")

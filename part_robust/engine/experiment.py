@@ -17,12 +17,14 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.engine.fingerprint import fingerprint, same_run
 from part_robust.engine.launch import launch, sentence
 from part_robust.engine.phases import train_phase
 from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.html_report.schema import evaluations
+from part_robust.evaluation.journal import JournalMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -47,40 +49,45 @@ class Phase:
 def run_phase(phase: Phase) -> dict:
     """Trains (from its last checkpoint if it was interrupted), evaluates, and returns the record of robustness.json.
 
-    A record made with another config is not taken for this run's. Raises as `setup`.
+    What was made with another config is not taken for this run's; but where only the evaluation is another one, the
+    trained weights are kept. Raises as `setup`.
     """
     cfg = setup(_arguments(phase))
     output = Path(cfg.OUTPUT_DIR)
-    config = cfg.dump()
-    record = _finished(output, config)
+    wanted = fingerprint(cfg)
+    record = _finished(output, wanted)
     if record is not None:
         logger.info("%s: already there (%s)", phase.title, output / FINISHED)
         return record
     logger.info("%s: training in %s", phase.title, output)
     best = train_phase(cfg, restart=True)
     evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]))
-    # The journal of an interrupted evaluation is of these weights: the training was done before it began.
-    evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
+    try:
+        evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
+    except JournalMismatch as error:
+        logger.info("Evaluates anew: %s", error)
+        evaluate(evaluation)
     record = json.loads((output / "robustness.json").read_text())
     temporary = (output / FINISHED).with_suffix(".tmp")
-    temporary.write_text(json.dumps({"config": config, "record": record}))
+    temporary.write_text(json.dumps({"config": wanted, "record": record}))
     os.replace(temporary, output / FINISHED)
     return record
 
 
-def finished_record(phase: Phase) -> dict | None:
-    """The record of a phase that is done with this very config, or None. Raises as `complete_config`, but only where
-    there is a record to compare with."""
+def finished_record(phase: Phase, wanted: str = "") -> dict | None:
+    """The record of a phase that is done with this very config, its evaluation included, or None. Raises as
+    `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`, if that
+    is known already."""
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
-    return _finished(output, fingerprint(phase))
+    return _finished(output, wanted or phase_fingerprint(phase))
 
 
-def fingerprint(phase: Phase) -> str:
-    """The complete config of its training, by which a run in its folder is known to be this one. Raises as
+def phase_fingerprint(phase: Phase) -> str:
+    """By which a run in its folder is known to be this one, or to have trained the same. Raises as
     `complete_config`."""
-    return complete_config(_arguments(phase)).dump()
+    return fingerprint(complete_config(_arguments(phase)))
 
 
 def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.Namespace:
@@ -88,12 +95,12 @@ def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.
     return default_argument_parser().parse_args(words)
 
 
-def _finished(output: Path, config: str) -> dict | None:
+def _finished(output: Path, wanted: str) -> dict | None:
     try:
         content = json.loads((output / FINISHED).read_text())
     except FileNotFoundError:
         return None
-    return content["record"] if content["config"] == config else None
+    return content["record"] if same_run(content["config"], wanted) else None
 
 
 @dataclass(frozen=True)

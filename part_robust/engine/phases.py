@@ -10,16 +10,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
 
 logger = logging.getLogger(__name__)
 
-STARTED, TRAINED = "started.yaml", "trained.json"
+STARTED, TRAINED, LAST = "started.yaml", "trained.json", "last_checkpoint"
 
 
 class OtherRun(ValueError):
@@ -84,6 +84,8 @@ def phase_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, argpa
 def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Path:
     """Trains unless that is done, from the last checkpoint if it was interrupted.
 
+    Keys that only an evaluation reads may differ from those of the training in the folder (engine/fingerprint.py).
+
     Args:
         cfg: complete, as `setup` gives it.
         go_on: also from a checkpoint of another config.
@@ -97,57 +99,71 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
     """
     output = Path(cfg.OUTPUT_DIR)
     # One process looks at the files, all do the same.
-    (plan,) = comm.all_gather(_plan(output, cfg.dump(), go_on, restart) if comm.is_main_process() else None)[:1]
+    wanted = fingerprint(cfg) if comm.is_main_process() else ""
+    (plan,) = comm.all_gather(_plan(output, wanted, go_on, restart) if comm.is_main_process() else None)[:1]
     if plan.startswith("refuse"):
         raise OtherRun(plan.removeprefix("refuse: "))
     if plan != "done":
         if comm.is_main_process():
-            _write(output / STARTED, cfg.dump())
             (output / TRAINED).unlink(missing_ok=True)
+            if plan == "start":
+                # Or it would be resumed, as this training's, if this one is killed before its first checkpoint.
+                (output / LAST).unlink(missing_ok=True)
+            _write(output / STARTED, wanted)
         logger.info("Training in %s (%s)", output, plan)
         train(cfg, resume=plan == "resume")
         if comm.is_main_process():
-            _write(output / TRAINED, json.dumps({"config": cfg.dump()}))
+            _write(output / TRAINED, json.dumps({"config": wanted}))
         comm.synchronize()
     else:
         logger.info("Already trained: %s", output)
+    return _weights(output)
+
+
+def is_trained(output: Path, wanted: str) -> bool:
+    """Whether the training with the fingerprint `wanted` is done, and its weights are there."""
+    trained = output / TRAINED
+    return (
+        trained.is_file()
+        and same_training(json.loads(trained.read_text())["config"], wanted)
+        and _weights(output).is_file()
+    )
+
+
+def is_begun(output: Path, wanted: str) -> bool:
+    """Whether what was last begun in the folder is the training with the fingerprint `wanted`."""
+    started = output / STARTED
+    return started.is_file() and same_training(started.read_text(), wanted)
+
+
+def _weights(output: Path) -> Path:
     best = output / "model_best.pth"
     return best if best.is_file() else output / "model_final.pth"
 
 
-def _plan(output: Path, fingerprint: str, go_on: bool, restart: bool) -> str:
+def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
     """ "done", "start", "resume", or "refuse: " and the reason."""
-    trained = output / TRAINED
-    if trained.is_file() and json.loads(trained.read_text())["config"] == fingerprint:
+    if is_trained(output, wanted):
         return "done"
-    started = output / STARTED
-    begun = (output / "last_checkpoint").is_file()
-    if started.is_file() and started.read_text() == fingerprint:
-        return "resume"
-    if not begun:
+    last = output / LAST
+    if is_begun(output, wanted):
+        # Weights that were deleted to save room cannot be gone on from.
+        return "resume" if not last.is_file() or (output / last.read_text().strip()).is_file() else "start"
+    if not last.is_file():
         return "start"
     if go_on:
         return "resume"
     if restart:
         return "start"
+    started = output / STARTED
     if not started.is_file():
         reason = "was not begun by --two-phase"
     else:
-        reason = f"had another {', '.join(_different_keys(started.read_text(), fingerprint))}"
+        reason = f"had another {', '.join(different_keys(started.read_text(), wanted))}"
     return (
         f"refuse: the training in OUTPUT_DIR {output} {reason}. Give another OUTPUT_DIR, or go on with it all the "
         "same: --resume"
     )
-
-
-def _different_keys(first: str, second: str) -> list[str]:
-    def flat(node: object, prefix: str = "") -> dict[str, object]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
-
-    one, two = flat(yaml.safe_load(first)), flat(yaml.safe_load(second))
-    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
 
 
 def _without(opts: list[str], key: str) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.engine.experiment import Phase, fingerprint, finished_record
-from part_robust.engine.phases import STARTED
+from part_robust.engine.experiment import FINISHED, Phase, finished_record, phase_fingerprint
+from part_robust.engine.phases import LAST, TRAINED, is_begun, is_trained
 
 CONSOLE = "console.txt"  # what a run prints, in its folder
 PERIOD = 0.2  # seconds between two looks at the processes
@@ -74,15 +74,38 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
     return jobs
 
 
-def state(job: Job) -> str:
-    """What a suite finds: "finished", "begun" (it goes on), "other config" (it begins anew in that folder), "to do"."""
-    if finished_record(job.phase) is not None:
-        return "finished"
-    if not (job.output / "last_checkpoint").is_file():
+def states(jobs: Sequence[Job]) -> list[str]:
+    """What a suite finds, for each job.
+
+    "finished"; "trained, evaluates" (for the first time) or "trained, evaluates again" (in another way); "begun" (it
+    goes on); "other config" (it begins anew in that folder); "to do"; or "after X", of which the run X is still to be
+    trained: all there is of it is kept only if X's weights come out as they were.
+
+    Raises:
+        FileNotFoundError, ImportError, KeyError, ValueError: as `complete_config`, where there is something to look at.
+    """
+    found = {job.output: _state(job) for job in jobs}
+    after = {job.output: job.after for job in jobs}
+
+    def trains(output: Path | None) -> bool:
+        return output in found and (found[output] in ("begun", "other config", "to do") or trains(after[output]))
+
+    unsure = {job.output for job in jobs if trains(job.after) and found[job.output] not in ("other config", "to do")}
+    return [f"after {job.after.name}" if job.output in unsure else found[job.output] for job in jobs]
+
+
+def _state(job: Job) -> str:
+    """Without a look at what it begins from."""
+    if not any((job.output / name).is_file() for name in (FINISHED, TRAINED, LAST)):
         return "to do"
-    started = job.output / STARTED
-    same = started.is_file() and started.read_text() == fingerprint(job.phase)
-    return "begun" if same else "other config"
+    wanted = phase_fingerprint(job.phase)
+    if finished_record(job.phase, wanted) is not None:
+        return "finished"
+    if is_trained(job.output, wanted):
+        return "trained, evaluates" + (" again" if (job.output / FINISHED).is_file() else "")
+    if not (job.output / LAST).is_file():
+        return "to do"
+    return "begun" if is_begun(job.output, wanted) else "other config"
 
 
 def cores() -> int:
@@ -123,6 +146,7 @@ def run_jobs(
     """
     outputs = {job.output for job in jobs}
     waiting, running, outcomes = list(jobs), {}, {}
+    looked = set()  # outputs that were looked at: to compare configs takes longer than PERIOD
     free = list(range(processes))
     begun = time.time()
 
@@ -139,7 +163,7 @@ def run_jobs(
                 if before is not None and before.state != "finished":
                     waiting.remove(job)
                     conclude(Outcome(job, "left out", reason=f"begins from {before.job.output}, which {before.state}"))
-                elif finished_record(job.phase) is not None:
+                elif job.output not in looked and finished_record(job.phase) is not None:
                     waiting.remove(job)
                     say(f"{job.phase.title}: finished before ({job.output})")
                     conclude(Outcome(job, "finished"))
@@ -148,6 +172,8 @@ def run_jobs(
                     slot = free.pop(0)
                     say(f"{job.phase.title}: begins, log in {job.console}")
                     running[_start(job, slot, processes, devices)] = (job, slot, time.time())
+                else:
+                    looked.add(job.output)
             for process in [process for process in running if process.poll() is not None]:
                 job, slot, start = running.pop(process)
                 free.append(slot)

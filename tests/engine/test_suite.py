@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from part_robust.engine.experiment import Phase, headline, matrix, measured
-from part_robust.engine.suite import _ended_politely, default_processes, plan, run_jobs, state
+from part_robust.engine.experiment import Phase, finished_record, headline, matrix, measured
+from part_robust.engine.suite import _ended_politely, default_processes, plan, run_jobs, states
 from tests.evaluation.record_fixture import DATASET, first_schema, record
 from tests.toy import MODELS, TINY
 
@@ -48,7 +48,7 @@ def test_runs_in_order_and_past_a_failure(phases, tmp_path):
     jobs = plan(phases)
     assert [job.after for job in jobs] == [tmp_path / "toy", None, None, tmp_path / "broken"]
     assert default_processes(jobs, ["0", "1", "2"]) == 3 and 1 <= default_processes(jobs, []) <= 2
-    assert {state(job) for job in jobs} == {"to do"}
+    assert set(states(jobs)) == {"to do"}
     said, done = [], []
     outcomes = run_jobs(jobs, 2, say=said.append, done=lambda outcome: done.append(outcome.job.phase.title))
     assert [outcome.state for outcome in outcomes] == ["finished", "finished", "failed", "left out"], outcomes
@@ -60,14 +60,23 @@ def test_runs_in_order_and_past_a_failure(phases, tmp_path):
     content = json.loads((tmp_path / "toy_adv" / "finished.json").read_text())
     assert str(tmp_path / "toy" / "model_best.pth") in content["config"]
     assert torch.load(tmp_path / "toy_adv" / "model_best.pth", weights_only=True)["model"]
-    assert [state(job) for job in jobs[:2]] == ["finished", "finished"]
+    assert states(jobs[:2]) == ["finished", "finished"]
 
     # Again: what is finished is not repeated; another config is another run.
     said.clear()
     again = run_jobs(jobs[:2], 1, say=said.append)
     assert [outcome.seconds for outcome in again] == [0.0, 0.0] and not any("begins" in line for line in said)
     (other,) = plan([Phase("toy", phases[1].config_file, [*phases[1].opts, "SOLVER.BASE_LR", "0.5"])])
-    assert state(other) == "other config"
+    assert states([jobs[0], other]) == ["after toy", "other config"]
+
+    # Only the evaluation is another one: nothing is trained.
+    before = (tmp_path / "toy_adv" / "model_best.pth").stat().st_mtime_ns
+    (other,) = plan([Phase("toy_adv", phases[0].config_file, [*phases[0].opts, "ATTACK.EVAL", "['noise']"])])
+    assert states([other, jobs[1]]) == ["trained, evaluates again", "finished"]
+    (outcome,) = run_jobs([other], 1, say=said.append)
+    assert outcome.state == "finished" and "Already trained" in other.console.read_text()
+    assert (tmp_path / "toy_adv" / "model_best.pth").stat().st_mtime_ns == before
+    assert list(finished_record(other.phase)["attacks"]) == ["noise"]
 
 
 def test_two_runs_in_one_folder_are_refused(phases):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from part_robust.attacks.checks import failed
+from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.html_report import write_zoo
 from part_robust.evaluation.report import write_json
 from tests.evaluation import record_fixture as fixture
@@ -67,6 +68,21 @@ def test_rows(tmp_path, monkeypatch):
     assert str(tmp_path) not in page, "no path of this machine"
     command = "--config-file config.yaml --eval-only MODEL.WEIGHTS output/part_shapes/x/model_best.pth"
     assert page.count("--eval-only") == 4 and command in page
+    standard = next(
+        row for row in fixture.record()["evaluation"][fixture.DATASET]["attack_matrix"] if row["attack"] == "standard"
+    )
+    assert weak["pixels, attacked %"] == f"{standard['pixel_accuracy']:.1f}" and masked["pixels, attacked %"] == "-"
+
+
+def test_config_of_a_suite(tmp_path, monkeypatch):
+    """Named after the leaf that it was made from, with what had been changed; and the commands, in their order."""
+    monkeypatch.chdir(ROOT)
+    leaf = "configs/part_shapes/resnet50.yaml"
+    cfg = get_part_robust_cfg(leaf, ["SOLVER.EPOCHS", 6, "OUTPUT_DIR", "output/part_shapes_small/resnet50"])
+    path = write(tmp_path / "resnet50", fixture.record(), config=cfg.dump())
+    page = write_zoo([path], tmp_path / "zoo.md", ["first --suite x", "second"]).read_text().replace("\\_", "_")
+    assert f"| {leaf} SOLVER.EPOCHS 6.0 |" in page
+    assert page.index("were made") < page.index("first --suite x\nsecond") < page.index("| resnet50 |")
 
 
 def test_command_line(tmp_path):

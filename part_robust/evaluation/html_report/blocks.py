@@ -97,7 +97,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Code:
-    """Text in fixed width behind a line that opens it."""
+    """Text in fixed width behind a line that opens it; in Markdown in the open where `summary` is ""."""
 
     summary: str
     text: str

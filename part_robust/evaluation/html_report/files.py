@@ -37,15 +37,20 @@ def write_leaderboard(record_paths: Sequence[str | Path], folder: str | Path) ->
     return _write(build_leaderboard(records), Path(folder), "leaderboard")
 
 
-def write_zoo(record_paths: Sequence[str | Path], output: str | Path) -> Path:
+def write_zoo(record_paths: Sequence[str | Path], output: str | Path, made_by: Sequence[str] = ()) -> Path:
     """Writes the model zoo of several records as one Markdown page; returns its path.
+
+    Args:
+        record_paths: of robustness.json files.
+        output: the page.
+        made_by: commands that made the models and the page, which it shows.
 
     Raises:
         ValueError: a file is no record.
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    text = render_markdown(build_zoo([(Path(path), load_record(Path(path))) for path in record_paths]))
+    text = render_markdown(build_zoo([(Path(path), load_record(Path(path))) for path in record_paths], made_by))
     return _replace(output, text)
 
 

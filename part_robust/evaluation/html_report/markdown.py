@@ -31,6 +31,8 @@ def _block(block: Block) -> list[str]:
         return _table(Table("", ["", "value", "detail"], rows))
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Code) and not block.summary:
+        return [*_fenced(block.text), ""]
     if isinstance(block, Code):
         return [f"<details><summary>{_escape(block.summary)}</summary>", "", *_fenced(block.text), "", "</details>", ""]
     return []

@@ -1,0 +1,77 @@
+"""Whether a run in a folder is the one that is asked for: the same training, and the same evaluation of it.
+
+A fingerprint is the complete config of a training as text, and in its last line the hash of the file in MODEL.WEIGHTS.
+Files written before there were hashes have none, as have those whose weights are gone: then the config alone decides.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from part_robust.config import config_values
+from part_robust.evaluation.report import file_sha256
+
+# Keys, and nodes with all that is in them, that no training reads. What is not here counts as the training's, also what
+# only its own evaluations read (TEST.BEST_METRIC, ATTACK.EVAL_DURING_TRAINING, DATASETS.VAL): they choose the best
+# checkpoint.
+EVALUATION_ONLY = (
+    "ATTACK.EVAL",
+    "MODEL.PRETRAINING",
+    "TEST.AUDIT",
+    "TEST.CHECKS",
+    "TEST.EPS",
+    "TEST.EPS_CURVE",
+    "TEST.EPS_CURVE_ATTACK",
+    "TEST.NORM",
+    "TEST.NUM_IMAGES",
+    "TEST.SAVE_ADVERSARIALS",
+    "TEST.TIER",
+    "TEST.TIERS",
+)
+WEIGHTS_SHA256 = "MODEL.WEIGHTS sha256"
+
+
+def fingerprint(cfg: CfgNode) -> str:
+    """Of a training with this complete config, whose MODEL.WEIGHTS are those of the moment."""
+    # A training from other weights is another one, even if the file has the same name.
+    digest = file_sha256(cfg.MODEL.WEIGHTS)
+    return cfg.dump() + (f"{WEIGHTS_SHA256}: {digest}\n" if digest else "")
+
+
+def same_run(first: str, second: str) -> bool:
+    """Whether two fingerprints are of the same training, evaluated in the same way."""
+    return first == second or not _different(config_values(first), config_values(second))
+
+
+def same_training(first: str, second: str) -> bool:
+    """Whether two fingerprints are of the same training, whatever they evaluate."""
+    return first == second or not different_keys(first, second)
+
+
+def different_keys(first: str, second: str) -> list[str]:
+    """The keys, of those that trained weights depend on, in which two fingerprints differ; sorted."""
+    one, two = config_values(first), config_values(second)
+    watched = {name for config in (one, two) for name in config.get("ATTACK.EVAL_DURING_TRAINING") or ()}
+    return _different(_of_training(one, watched), _of_training(two, watched))
+
+
+def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
+    keys = one.keys() | two.keys()
+    if not (WEIGHTS_SHA256 in one and WEIGHTS_SHA256 in two):
+        keys -= {WEIGHTS_SHA256}
+    missing = object()
+    return sorted(key for key in keys if one.get(key, missing) != two.get(key, missing))
+
+
+def _of_training(config: dict[str, object], watched: set[str]) -> dict[str, object]:
+    """Without what only evaluations read; of the named attacks, those that a training is `watched` with stay."""
+
+    def counts(key: str) -> bool:
+        if any(key == other or key.startswith(f"{other}.") for other in EVALUATION_ONLY):
+            return False
+        if key.startswith("ATTACK.SPECS."):
+            return key.split(".")[2] in watched
+        # Without DATASETS.VAL the training watches this one.
+        return key != "DATASETS.TEST" or not config.get("DATASETS.VAL")
+
+    return {key: value for key, value in config.items() if counts(key)}
