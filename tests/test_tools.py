@@ -98,6 +98,9 @@ def test_missing_paco_says_what_and_how(tmp_path):
         (["MODEL.WEIGHTS", "nothing.pth"], ["nothing.pth", "MODEL.WEIGHTS ''"]),
         (["--audit"], ["--audit", "--eval-only"]),
         (["--audit", "--eval-only"], ["--audit", "TEST.TIER"]),
+        (["--backend=autoattack"], ["--backend", "--eval-only"]),
+        (["--backend=autoattack", "--eval-only"], ["--backend autoattack", "TEST.TIER"]),
+        (["--backend=theirs", "--eval-only"], ["TEST.BACKEND", "own, autoattack", "theirs"]),
         (["SOLVER.MAX_ITER", "2", "--eval-only"], ["--eval-only", "before the KEY VALUE"]),
     ],
 )

@@ -6,9 +6,9 @@
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
-Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, and --audit: the
-dear checks of an evaluation, too. KEY VALUE pairs that change the config come last. Also under torchrun and srun
-(docs/scaling.md).
+Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, --audit: the dear
+checks of an evaluation, too, and --backend: whose code attacks the class in an evaluation. KEY VALUE pairs that change
+the config come last. Also under torchrun and srun (docs/scaling.md).
 """
 
 import argparse
@@ -36,6 +36,10 @@ def prepare(args: argparse.Namespace) -> Callable[[], object]:
         if not args.eval_only:
             raise ValueError("--audit checks an evaluation: it goes with --eval-only and TEST.TIER")
         args.opts = [*args.opts, "TEST.AUDIT", "True"]
+    if args.backend:
+        if not args.eval_only:
+            raise ValueError("--backend says whose attacks evaluate: it goes with --eval-only and TEST.TIER")
+        args.opts = [*args.opts, "TEST.BACKEND", args.backend]
     cfg = setup(args)
     return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)
 
@@ -52,5 +56,10 @@ if __name__ == "__main__":
         "--audit",
         action="store_true",
         help="with --eval-only and TEST.TIER: the dear checks, too (docs/checks.md); the same as TEST.AUDIT True",
+    )
+    parser.add_argument(
+        "--backend",
+        help="with --eval-only and TEST.TIER: own, or autoattack (pip install part_robust[aa]), the official code "
+        "for attacks on the class (docs/evaluation.md); the same as TEST.BACKEND",
     )
     launch(main, parser.parse_args())

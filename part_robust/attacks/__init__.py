@@ -12,6 +12,7 @@ from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
 from part_robust.attacks.nfgsm import NFGSM, training_radius
 from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
+from part_robust.attacks.official import Official
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
 from part_robust.attacks.random_noise import RandomNoise
@@ -34,6 +35,7 @@ __all__ = [
     "Forward",
     "ModelView",
     "Objective",
+    "Official",
     "Problem",
     "RandomNoise",
     "Square",

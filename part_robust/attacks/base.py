@@ -69,6 +69,10 @@ class Attack(ABC):
     least_steps = 1
     # A run returns the worst image it met, so it knows whether the model is fooled.
     keeps_best = True
+    # Whose code attacks, in the words of TEST.BACKEND.
+    backend = "own"
+    # Fewer classes than these have no such loss.
+    least_classes = 2
 
     def __init__(
         self,
@@ -129,13 +133,13 @@ class Attack(ABC):
     def from_config(cls, node: Mapping) -> Attack:
         """Builds the attack from the keys of ATTACK.TRAIN; missing ones take the constructor's defaults."""
 
-    @abstractmethod
     def start(self, problem: Problem, restart: int) -> State:
         """Where a run begins; `problem.keys` are those of the run."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
-    @abstractmethod
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
         """One step, in place. With `scored`, `state.best` must be right after the last step and `finish`."""
+        raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
         """What a scored run still has to do after its last step."""
@@ -200,14 +204,7 @@ class Attack(ABC):
         scored = scored or self.keeps_best or self.restarts > 1
         history: list[Tensor] = []
         best, standing = self._originals(problem)
-        for restart in range(self.restarts):
-            for aim in range(1 if standing.aims is None else standing.aims.shape[1]):
-                if not len(standing):
-                    break
-                run = self._run(self._prepared(standing, restart, aim), restart, scored, history, len(images))
-                best = run if best is None else worst_of(best, run, standing.rows)
-                standing = self._standing(standing, best)
-        assert best is not None
+        best = self.search(standing, best, scored, history)
         problem.threat_model.verify(best.images, images)
         blind = best.zero_gradient
         if attackable is not None:
@@ -223,6 +220,29 @@ class Attack(ABC):
             history=torch.stack(history) if history else None,
             distance=best.distance,
         )
+
+    def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
+        """All runs, for each restart and each class to aim at.
+
+        Args:
+            problem: the images that are attacked.
+            best: what is known of the whole batch before; None where nothing is, and `problem` is the whole batch.
+            scored: runs must know whether the model is fooled.
+            history: takes the losses of each step.
+
+        Returns:
+            The worst of all, of the whole batch.
+        """
+        batch = len(problem) if best is None else len(best.images)
+        for restart in range(self.restarts):
+            for aim in range(1 if problem.aims is None else problem.aims.shape[1]):
+                if not len(problem):
+                    break
+                run = self._run(self._prepared(problem, restart, aim), restart, scored, history, batch)
+                best = run if best is None else worst_of(best, run, problem.rows)
+                problem = self._standing(problem, best)
+        assert best is not None
+        return best
 
     def _originals(self, problem: Problem) -> tuple[Run | None, Problem]:
         """The images as a first result, and those that remain to be attacked, with the classes to aim at."""
@@ -296,6 +316,7 @@ class Attack(ABC):
         """Everything a reader needs to repeat the attack, for reports."""
         return {
             "attack": type(self).__name__,
+            "backend": self.backend,
             "objective": self.objective.name,
             "threat_model": self.threat_model.describe(),
             "steps": self.steps,

@@ -210,6 +210,10 @@ def add_test(cfg: CfgNode) -> None:
     # every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
+    # Whose code attacks the class in tiers and curve: "own", or "autoattack" for pyautoattack's (pip install
+    # part_robust[aa]), with the same radius, steps, restarts, targets and seed; its results depend on the batch.
+    # Attacks on the class that it does not have are refused; those on the parts stay ours. --backend is the same.
+    cfg.TEST.BACKEND = "own"
     # Radii, 0..255 units, at which class accuracy is measured by TEST.EPS_CURVE_ATTACK, such as (0, 1, 2, 4, 8, 16);
     # () for none. Needs TEST.TIER.
     cfg.TEST.EPS_CURVE = ()

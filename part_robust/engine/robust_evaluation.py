@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from torch import nn
 
 import part_robust
-from part_robust.attacks import Attack, get_objective
+from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
 from part_robust.data.sample import evaluated_records
 from part_robust.engine.evaluation_checks import add_checks
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 STRENGTH = ("standard", "screen")
 # Config nodes that change what the numbers are.
 DECISIVE = ("MODEL", "INPUT")
+BACKENDS = ("own", "autoattack")
 
 
 @dataclass
@@ -79,10 +80,19 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     """The tiers of TEST.TIER with their attacks.
 
     Raises:
+        ImportError: TEST.BACKEND is not installed.
         KeyError: no such tier or attack.
-        ValueError: a tier that this model cannot be judged by, or that makes no sense.
+        ValueError: a tier that this model cannot be judged by, that makes no sense, or that TEST.BACKEND cannot run.
     """
-    return [_build_tier(cfg, name) for name in tier_names(cfg)]
+    if cfg.TEST.BACKEND not in BACKENDS:
+        raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")
+    tiers = [_build_tier(cfg, name) for name in tier_names(cfg)]
+    if cfg.TEST.BACKEND != "own" and all(tier.kind == "parts" for tier in tiers):
+        raise ValueError(
+            f"--backend {cfg.TEST.BACKEND} (TEST.BACKEND) attacks the class, and TEST.TIER {cfg.TEST.TIER!r} has no "
+            "such attack: add a tier on the class, such as standard"
+        )
+    return tiers
 
 
 def _build_tier(cfg: CfgNode, name: str) -> Tier:
@@ -101,17 +111,17 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
         if not node.HEAD:
             raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
         kind = "full" if name == "thesis" else "class"
-        return Tier(name, kind, {attack: _build(cfg, spec) for attack, spec in specs.items()})
+        return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()})
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
     wanted = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective).reads
     fitting = {attack: spec for attack, spec in specs.items() if reads[attack] == wanted}
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
-    return Tier(name, "parts", {attack: _build(cfg, spec) for attack, spec in fitting.items()})
+    return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
 
 
-def _build(cfg: CfgNode, spec: CfgNode, eps: float | None = None) -> Attack:
+def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> Attack:
     spec = spec.clone()
     if cfg.TEST.NORM:
         spec.NORM = cfg.TEST.NORM
@@ -122,7 +132,21 @@ def _build(cfg: CfgNode, spec: CfgNode, eps: float | None = None) -> Attack:
     attack = aimed(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient
+    if cfg.TEST.BACKEND == "autoattack" and attack.objective.reads == "class_logits":
+        return _official(cfg, name, attack)
     return attack
+
+
+def _official(cfg: CfgNode, name: str, attack: Attack) -> Attack:
+    try:
+        official = Official(attack)
+        official.check(cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES, cfg.INPUT.SIZE, cfg.INPUT.SIZE)
+    except ValueError as error:
+        raise ValueError(
+            f"--backend autoattack (TEST.BACKEND) cannot run {name}: {error}. Leave it out of the tier (TEST.TIERS), "
+            "or set TEST.BACKEND own"
+        ) from error
+    return official
 
 
 def build_curve(cfg: CfgNode) -> dict[float, Attack]:
@@ -143,7 +167,7 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
             "TEST.EPS_CURVE measures class accuracy: it needs a model with a class head, and TEST.EPS_CURVE_ATTACK "
             f"must aim at the class ({cfg.TEST.EPS_CURVE_ATTACK} maximises {spec.OBJECTIVE})"
         )
-    return {float(eps): _build(cfg, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
+    return {float(eps): _build(cfg, cfg.TEST.EPS_CURVE_ATTACK, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
 
 
 def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
@@ -256,7 +280,8 @@ def _move_aside(folder: Path) -> None:
 def _identity(
     cfg: CfgNode, plan: Plan, model: nn.Module, weights: str, weights_of: str, image_ids: list[int]
 ) -> dict[str, str]:
-    """What must be the same for batches to belong together. Batch size, process count and folders need not."""
+    """What must be the same for batches to belong together. Folders need not, and with our own attacks neither batch
+    size nor process count."""
     decisive = {}
     for name in DECISIVE:
         node = cfg[name].clone()
@@ -270,12 +295,18 @@ def _identity(
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
         "curve": sorted(map(curve_attack_name, plan.curve)),
     }
+    # What the other backend finds depends on an image's batch.
+    batches = "any"
+    if cfg.TEST.BACKEND != "own":
+        batches = f"of {cfg.DATALOADER.TEST_BATCH_SIZE} in {comm.get_world_size()} processes"
     return {
         "config": _sha256(decisive),
         "checkpoint": file_sha256(weights) or _weights_sha256(model),
         "weights are those of": weights_of,
         "images": image_list_sha256(image_ids),
         "tiers and attacks": _sha256(attacks),
+        "backend": cfg.TEST.BACKEND,
+        "batches": batches,
         "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
         "saved adversarial images": plan.save_adversarials,
         "device": str(next(model.parameters()).device.type),

@@ -114,8 +114,8 @@ class AttackedBatch:
     def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> Outcome:
         """Runs the attack on those of the images `wanted`, bool (N,), that it has not been run on yet.
 
-        An attack gives an image the same result in any batch, so it does not matter who asked for it first. `starts`
-        (N, 3, H, W) are where it begins instead of a random point.
+        An attack of ours gives an image the same result in any batch, so it does not matter who asked for it first.
+        `starts` (N, 3, H, W) are where it begins instead of a random point.
         """
         if name not in self.outcomes:
             self.outcomes[name] = Outcome(self.images.clone(), torch.zeros_like(wanted))

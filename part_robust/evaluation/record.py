@@ -124,12 +124,13 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         "attacks": [
             {
                 "name": name,
+                "backend": attack.backend,
                 **_accuracies(tier, index, name, merged),
                 "forwards": int(merged.total(f"costs.{name}.forwards")),
                 "backwards": int(merged.total(f"costs.{name}.backwards")),
                 "seconds": float(merged.total(f"costs.{name}.seconds")),
             }
-            for index, name in enumerate(tier.attacks)
+            for index, (name, attack) in enumerate(tier.attacks.items())
         ],
     }
     if tier.kind != "parts":
@@ -229,6 +230,13 @@ def _distances(plan: Plan, merged: Merged) -> list[float]:
 def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
     """What a reader of the numbers must know."""
     sentences = []
+    official = [name for name, attack in plan.attacks().items() if attack.backend == "autoattack"]
+    if official:
+        sentences.append(
+            f"{', '.join(official)}: run by pyautoattack, not by our attacks. Its results may depend on batch size, "
+            "order and number of processes; an image that it does not break comes back as it was, so the parts look "
+            "better under it than under ours"
+        )
     for name, attack in plan.attacks().items():
         blind, total = int(merged.total(f"costs.{name}.blind")), int(merged.total(f"costs.{name}.images"))
         if blind and attack.uses_gradient:

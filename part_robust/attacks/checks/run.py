@@ -128,7 +128,7 @@ def judged_attack(attack: Attack) -> Attack:
 
 def _two_class_attack(attack: Attack, settings: CheckSettings) -> Attack:
     """The attack, or if its loss aims at chosen classes, PGD on the margin."""
-    if class_objective(attack) is attack.objective:
+    if class_objective(attack) is attack.objective and attack.least_classes <= 2:
         return attack
     return PGD(
         threat_model=attack.threat_model,
