@@ -96,6 +96,12 @@ class PartTrainer(DefaultTrainer):
         if node.GUARD.PERIOD > 0 and model.head is None:
             logger.warning("ATTACK.TRAIN.GUARD watches class accuracy: there is none without a class head")
         elif node.GUARD.PERIOD > 0:
+            if not cfg.DATASETS.VAL:
+                logger.warning(
+                    "DATASETS.VAL is empty: ATTACK.TRAIN.GUARD watches images of DATASETS.TRAIN %s, which the training "
+                    "sees; name held-out images in DATASETS.VAL",
+                    cfg.DATASETS.TRAIN[0],
+                )
             images = self.held_out_images(cfg, node.GUARD.IMAGES)
             result.append(
                 OverfittingGuard(
