@@ -52,8 +52,11 @@ def test_every_loss_teaches_the_backbone(toy_data, tmp_path, model):
     opts = ["ATTACK.TRAIN.METHOD", method, "ATTACK.TRAIN.PART_LOSS_ON", "both"]
     opts += ["SOLVER.IMS_PER_BATCH", 6]  # five images have no parts
     trainer = PartTrainer(run_cfg(tmp_path, *QUIET, *opts, model=model))
-    batch = next(iter(trainer.data_loader))
-    losses = trainer.model(batch)
+    torch.manual_seed(0)
+    with torch.no_grad():  # box heads begin at zero, which lets no gradient through
+        for parameter in trainer.model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    losses = trainer.model(next(iter(trainer.data_loader)))
     weight = trainer.model.backbone.stem.conv1.weight
     for name, loss in losses.items():
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
@@ -74,6 +77,7 @@ def test_what_goes_with_every_method_goes_with_every_classifier(toy_data, tmp_pa
     assert len(perturbed) == 2
     after = dict(trainer.model.named_parameters())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name, p in before.items() if p.dim() > 1} & moved, "the step is not undone with the perturbation"
     assert len(moved) > 0.9 * len(before)
     averages = trainer.average.values
     assert any(not torch.equal(averages[name], after[name]) for name in moved)
