@@ -8,10 +8,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from part_robust.attacks import KL_DIVERGENCE, PGD, AttackError, ThreatModel, build_attack, get_objective
+from part_robust.config import get_part_robust_cfg
 from part_robust.engine import AdversarialLoader, PartTrainer
 from part_robust.engine.trainer import training_attack
 from part_robust.losses.adversarial import TrainingObjective
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.engine.test_trainer import ADVERSARIAL, ROOT, run_cfg
 
 METHODS = ["adversarial", "mix", "trades", "mart"]
 CLASSIFIERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_two_headed", "deeplab_pixel"]
@@ -104,6 +105,25 @@ def test_part_losses_see_the_images_the_config_names(toy_data, tmp_path, model):
         found[where] = sum(float(loss.detach()) for name, loss in losses.items() if name.startswith("loss_part"))
     assert found["both"] == pytest.approx((found["attacked"] + found["clean"]) / 2, rel=1e-4)
     assert abs(found["attacked"] - found["clean"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("pgd10_eps8", {"METHOD": "adversarial", "NAME": "PGD", "STEPS": 10, "STEP_SIZE": 1.0, "RANDOM_START": True}),
+        ("trades_eps8", {"METHOD": "trades", "TRADES_BETA": 6.0, "STEPS": 10, "STEP_SIZE": 2.0}),
+        ("mart_eps8", {"METHOD": "mart", "MART_BETA": 5.0, "STEPS": 10, "STEP_SIZE": 2.0}),
+        ("nfgsm_eps8", {"METHOD": "adversarial", "NAME": "NFGSM", "NOISE": 2.0, "MIX_WEIGHT": 0.5}),
+    ],
+)
+def test_defaults_are_the_papers(name, wanted):
+    """As docs/training.md cites them; N-FGSM comes with its guard on."""
+    node = get_part_robust_cfg(str(ROOT / "configs" / "attacks" / f"{name}.yaml")).ATTACK.TRAIN
+    assert node.ENABLED and node.EPS == 8.0 and {key: node[key] for key in wanted} == wanted
+    assert (node.GUARD.PERIOD > 0) == (name == "nfgsm_eps8")
+    assert TrainingObjective() == TrainingObjective(
+        adversarial_weight=node.MIX_WEIGHT, trades_beta=node.TRADES_BETA, mart_beta=node.MART_BETA
+    )
 
 
 def test_images_without_part_labels(toy_data, tmp_path):
