@@ -15,7 +15,7 @@ from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.data import register_builtin, register_part_dataset
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric, build_attacks
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from part_robust.visualize import part_colors
 from tests.toy import tiny_cfg
 

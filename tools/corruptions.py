@@ -23,7 +23,7 @@ from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
 from part_robust.evaluation.report import file_sha256, write_json
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")
 

@@ -71,7 +71,7 @@ def _add_training(cfg: CfgNode) -> None:
     cfg.SOLVER.NON_FINITE = "stop"
     cfg.SOLVER.NON_FINITE_LIMIT = 10
     # Parts of the model that keep no activations for the backward pass and compute them again, a third more time for
-    # much less memory, in training and under attack: any of "backbone" (residual blocks), "encoder" and "decoder" (the
+    # much less memory, in training and under attack: any of "backbone" (its blocks), "encoder" and "decoder" (the
     # transformer layers of DINO and Mask DINO).
     cfg.MODEL.ACTIVATION_CHECKPOINTING = ()
 

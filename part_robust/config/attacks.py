@@ -14,7 +14,8 @@ def attack_defaults() -> CfgNode:
     # APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
     # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
     # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and part
-    # loss as in training. FAB has a loss of its own and ignores this.
+    # loss as in training. These four take dense parts too, with their pixel loss. FAB has a loss of its own and ignores
+    # this.
     node.OBJECTIVE = "cross_entropy"
     # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
     node.NORM = "linf"
@@ -110,9 +111,10 @@ def add_attack(cfg: CfgNode) -> None:
     # 0.005 for "trades". Begins after WARMUP_ITERS iterations.
     train.AWP = CfgNode({"GAMMA": 0.0, "WARMUP_ITERS": 0})
     # Watch for catastrophic overfitting (Wong et al., 2020), in which a single-step training becomes perfect against
-    # its own attack and loses to any other: every PERIOD iterations (0: never) the accuracy on IMAGES held-out images
-    # under the training's attack is compared with that under PGD of STEPS steps. It has collapsed when the latter falls
-    # by DROP of its best value, 0..1, while the former rises. ACTION: "warn" or "stop".
+    # its own attack and loses to any other: every PERIOD iterations (0: never) the accuracy on the first IMAGES images
+    # of DATASETS.VAL (of DATASETS.TRAIN, with a warning, where VAL is empty) under the training's attack is compared
+    # with that under PGD of STEPS steps. It has collapsed when the latter falls by DROP of its best value, 0..1, while
+    # the former rises. ACTION: "warn" or "stop".
     train.GUARD = CfgNode({"PERIOD": 0, "IMAGES": 256, "STEPS": 10, "DROP": 0.5, "ACTION": "warn"})
 
     # Names in ATTACK.SPECS that an evaluation runs, each on every image.

@@ -23,7 +23,7 @@ from part_robust.data.image_file import ImageFileMapper
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.trainer import build_attacks
 from part_robust.evaluation.conversion import predicted_labels
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_boxes, overlay_parts, save_grid
 
 logger = logging.getLogger(__name__)

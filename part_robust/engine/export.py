@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from part_robust.data import get_taxonomy
 from part_robust.engine.export import load_trained
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
 
 # Logits of the file and of the model may differ by this much, in float32.

@@ -26,7 +26,8 @@ from part_robust.engine.robust_evaluation import build_curve, build_tiers, evalu
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
-from part_robust.modeling.part_classifier import training_objective, with_counts
+from part_robust.modeling.counts import with_counts
+from part_robust.modeling.part_classifier import training_objective
 
 logger = logging.getLogger(__name__)
 

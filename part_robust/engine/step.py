@@ -92,9 +92,9 @@ class TrainingStep(nn.Module):
         device = next(self.inner.parameters()).device
         with torch.autocast(device.type, self.dtype) if self.dtype else nullcontext():
             losses = model(piece)
-        return {
-            name: loss * share["class" if name.startswith("loss_cls") else "parts"] for name, loss in losses.items()
-        }
+        kinds = ("loss_cls", "loss_part")
+        names = {name: name if name in share else kinds[not name.startswith("loss_cls")] for name in losses}
+        return {name: loss * share[names[name]] for name, loss in losses.items()}
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
         total = sum(losses.values())
@@ -114,18 +114,24 @@ def split(batch: list[dict], pieces: int) -> list[list[dict]]:
 def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str, Tensor | float]]:
     """Factors that turn the mean losses of the pieces into those of the whole batch, when they are added up.
 
-    Class losses are means over images. Part losses are means over whatever the model's `part_label_count` counts:
-    labelled pixels, true parts.
+    Class losses, "loss_cls", are means over images. Part losses, "loss_part" but for those that have a name of their
+    own, are means over whatever the model's `part_label_counts` counts: labelled pixels, true parts, queries.
     """
     total = sum(len(piece) for piece in pieces)
-    shares: list[dict[str, Tensor | float]] = [{"class": len(p) / total, "parts": len(p) / total} for p in pieces]
-    if len(pieces) > 1 and hasattr(inner, "part_label_count"):
-        counts = torch.stack([inner.part_label_count(piece) for piece in pieces]).float()
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(counts)
-        # Where there is nothing to count, losses are divided by 1 (global_mean_weight).
-        for share, count in zip(shares, counts.clamp(min=1.0) / counts.sum().clamp(min=1.0), strict=True):
-            share["parts"] = count
+    shares: list[dict[str, Tensor | float]] = [dict.fromkeys(("loss_cls", "loss_part"), len(p) / total) for p in pieces]
+    if len(pieces) == 1 or not hasattr(inner, "part_label_counts"):
+        return shares
+    found = [inner.part_label_counts(piece) for piece in pieces]
+    if not found[0]:
+        return shares
+    names = list(found[0])
+    counts = torch.stack([torch.stack([own[name].count.float() for name in names]) for own in found])
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(counts)
+    # As global_mean_weight: where there is next to nothing to count, losses are divided by the least.
+    least = counts.new_tensor([found[0][name].least for name in names])
+    for share, row in zip(shares, counts.maximum(least) / counts.sum(dim=0).maximum(least), strict=True):
+        share |= dict(zip(names, row.unbind(), strict=True))
     return shares
 
 

@@ -31,6 +31,7 @@ from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
 from part_robust.engine.weight_average import AverageWeights, WeightAverage
+from part_robust.engine.weight_perturbation import RestoreWeights
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
@@ -59,6 +60,9 @@ class PartTrainer(DefaultTrainer):
         self._trainer = build_step_trainer(cfg, model, self._trainer.data_loader, self._trainer.optimizer)
         self.finite_steps = FiniteSteps(self._trainer, cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_LIMIT)
         self._trainer.register_hooks([self.finite_steps])
+        perturbation = self._trainer.model.perturbation
+        if perturbation is not None:
+            self._trainer.register_hooks([RestoreWeights(perturbation)])
         self.average = WeightAverage(unwrap(model), cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.DECAY > 0 else None
         kept = {"trainer": weakref.proxy(self)} | ({"average": self.average} if self.average else {})
         self.checkpointer = PartCheckpointer(model, cfg.OUTPUT_DIR, **kept)
@@ -96,6 +100,12 @@ class PartTrainer(DefaultTrainer):
         if node.GUARD.PERIOD > 0 and model.head is None:
             logger.warning("ATTACK.TRAIN.GUARD watches class accuracy: there is none without a class head")
         elif node.GUARD.PERIOD > 0:
+            if not cfg.DATASETS.VAL:
+                logger.warning(
+                    "DATASETS.VAL is empty: ATTACK.TRAIN.GUARD watches images of DATASETS.TRAIN %s, which the training "
+                    "sees; name held-out images in DATASETS.VAL",
+                    cfg.DATASETS.TRAIN[0],
+                )
             images = self.held_out_images(cfg, node.GUARD.IMAGES)
             result.append(
                 OverfittingGuard(
@@ -147,7 +157,7 @@ class PartTrainer(DefaultTrainer):
             super().run_step()
         finally:
             if perturbation is not None:
-                perturbation.restore()
+                perturbation.restore()  # after an error; `RestoreWeights` did it otherwise
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -73,3 +74,14 @@ class WeightPerturbation:
         for weight, value in self._kept:
             weight.copy_(value)
         self._kept.clear()
+
+
+class RestoreWeights(HookBase):
+    """Puts the weights back between the backward pass and the optimizer's step, or that step would be undone with the
+    perturbation. Registered on the inner trainer, whose `after_backward` comes there."""
+
+    def __init__(self, perturbation: WeightPerturbation) -> None:
+        self.perturbation = perturbation
+
+    def after_backward(self) -> None:
+        self.perturbation.restore()

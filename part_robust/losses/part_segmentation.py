@@ -39,3 +39,10 @@ def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Ten
     """
     summed = F.cross_entropy(logits.float(), target, ignore_index=ignore_label, reduction="sum")
     return summed * global_mean_weight((target != ignore_label).sum())
+
+
+def image_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Tensor:
+    """Mean cross-entropy (N,) over the labelled pixels of each image for itself, 0 where there are none; arguments as
+    of `part_cross_entropy`."""
+    summed = F.cross_entropy(logits.float(), target, ignore_index=ignore_label, reduction="none").flatten(1).sum(dim=1)
+    return summed / (target != ignore_label).flatten(1).sum(dim=1).clamp(min=1)

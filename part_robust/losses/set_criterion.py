@@ -166,6 +166,19 @@ class SetCriterion:
         weight = torch.where(answers, 1.0, self.no_object_weight).where(judged, 0.0)
         return {"class": (entropy * weight).sum(dim=-1), "class_count": weight.sum(dim=-1)}
 
+    def class_count(self, parts: Tensor, complete: Tensor, num_queries: int) -> Tensor:
+        """Scalar: "class_count" of a batch and one set, which no prediction changes: each part finds a query while
+        there are any, and the others count as nothing.
+
+        Args:
+            parts: int64 (N,), true parts of each image; 0 where none are known.
+            complete: bool (N,), images whose parts are all known.
+            num_queries: Q.
+        """
+        assert self.no_object_weight is not None
+        found = parts.clamp(max=num_queries)
+        return (found + self.no_object_weight * (num_queries - found) * complete).sum()
+
     def batch_losses(
         self, sums: Mapping[str, Tensor], targets: PartBoxes, groups: int = 1, prefix: str = "loss_part_"
     ) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from part_robust.modeling.segmenters.transformer import DecoderLayer, EncoderLayer
+from part_robust.modeling.timm_backbone import TimmBackbone
 
 KINDS: dict[str, type[nn.Module]] = {"backbone": ResNetBlockBase, "encoder": EncoderLayer, "decoder": DecoderLayer}
 
@@ -34,12 +35,26 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> int:
         if part not in KINDS:
             raise ValueError(f"MODEL.ACTIVATION_CHECKPOINTING knows {', '.join(KINDS)}, not {part!r}")
         modules = [module for module in model.modules() if isinstance(module, KINDS[part])]
+        if part == "backbone":
+            modules += [b for net in model.modules() if isinstance(net, TimmBackbone) for b in blocks(net.net)]
         if not modules:
             raise ValueError(f"MODEL.ACTIVATION_CHECKPOINTING: this model has no {part} of layers to compute again")
         for module in modules:
             module.forward = functools.partial(_forward, module, module.forward)
         changed += len(modules)
     return changed
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """Blocks of a network of timm, in order: what its stages line up in `nn.Sequential`, as far as it has modules of
+    its own. timm's own `set_grad_checkpointing` would count a batch twice in the statistics of batch norms."""
+    found: list[nn.Module] = []
+    for child in net.children():
+        if isinstance(net, nn.Sequential) and not isinstance(child, nn.Sequential) and any(child.children()):
+            found.append(child)
+        else:
+            found += blocks(child)
+    return found
 
 
 def _forward(module: nn.Module, forward: Callable, *args: Any) -> Any:

@@ -13,15 +13,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from part_robust.losses.adversarial import TrainingObjective
+from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import full_gradient, only_looking
-from part_robust.modeling.part_to_class import part_metadata
+from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
     ClassHead,
-    PartOutput,
+    LabelCount,
     PartSegmenter,
     PartTargets,
     build_class_head,
@@ -152,44 +152,8 @@ class PartClassifier(nn.Module):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """What an attack on a detector sees.
-
-        Args:
-            batched_inputs: with the true parts.
-            images: (N, 3, H, W) before the attack.
-            padding: as of `class_logits`.
-            joint: class and part loss, weighted as in training, instead of the part loss.
-            fixed: keep the assignment of queries to true parts that `images` have.
-
-        Returns:
-            Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
-        """
-        if not hasattr(self.segmenter, "image_losses"):
-            raise ValueError("attack objectives part_loss and joint need a detector: use pixel_cross_entropy")
-        if joint and self.head is None:
-            raise ValueError("attack objective joint needs a class head: use part_loss")
-        targets = part_targets(batched_inputs, self.device)
-        labels = class_targets(batched_inputs, self.device)
-
-        def parts_of(images: Tensor) -> tuple[dict[str, Tensor], PartOutput]:
-            features = self.backbone(self.normalize(images))
-            return features, self.segmenter(features, images.shape[-2:], padding, targets)
-
-        matching = None
-        if fixed:
-            with torch.no_grad():
-                matching = self.segmenter.match(parts_of(images)[1])
-
-        def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
-            features, parts = parts_of(images)
-            loss = self.segmenter.image_losses(parts, matching)
-            if not joint:
-                return None, loss
-            logits = self.head(features, parts)
-            class_loss = F.cross_entropy(logits.float(), labels, reduction="none")
-            return logits, self.class_loss_weight * class_loss + self.part_loss_weight * loss
-
-        return view
+        """What an attack on the model's own part loss sees; see `part_loss_view.py`."""
+        return part_loss_view(self, batched_inputs, images, padding, joint, fixed)
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
@@ -237,11 +201,11 @@ class PartClassifier(nn.Module):
         class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
-    def part_label_count(self, batched_inputs: list[dict]) -> Tensor:
-        """Scalar: what the means of the part losses count in this batch, for whoever splits it."""
+    def part_label_counts(self, batched_inputs: list[dict]) -> dict[str, LabelCount]:
+        """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
         if self.segmenter is None:
-            return torch.zeros((), device=self.device)
-        return self.segmenter.label_count(part_targets(batched_inputs, self.device))
+            return {}
+        return self.segmenter.label_counts(part_targets(batched_inputs, self.device))
 
     def _training_pass(
         self,
@@ -302,24 +266,3 @@ def training_objective(cfg: CfgNode) -> TrainingObjective:
         denoise_attacked=node.DENOISING,
         match_on=node.MATCH_ON,
     )
-
-
-def with_counts(cfg: CfgNode) -> CfgNode:
-    """A copy of `cfg` whose NUM_CLASSES and NUM_PARTS are numbers: 0 is read from the first training set.
-
-    Raises:
-        ValueError: a number is 0 and no training set with part metadata is named.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    node = cfg.MODEL.PART_CLASSIFIER
-    if node.NUM_CLASSES > 0 and (node.NUM_PARTS > 0 or not node.SEGMENTER):
-        return cfg
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError(
-            "MODEL.PART_CLASSIFIER.NUM_CLASSES and NUM_PARTS are 0 and DATASETS.TRAIN is empty: set one or the other"
-        )
-    metadata = part_metadata(cfg.DATASETS.TRAIN[0])
-    node.NUM_CLASSES = node.NUM_CLASSES or len(metadata.object_classes)
-    node.NUM_PARTS = node.NUM_PARTS or len(metadata.thing_classes)
-    return cfg

@@ -7,7 +7,7 @@ h w pixels of a feature or prediction map.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -64,13 +64,21 @@ class PartTargets:
     complete: Tensor | None = None
 
 
+class LabelCount(NamedTuple):
+    """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
+
+    count: Tensor
+    least: float = 1.0
+
+
 class PartSegmenter(nn.Module):
     """Interface of a part segmenter.
 
     Attributes:
         attack_objective: what an attack on the parts alone maximises (attacks/objective.py). For "part_loss" and
-            "joint" a segmenter also offers `match(output)`, which queries answer for which true parts, and
-            `image_losses(output, matching=None)`, the loss (N,) of each image for itself, of outputs made with targets.
+            "joint" a segmenter also offers, of outputs made with targets, `image_losses(output, matching=None)`, the
+            loss (N,) of each image for itself, and `match(output)`, which queries answer for which true parts, None
+            where there are no queries.
     """
 
     attack_objective: str = "pixel_cross_entropy"
@@ -99,9 +107,10 @@ class PartSegmenter(nn.Module):
         nothing; a batch without any part label gives a finite zero that still reaches every parameter."""
         raise NotImplementedError
 
-    def label_count(self, targets: PartTargets) -> Tensor:
-        """Scalar: what the denominators of `losses` count in a batch, in this process. Images with parts by default."""
-        return targets.labelled.sum()
+    def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
+        """Denominators of `losses`, by name of the loss, known before any prediction; "loss_part" is that of losses
+        which are not named. Images with parts by default."""
+        return {"loss_part": LabelCount(targets.labelled.sum())}
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         """One dict per image: `sem_seg` (P + 1, H, W) logits (background last), and `instances` where the segmenter

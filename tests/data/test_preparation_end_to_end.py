@@ -13,7 +13,7 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.data import check as checker
 from part_robust.engine import evaluate, train
 from part_robust.engine.setup import set_schedule
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.data.builtin_names import builtin_below
 from tests.data.paco_fixture import write_paco
 from tests.data.part_imagenet_fixture import write_ood, write_seg

@@ -15,7 +15,7 @@ from part_robust.data import register_part_dataset
 from part_robust.engine import train
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.trainer import PartTrainer, aimed, best_metric, build_attacks
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.engine.test_trainer import ADVERSARIAL, lines, run_cfg
 from tests.toy import toy_json, write_toy
 

@@ -7,7 +7,7 @@ import torch
 
 from part_robust.engine import PartTrainer
 from part_robust.engine.setup import check_training, set_schedule
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.engine.test_dino_training import ADAMW
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 from tests.toy import tiny_cfg

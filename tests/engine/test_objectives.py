@@ -8,13 +8,16 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from part_robust.attacks import KL_DIVERGENCE, PGD, AttackError, ThreatModel, build_attack, get_objective
+from part_robust.config import get_part_robust_cfg
 from part_robust.engine import AdversarialLoader, PartTrainer
-from part_robust.engine.overfitting_guard import CatastrophicOverfitting, OverfittingGuard
 from part_robust.engine.trainer import training_attack
 from part_robust.losses.adversarial import TrainingObjective
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.engine.test_trainer import ADVERSARIAL, ROOT, run_cfg
 
 METHODS = ["adversarial", "mix", "trades", "mart"]
+CLASSIFIERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_two_headed", "deeplab_pixel"]
+CLASSIFIERS += ["dino_sequential", "dino_two_headed", "mask_dino_simple"]
+SEGMENTERS = ["deeplab_segmenter", "dino_detector", "mask_dino_segmenter"]
 QUIET = [*ADVERSARIAL, "ATTACK.TRAIN.EPS_WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0]
 
 
@@ -28,10 +31,8 @@ def one_step(folder, model: str, *opts):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "model", ["resnet", "deeplab_downsampled", "deeplab_two_headed", "dino_sequential", "mask_dino_simple"]
-)
-def test_every_method_on_every_family(toy_data, tmp_path, model, method):
+@pytest.mark.parametrize("model", CLASSIFIERS)
+def test_every_method_on_every_classifier(toy_data, tmp_path, model, method):
     trainer, batch, losses = one_step(tmp_path, model, "ATTACK.TRAIN.METHOD", method)
     assert all("image_clean" in item for item in batch) == (method != "adversarial")
     wanted = {"adversarial": set(), "mix": {"loss_cls_clean"}, "trades": {"loss_cls_robust"}}
@@ -43,6 +44,45 @@ def test_every_method_on_every_family(toy_data, tmp_path, model, method):
     assert not without, "a parameter without gradient stops a distributed job"
     kl = trainer.data_loader.attack.objective is KL_DIVERGENCE
     assert kl == (method == "trades")
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS + SEGMENTERS)
+def test_every_loss_teaches_the_backbone(toy_data, tmp_path, model):
+    """Class and parts, of clean and attacked images: none of the terms is there for show."""
+    method = "adversarial" if model in SEGMENTERS else "trades"
+    opts = ["ATTACK.TRAIN.METHOD", method, "ATTACK.TRAIN.PART_LOSS_ON", "both"]
+    opts += ["SOLVER.IMS_PER_BATCH", 6]  # five images have no parts
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, *opts, model=model))
+    torch.manual_seed(0)
+    with torch.no_grad():  # box heads begin at zero, which lets no gradient through
+        for parameter in trainer.model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    losses = trainer.model(next(iter(trainer.data_loader)))
+    weight = trainer.model.backbone.stem.conv1.weight
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert float(loss.detach()) > 0 and torch.isfinite(gradient).all() and gradient.any(), name
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS)
+def test_what_goes_with_every_method_goes_with_every_classifier(toy_data, tmp_path, model):
+    """N-FGSM, weight perturbation and averaging, with the method that asks most of the model."""
+    opts = ["ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "trades", "ATTACK.TRAIN.AWP.GAMMA", 0.005]
+    cfg = run_cfg(tmp_path, *QUIET, *opts, "SOLVER.EMA.DECAY", 0.9, "SOLVER.MAX_ITER", 2, model=model)
+    trainer = PartTrainer(cfg)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    perturbed = []
+    perturb = trainer._trainer.model.perturbation.perturb
+    trainer._trainer.model.perturbation.perturb = lambda *args: perturbed.append(1) or perturb(*args)
+    trainer.train()
+    assert len(perturbed) == 2
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name, p in before.items() if p.dim() > 1} & moved, "the step is not undone with the perturbation"
+    assert len(moved) > 0.9 * len(before)
+    averages = trainer.average.values
+    assert any(not torch.equal(averages[name], after[name]) for name in moved)
+    assert all(torch.isfinite(averages[name]).all() for name in moved)
 
 
 @pytest.mark.parametrize("model", ["deeplab_two_headed", "deeplab_segmenter", "dino_sequential"])
@@ -65,6 +105,25 @@ def test_part_losses_see_the_images_the_config_names(toy_data, tmp_path, model):
         found[where] = sum(float(loss.detach()) for name, loss in losses.items() if name.startswith("loss_part"))
     assert found["both"] == pytest.approx((found["attacked"] + found["clean"]) / 2, rel=1e-4)
     assert abs(found["attacked"] - found["clean"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("pgd10_eps8", {"METHOD": "adversarial", "NAME": "PGD", "STEPS": 10, "STEP_SIZE": 1.0, "RANDOM_START": True}),
+        ("trades_eps8", {"METHOD": "trades", "TRADES_BETA": 6.0, "STEPS": 10, "STEP_SIZE": 2.0}),
+        ("mart_eps8", {"METHOD": "mart", "MART_BETA": 5.0, "STEPS": 10, "STEP_SIZE": 2.0}),
+        ("nfgsm_eps8", {"METHOD": "adversarial", "NAME": "NFGSM", "NOISE": 2.0, "MIX_WEIGHT": 0.5}),
+    ],
+)
+def test_defaults_are_the_papers(name, wanted):
+    """As docs/training.md cites them; N-FGSM comes with its guard on."""
+    node = get_part_robust_cfg(str(ROOT / "configs" / "attacks" / f"{name}.yaml")).ATTACK.TRAIN
+    assert node.ENABLED and node.EPS == 8.0 and {key: node[key] for key in wanted} == wanted
+    assert (node.GUARD.PERIOD > 0) == (name == "nfgsm_eps8")
+    assert TrainingObjective() == TrainingObjective(
+        adversarial_weight=node.MIX_WEIGHT, trades_beta=node.TRADES_BETA, mart_beta=node.MART_BETA
+    )
 
 
 def test_images_without_part_labels(toy_data, tmp_path):
@@ -99,13 +158,39 @@ def test_the_objective_key_names_another_trades_attack(toy_data, tmp_path):
     assert training_attack(cfg).objective.name == "margin"
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "margin", "part_loss", "joint"])
-def test_attacks_of_training_have_gradients(toy_data, tmp_path, objective):
-    """Class, parts and both together, on a model that has both."""
-    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.OBJECTIVE", objective, model="dino_sequential"))
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        *(("dino_sequential", name) for name in ("cross_entropy", "margin", "part_loss", "joint")),
+        *(("deeplab_two_headed", name) for name in ("cross_entropy", "pixel_cross_entropy", "part_loss", "joint")),
+        *(("mask_dino_simple", name) for name in ("cross_entropy", "pixel_cross_entropy", "part_loss", "joint")),
+    ],
+)
+def test_attacks_of_training_have_gradients(toy_data, tmp_path, model, objective):
+    """On the class, the parts and both together, on models that have both."""
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.OBJECTIVE", objective, model=model))
     with EventStorage(0) as storage:
         next(iter(trainer.data_loader))
         assert storage.latest()["adv/zero_gradient"][0] < 0.5
+
+
+def test_joint_attack_on_dense_parts_follows_the_training_loss(toy_data, tmp_path):
+    """Its loss, averaged over images of the same number of labelled pixels, is the loss that is trained with."""
+    opts = ["ATTACK.TRAIN.OBJECTIVE", "joint", "MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT", 0.3, "SOLVER.IMS_PER_BATCH", 12]
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, *opts, model="deeplab_two_headed"))
+    batch = [item for item in next(iter(trainer.data_loader.loader)) if bool((item["sem_seg"] != 255).all())]
+    assert len(batch) > 1
+    model = trainer.model.eval()
+    images, padding = model.preprocess(batch)
+    with torch.no_grad():
+        logits, loss = model.part_loss_view(batch, images, padding, joint=True, fixed=True)(images)
+        _, parts = model.part_loss_view(batch, images, padding, joint=False, fixed=False)(images)
+        trained = model.losses(images, padding, batch)
+        nothing = {**batch[0], "sem_seg": torch.full_like(batch[0]["sem_seg"], 255)}
+        _, none = model.part_loss_view([nothing], images[:1], None, joint=False, fixed=False)(images[:1])
+    assert logits.shape == (len(batch), 3) and float(none) == 0.0
+    assert float(loss.mean()) == pytest.approx(float(sum(trained.values())), rel=1e-4)
+    assert 0.3 * float(parts.mean()) == pytest.approx(float(trained["loss_part_seg"]), rel=1e-4)
 
 
 def test_a_blind_attack_is_named_and_refused_in_the_end(toy_data, tmp_path, caplog, monkeypatch):
@@ -235,6 +320,13 @@ def test_methods_make_the_toy_robust(method):
     assert clean >= robust
 
 
+def test_mix_keeps_as_much_clean_accuracy_as_it_is_asked_for():
+    found = [accuracies(train_rows(TrainingObjective("mix", adversarial_weight=w), pgd())) for w in (0.0, 0.5, 1.0)]
+    assert [clean for clean, _ in found] == sorted((clean for clean, _ in found), reverse=True)
+    assert [robust for _, robust in found] == sorted(robust for _, robust in found)
+    assert found[0][0] > found[2][0] and found[0][1] < found[2][1]
+
+
 def test_trades_beta_trades_accuracy_for_robustness():
     """The paper's subject: with a small weight the model stays accurate, with a large one it becomes robust."""
     found = []
@@ -264,55 +356,3 @@ def test_nfgsm_gives_robustness_for_one_gradient():
     assert calls == [4], "one pass"
     _, robust = accuracies(train_rows(TrainingObjective(), attack))
     assert robust > 80
-
-
-class Trainer:
-    iter = 9
-
-
-def guard(action: str = "warn", own: list | None = None, short: list | None = None) -> OverfittingGuard:
-    """A guard whose measurements are given."""
-    made = OverfittingGuard(Rows(), build_attack({"NAME": "NFGSM"}), [], period=10, action=action)
-    values = iter(zip(own or [], short or [], strict=True))
-    made._accuracies = lambda: next(values)
-    made.trainer = Trainer()
-    return made
-
-
-def test_guard_notices_the_collapse_and_nothing_else(caplog):
-    with EventStorage(9) as storage:
-        made = guard(own=[30, 45, 50, 44, 95], short=[25, 40, 36, 15, 3])
-        made.trainer.storage = storage
-        verdicts = [made.look() for _ in range(5)]
-        # Rising together, a wobble, falling together, and one falls while the other rises.
-        assert verdicts == [False, False, False, False, True]
-        assert storage.latest()["guard/collapsed"][0] == 1.0
-        assert storage.latest()["guard/accuracy_pgd"][0] == 3.0
-    assert "catastrophic overfitting at iteration 9: accuracy under PGD fell from 40.0 to 3.0 %" in caplog.text
-
-
-def test_guard_stops_and_remembers_over_a_restart():
-    with EventStorage(9) as storage:
-        first = guard(own=[45], short=[40])
-        first.trainer.storage = storage
-        first.look()
-        second = guard("stop", own=[95], short=[3])
-        second.trainer.storage = storage
-        second.load_state_dict(first.state_dict())
-        with pytest.raises(CatastrophicOverfitting, match=r"rose from 45\.0 to 95\.0"):
-            second.look()
-
-
-def test_guard_measures_what_it_says(toy_data, tmp_path):
-    opts = ["ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.GUARD.PERIOD", 2, "ATTACK.TRAIN.GUARD.IMAGES", 5]
-    cfg = run_cfg(tmp_path, *QUIET, *opts, "SOLVER.MAX_ITER", 2, "DATALOADER.TEST_BATCH_SIZE", 3, model="resnet")
-    trainer = PartTrainer(cfg)
-    (made,) = [hook for hook in trainer._hooks if isinstance(hook, OverfittingGuard)]
-    assert [len(batch) for batch in made.batches] == [3, 2]
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    own, short = made._accuracies()
-    assert {own, short} <= {0.0, 20.0, 40.0, 60.0, 80.0, 100.0}
-    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
-    trainer.train()
-    assert "guard/accuracy_pgd" in trainer.storage.latest()
-    assert trainer.storage.latest()["adv/eps"][0] == 8.0, "the radius that is trained for"

@@ -19,7 +19,7 @@ from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.toy import tiny_cfg
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -21,7 +21,7 @@ from part_robust.data import register_part_dataset
 from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, end_process_group, evaluate, train
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric
-from part_robust.modeling.part_classifier import with_counts
+from part_robust.modeling.counts import with_counts
 from tests.toy import tiny_cfg
 
 ROOT = Path(__file__).resolve().parent.parent.parent

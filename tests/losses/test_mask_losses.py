@@ -196,6 +196,20 @@ def test_softmax_loss_is_pytorchs_weighted_mean():
     torch.testing.assert_close(losses["loss_part_class"], torch.stack(expected).mean())
 
 
+@pytest.mark.parametrize("known", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("complete", [(True, True), (False, True)])
+def test_softmax_loss_counts_what_no_prediction_changes(known, complete):
+    criterion, predictions, targets, found = softmax_problem(known, complete)
+    count = criterion.class_count(targets.present.sum(dim=1), targets.complete, QUERIES)
+    for matching in (found, criterion.match(predictions, targets)):
+        counts = criterion.sums(predictions, targets, matching)["class_count"].sum(dim=1)
+        torch.testing.assert_close(counts, count.expand(SETS))
+    if all(known) and all(complete):
+        assert float(count) == pytest.approx(3 + 0.1 * (2 * QUERIES - 3))
+    # More parts than queries: each query finds one.
+    assert float(criterion.class_count(torch.tensor([QUERIES + 2]), torch.tensor([True]), QUERIES)) == QUERIES
+
+
 def test_softmax_loss_of_unlabelled_and_incomplete_images():
     criterion, predictions, targets, found = softmax_problem(known=(True, False))
     criterion.sums(predictions, targets, found)["class"].sum().backward()

@@ -316,10 +316,10 @@ def test_part_loss_of_an_image_without_labels_is_zero(batch):
         assert not model.part_loss_view(unlabelled, images, None, joint=False, fixed=False)(images)[1].any()
 
 
-def test_part_loss_needs_a_detector_and_joint_a_head(batch):
+def test_part_loss_needs_parts_and_joint_a_head(batch):
     images = torch.zeros(len(batch), 3, SIZE, SIZE)
-    with pytest.raises(ValueError, match="pixel_cross_entropy"):
-        build("deeplab_segmenter").part_loss_view(batch, images, None, joint=False, fixed=False)
+    with pytest.raises(ValueError, match="cross_entropy"):
+        build("resnet").part_loss_view(batch, images, None, joint=False, fixed=False)
     with pytest.raises(ValueError, match="part_loss"):
         build("dino_detector").eval().part_logits(images)
     with pytest.raises(ValueError, match="class head"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from detectron2.modeling.backbone import Backbone
 from part_robust.attacks import attack_batch, attack_view, build_attack
 from part_robust.data import PartDatasetMapper
 from part_robust.engine import train
+from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.timm_backbone import TimmBackbone, check_normalisation
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 from tests.toy import tiny_cfg
@@ -140,6 +142,36 @@ def test_freezing(kind):
     changed = {key for key, value in before.items() if not torch.equal(value, res2.net.state_dict()[key])}
     assert all(key.startswith(("layer2", "layer3", "layer4")) for key in changed)
     assert bool(changed) == (kind is RESNET)
+
+
+@pytest.mark.parametrize("kind", [CONVNEXT, SWIN, RESNET], ids=lambda kind: kind[0])
+def test_activations_computed_again_change_nothing(kind):
+    """Gradients, statistics of batch norms and random depth are the same, from less that is kept."""
+    name, options = kind
+    plain = build([name, [*options, *([["drop_path_rate", 0.5]] if kind is not RESNET else [])]]).train()
+    again = copy.deepcopy(plain)
+    assert checkpoint_activations(again, ["backbone"]) == (5 if kind is SWIN else 4), "one for each block"
+    images = torch.randn(2, 3, 64, 64)
+    found, kept = [], []
+    for backbone in (plain, again):
+        size = [0]
+        torch.manual_seed(1)
+
+        def pack(tensor, size=size):
+            size[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = sum(feature.square().mean() for feature in backbone(images).values())
+        loss.backward()
+        found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+        kept.append(size[0])
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_norms():

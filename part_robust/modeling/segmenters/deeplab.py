@@ -8,9 +8,10 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from part_robust.losses.part_segmentation import part_cross_entropy
+from part_robust.losses.part_segmentation import image_cross_entropy, part_cross_entropy
 from part_robust.modeling.registry import (
     PART_SEGMENTER_REGISTRY,
+    LabelCount,
     PartOutput,
     PartSegmenter,
     PartTargets,
@@ -52,14 +53,23 @@ class DeepLabSegmenter(PartSegmenter):
         class_only: bool = False,
     ) -> PartOutput:
         # The head's forward() returns no logits in training, layers() always does.
-        return PartOutput(sem_seg_logits=self.head.layers(features))
+        aux = {} if targets is None else {"sem_seg": targets.sem_seg}
+        return PartOutput(sem_seg_logits=self.head.layers(features), aux=aux)
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
         logits = upsample(output.sem_seg_logits, targets.sem_seg.shape[-2:])
         return {"loss_part_seg": part_cross_entropy(logits, targets.sem_seg, self.ignore_label)}
 
-    def label_count(self, targets: PartTargets) -> Tensor:
-        return (targets.sem_seg != self.ignore_label).sum()
+    def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
+        return {"loss_part": LabelCount((targets.sem_seg != self.ignore_label).sum())}
+
+    def match(self, output: PartOutput) -> None:
+        """Every pixel answers for itself."""
+
+    def image_losses(self, output: PartOutput, matching: None = None) -> Tensor:
+        """Mean cross-entropy (N,) over the labelled pixels of each image; `output` was made with targets."""
+        target = output.aux["sem_seg"]
+        return image_cross_entropy(upsample(output.sem_seg_logits, target.shape[-2:]), target, self.ignore_label)
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from part_robust.layers.box_ops import xyxy_to_cxcywh
 from part_robust.losses.matcher import Matching, PartBoxes, pad_part_boxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
-from part_robust.modeling.registry import PartOutput, PartSegmenter, PartTargets, zero_loss
+from part_robust.modeling.registry import LabelCount, PartOutput, PartSegmenter, PartTargets, zero_loss
 from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_targets
 
 LOSS_SCALES = ("mean", "thesis")
@@ -67,11 +67,13 @@ class QuerySegmenter(PartSegmenter):
     Attributes:
         criterion: the losses.
         label_enc: part labels -> content of denoising queries.
+        num_queries: Q.
     """
 
     attack_objective = "part_loss"
     criterion: SetCriterion
     label_enc: nn.Embedding
+    num_queries: int
 
     @property
     def active_criterion(self) -> SetCriterion:
@@ -133,9 +135,17 @@ class QuerySegmenter(PartSegmenter):
             losses |= {f"loss_part_denoising_{name}": nothing for name in criterion.weights}
         return losses
 
-    def label_count(self, targets: PartTargets) -> Tensor:
-        known = [own for own, labelled in zip(targets.instances, targets.labelled.tolist(), strict=True) if labelled]
-        return targets.labelled.new_tensor(sum(len(own) for own in known), dtype=torch.int64)
+    def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
+        known = targets.labelled
+        parts = torch.tensor([len(own) for own in targets.instances], device=known.device) * known
+        counts = {"loss_part": LabelCount(parts.sum())}
+        weight = self.active_criterion.no_object_weight
+        if weight is not None:
+            complete = known if targets.complete is None else known & targets.complete
+            of_queries = LabelCount(self.active_criterion.class_count(parts, complete, self.num_queries), weight)
+            # Denoising queries are all made of true parts, and counted as these.
+            counts |= dict.fromkeys(("loss_part_class", "loss_part_encoder_class"), of_queries)
+        return counts
 
     def match(self, output: PartOutput) -> Matching:
         """Which queries of the last layer answer for which true parts; `output` was made with targets."""
