@@ -158,6 +158,9 @@ def _add_standard_attacks(specs: CfgNode) -> None:
     ):
         specs[name] = attack_defaults()
         specs[name].merge_from_list([*shared, "OBJECTIVE", objective])
+    # Past a detector's choice of object queries (check C21).
+    specs.apgd_open = specs.apgd_margin.clone()
+    specs.apgd_open.QUERY_FACTOR = 4
     specs.fab_t = attack_defaults()
     specs.fab_t.merge_from_list(["NAME", "FAB", "STEPS", 100, "OBJECTIVE", "targeted_margin", "EARLY_STOP", True])
     specs.square = attack_defaults()
