@@ -127,6 +127,8 @@ class Attack(ABC):
         self.scale = 1.0
         # Follow the gradient that a model cuts in training; see `attack_view`.
         self.full_gradient = True
+        # Gradients past a detector's choice of object queries; see `OpenQueries`.
+        self.query_factor = 1
 
     @classmethod
     @abstractmethod
@@ -326,6 +328,7 @@ class Attack(ABC):
             "offer_original": self.offer_original,
             "early_stop": self.early_stop,
             "compact_every": self.compact_every,
+            **({} if self.query_factor == 1 else {"query_factor": self.query_factor}),
             **({} if self.targets is None else self.targets.describe()),
         }
 
@@ -358,4 +361,7 @@ def build_attack(node: Mapping, **overrides: Any) -> Attack:
     merged = {**dict(node), **overrides}
     attack = ATTACK_REGISTRY.get(merged.get("NAME", "PGD")).from_config(merged)
     attack.full_gradient = merged.get("FULL_GRADIENT", True)
+    attack.query_factor = merged.get("QUERY_FACTOR", 1)
+    if attack.query_factor < 1:
+        raise ValueError(f"QUERY_FACTOR must be at least 1, is {attack.query_factor}")
     return attack

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.attacks.base import Attack, AttackResult
 from part_robust.attacks.objective import Objective
+from part_robust.attacks.open_queries import open_queries
 
 
 @contextmanager
@@ -56,7 +57,13 @@ class ModelView:
     """
 
     def __init__(
-        self, inner: Any, objective: Objective, batched_inputs: list[dict], images: Tensor, padding: Tensor | None
+        self,
+        inner: Any,
+        objective: Objective,
+        batched_inputs: list[dict],
+        images: Tensor,
+        padding: Tensor | None,
+        query_factor: int = 1,
     ) -> None:
         """
         Args:
@@ -65,15 +72,21 @@ class ModelView:
             batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
             images: (N, 3, H, W) before the attack.
             padding: bool (N, H, W), True on letterbox padding.
+            query_factor: above 1, gradients of the class are those of a model that chooses so many times the object
+                queries (`OpenQueries`), where it chooses any.
         """
         self.inner = inner
         self.objective = objective
         self.batched_inputs = batched_inputs
         self.images = images
         self.padding = padding
+        self.query_factor = query_factor
         self.view: Callable[[Tensor], Any]
+        opened = open_queries(inner, padding, query_factor) if query_factor > 1 else None
         if objective.reads == "part_losses":
             self.view = inner.part_loss_view(batched_inputs, images, padding, **objective.options)
+        elif opened is not None and objective.reads == "class_logits":
+            self.view = opened
         else:
             self.view = functools.partial(getattr(inner, objective.reads), padding=padding)
 
@@ -84,7 +97,7 @@ class ModelView:
         """The view of the images at `index`; a matching frozen at the originals costs a forward pass again."""
         batched_inputs = [self.batched_inputs[i] for i in index.tolist()]
         padding = None if self.padding is None else self.padding[index]
-        return ModelView(self.inner, self.objective, batched_inputs, self.images[index], padding)
+        return ModelView(self.inner, self.objective, batched_inputs, self.images[index], padding, self.query_factor)
 
     def targets(self) -> Tensor:
         """What the objective compares with: labels (N,), or label maps (N, H, W)."""
@@ -123,7 +136,7 @@ def attack_batch(
         The result and the padding mask of the batch.
     """
     images, padding = inner.preprocess(batched_inputs)
-    view = ModelView(inner, attack.objective, batched_inputs, images, padding)
+    view = ModelView(inner, attack.objective, batched_inputs, images, padding, attack.query_factor)
     result = attack(
         view,
         images,

@@ -39,6 +39,10 @@ def attack_defaults() -> CfgNode:
     # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
     # repeats the published evaluation, which overestimates robustness.
     node.FULL_GRADIENT = True
+    # Detectors that read the class from object queries, which are chosen among the image's pixels: take the gradient of
+    # so many times the queries, or of all pixels, while outputs stay the model's own. Otherwise pixels that are not
+    # chosen get no gradient. 1: the model's own; 4 as in check C21, at one forward pass more for each step.
+    node.QUERY_FACTOR = 1
     # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives, those
     # without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps between
     # two looks at the batch.
@@ -156,6 +160,9 @@ def _add_standard_attacks(specs: CfgNode) -> None:
     ):
         specs[name] = attack_defaults()
         specs[name].merge_from_list([*shared, "OBJECTIVE", objective])
+    # Past a detector's choice of object queries (check C21).
+    specs.apgd_open = specs.apgd_margin.clone()
+    specs.apgd_open.QUERY_FACTOR = 4
     specs.fab_t = attack_defaults()
     specs.fab_t.merge_from_list(["NAME", "FAB", "STEPS", 100, "OBJECTIVE", "targeted_margin", "EARLY_STOP", True])
     specs.square = attack_defaults()
@@ -226,15 +233,21 @@ def add_test(cfg: CfgNode) -> None:
     # Run the dear checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
     cfg.TEST.AUDIT = False
     # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of
-    # the short attacks, steps of the one that is doubled to see whether it has converged, random perturbations that
-    # compete with the attack, and forward passes averaged where a model turns out to be random.
+    # the short attacks, steps of the one that is doubled and restarted to see whether it has converged, how many
+    # restarts, random perturbations that compete with the attack, and forward passes averaged where a model turns out
+    # to be random.
     checks = cfg.TEST.CHECKS = CfgNode()
     checks.IMAGES = 32
     checks.DIRECTIONS = 8
     checks.STEPS = 20
     checks.LONG_STEPS = 100
+    checks.RESTARTS = 5
     checks.NOISE_DRAWS = 100
     checks.EOT_DRAWS = 10
+    # Evaluations of other models whose saved images (TEST.SAVE_ADVERSARIALS) this one must stand, too, at one forward
+    # pass for each: OUTPUT_DIRs separated by commas, "auto" for the folders beside OUTPUT_DIR, "" for none. Only those
+    # of the same data set, image size and norm, at no larger eps, count.
+    checks.SIBLINGS = "auto"
     checks.SEED = 0
 
 

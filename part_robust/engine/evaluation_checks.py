@@ -38,6 +38,7 @@ def add_checks(
     plan: Plan,
     merged: Merged,
     evaluation: dict[str, Any],
+    before: dict[str, str],
 ) -> None:
     """Adds `checks`, `reportable` and `verdict` to a data set's evaluation, and says in the log what was found.
 
@@ -49,10 +50,11 @@ def add_checks(
         plan: what was done.
         merged: what came out.
         evaluation: of `describe_evaluation`.
+        before: `fingerprint` of the model before the evaluation.
     """
     described = {name: attack.describe() for name, attack in plan.attacks().items()}
     checks = merge_checks(
-        _check_model(cfg, model, dataset, records, plan, merged),
+        _check_model(cfg, model, dataset, records, plan, merged, before),
         record_checks(evaluation, described, flags_of(plan, merged)),
     )
     set_checks(dataset, evaluation, checks)
@@ -89,7 +91,13 @@ def _number(value: dict[str, Any]) -> str:
 
 
 def _check_model(
-    cfg: CfgNode, model: nn.Module, dataset: str, records: Sequence[dict], plan: Plan, merged: Merged
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: str,
+    records: Sequence[dict],
+    plan: Plan,
+    merged: Merged,
+    before: dict[str, str],
 ) -> list[CheckResult]:
     """The checks that ask the model, on images that may become pictures: of those the attacked ones are at hand."""
     settings = CheckSettings.from_config(cfg.TEST.CHECKS)
@@ -113,5 +121,6 @@ def _check_model(
             keys=torch.tensor([item["image_id"] for item in batch]),
             adversarial=torch.from_numpy(pictures["attacked"][rows]).to(images.device),
             black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
+            before=before,
             settings=settings,
         )

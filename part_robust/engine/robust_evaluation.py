@@ -23,7 +23,9 @@ from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
 from part_robust.data.sample import evaluated_records
 from part_robust.engine.evaluation_checks import add_checks
+from part_robust.engine.siblings import sibling_folders, transfer
 from part_robust.engine.trainer import PartTrainer, aimed
+from part_robust.evaluation.checks import fingerprint
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.pictures import picture_sample
@@ -209,8 +211,10 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
 
     Raises:
         JournalMismatch: `resume`, and they are of another evaluation.
+        FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
     """
     evaluation = TierEvaluation()
+    sibling_folders(cfg)  # a wrong one is said before the work
     for dataset in cfg.DATASETS.TEST:
         records, warnings = evaluated_records(cfg, dataset)
         plan = build_plan(cfg, dataset, records)
@@ -230,13 +234,17 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
 
         for name, attack in plan.attacks().items():
             logger.info("Attack %s: %s", name, attack.describe())
+        # Of the module that `attack_view` gives.
+        before = fingerprint(getattr(model, "module", model)) if comm.is_main_process() else {}
         merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
         if merged is None:
             continue
         results = metrics_of(plan, merged, evaluators)
         record = describe_evaluation(plan, merged, results, _device(model))
         record["files"] = write_files(folder, dataset, plan, merged, adversarials)
-        add_checks(cfg, model, dataset, records, plan, merged, record)
+        if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
+            record["transfer"] = transferred
+        add_checks(cfg, model, dataset, records, plan, merged, record, before)
         warnings += plan_warnings(plan, merged)
         if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
             warnings.append(

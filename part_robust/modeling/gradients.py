@@ -1,4 +1,4 @@
-"""The whole gradient of models that cut it in training, and no gradient at all."""
+"""The whole gradient of models that cut it in training, gradients past the choice of queries, and none at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from part_robust.modeling.segmenters.transformer import QuerySelection
 
 
 @contextmanager
@@ -27,6 +29,28 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def more_queries(model: nn.Module, factor: int) -> Iterator[None]:
+    """Meanwhile `factor` times the queries are chosen from the encoder's pixels, or all there are.
+
+    The choice of the Q most confident pixels is a hard gate: those that are not chosen get no gradient, although a
+    small change of the image might have them chosen. An attack that takes its gradients here sees past the gate.
+    """
+    choosers = _choosing_modules(model)
+    try:
+        for module in choosers:
+            module.factor = factor
+        yield
+    finally:
+        for module in choosers:
+            module.factor = 1
+
+
+def chooses_queries(model: nn.Module) -> bool:
+    """Whether `more_queries` would change anything."""
+    return bool(_choosing_modules(model))
+
+
+@contextmanager
 def only_looking(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients: batch norm keeps its statistics, and the model is as before afterwards."""
     training = {module: module.training for module in model.modules()}
@@ -42,6 +66,10 @@ def only_looking(model: nn.Module) -> Iterator[None]:
 def cuts_gradient(model: nn.Module) -> bool:
     """Whether `full_gradient` would change anything."""
     return bool(_cutting_modules(model))
+
+
+def _choosing_modules(model: nn.Module) -> list[QuerySelection]:
+    return [module for module in model.modules() if isinstance(module, QuerySelection)]
 
 
 def _cutting_modules(model: nn.Module) -> list[nn.Module]:

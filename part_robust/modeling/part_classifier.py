@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from part_robust.losses.adversarial import TrainingObjective
 from part_robust.modeling.counts import with_counts
-from part_robust.modeling.gradients import full_gradient, only_looking
+from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
 from part_robust.modeling.registry import (
@@ -148,6 +148,13 @@ class PartClassifier(nn.Module):
     def attack_gradient(self) -> AbstractContextManager[None]:
         """The context in which attacks take their gradients."""
         return full_gradient(self) if self.full_gradient_attacks else nullcontext()
+
+    def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
+        """The context in which `class_logits` reads `factor` times the queries; None where the class is read from no
+        queries that are chosen among others."""
+        if self.head is None or not self.head.needs_parts or not chooses_queries(self):
+            return None
+        return more_queries(self, factor)
 
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -155,6 +157,53 @@ class Wave(nn.Module):
     def forward(self, images):
         score = torch.sin(images.mean(dim=(1, 2, 3)) - 128 - 1.0)
         return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class Watershed(nn.Module):
+    """Right and wrong by one pixel's level u above 128: uphill leads away from the way out, but from 5.4 on towards it,
+    so that one random start in six within 8 gets there."""
+
+    def forward(self, images):
+        u = images[:, 0, 0, 0] - 128
+        score = 0.5 * torch.sigmoid(3 - u) + 2 * torch.sigmoid(3 * (u - 7)) - 1
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class Chooser(nn.Module):
+    """Reads the class from the `number` patches of 4 x 4 pixels that are the reddest. Those on the left speak for the
+    first class, whatever they look like; those on the right for the second, the more the redder they are. Where the
+    reddest is on the left, nothing tells the gradient that one on the right could overtake it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 1
+
+    def forward(self, images):
+        red = nn.functional.avg_pool2d(images[:, :1], 4)[:, 0]
+        left = torch.zeros_like(red)
+        left[:, :, : red.shape[2] // 2] = 1.0
+        blue = nn.functional.avg_pool2d(images[:, 2:], 4)[:, 0]
+        votes = torch.stack([left * (1 + blue / 1e4), (1 - left) * (1 + red / 1e3)], dim=1).flatten(2)
+        chosen = red.flatten(1).topk(self.number, dim=1).indices
+        return 10 * votes.gather(2, chosen[:, None].expand(-1, 2, -1)).mean(dim=2) - 5
+
+    def class_logits(self, images, padding=None):
+        return self(images)
+
+    @contextmanager
+    def more_queries(self, factor):
+        self.number = factor
+        yield
+        self.number = 1
+
+
+def red_patches(count: int, lead: float) -> torch.Tensor:
+    """Images for `Chooser`: the reddest patch is on the left, `lead` levels before the first one on the right."""
+    images = torch.full((count, 3, SIZE, SIZE), 100.0)
+    images[:, 0, 4:8, :4] = 150.0
+    images[:, 0, 4:8, 8:] = 150.0 - lead
+    images[:, 1] = torch.arange(count).view(-1, 1, 1)
+    return images
 
 
 def grey(count: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from part_robust.attacks import attack_view, build_attack
 from part_robust.attacks.checks import CATALOGUE
+from part_robust.attacks.open_queries import open_queries
 from part_robust.evaluation.checks import (
     CheckSettings,
     check_untouched,
@@ -64,6 +65,16 @@ def test_model_that_changes_under_attack(kind):
     assert ("inner.norm" if kind is models.TrainingNorm else "inner.last.bias") in result.sentence
 
 
+def test_weights_that_changed_during_the_evaluation_before_the_checks():
+    model, images = models.Honest(), models.make_images(3)
+    before = fingerprint(model)
+    assert checked(model, images, before=before)["C1"].status == "pass"
+    with torch.no_grad():
+        model.last.bias += 1e-3
+    result = checked(model, images, before=before)["C1"]
+    assert result.status == "fail" and "last.bias" in result.sentence
+
+
 def test_weights_modified():
     model = models.Honest().eval()
     before = fingerprint(model)
@@ -112,15 +123,62 @@ def test_model_that_refuses_float64_is_audited_in_float32():
 @pytest.mark.parametrize(("full", "status"), [(True, "pass"), (False, "fail")])
 def test_detector_whose_gradient_is_cut(full, status, toy_data):
     torch.manual_seed(0)
-    model = build_model(tiny_cfg("dino_sequential", "ATTACK.FULL_GRADIENT", full))
-    with torch.no_grad():
-        # Untrained box heads are all zero, so that nothing would flow through the references.
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    model = awake(build_model(tiny_cfg("dino_sequential", "ATTACK.FULL_GRADIENT", full)))
     images = 255 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     result = checked(model, images)["C6"]
     assert result.status == status, result
+
+
+def awake(model):
+    """An untrained detector whose boxes matter: their heads begin all zero."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+TWO_STAGES = ["MODEL.MASK_DINO.TWO_STAGE", True]
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "chooses"),
+    [
+        ("dino_sequential", [], True),
+        ("dino_sequential", ["MODEL.DINO.NUM_QUERIES", 60], True),  # of 85 pixels
+        ("dino_sequential", ["MODEL.SEQUENTIAL_HEAD.ORDER", "confidence"], True),
+        ("dino_two_headed", [], False),
+        ("mask_dino_simple", TWO_STAGES, True),
+        ("mask_dino_simple", [*TWO_STAGES, "MODEL.MASK_DINO.LEARNED_CONTENT", True], True),
+        ("mask_dino_simple", ["MODEL.MASK_DINO.TWO_STAGE", False], False),
+        ("deeplab_pixel", [], False),
+    ],
+)
+def test_gradients_past_the_choice_of_queries(name, opts, chooses, toy_data):
+    model = awake(build_model(tiny_cfg(name, *opts)))
+    images = 255 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with attack_view(model) as view:
+        opened = open_queries(view, None)
+        assert (opened is not None) == chooses
+        if opened is None:
+            return
+        x = images.clone().requires_grad_(True)
+        own, past = view.class_logits(x), opened(x)
+        torch.testing.assert_close(own, past, rtol=0, atol=1e-6)
+        slopes = [torch.autograd.grad(logits[:, 0].sum(), x)[0] for logits in (own, past)]
+        assert all(torch.isfinite(slope).all() and slope.abs().sum() > 0 for slope in slopes)
+        assert not torch.allclose(*slopes, rtol=1e-3)
+        torch.testing.assert_close(view.class_logits(images), own.detach(), msg="the choice is as it was")
+
+
+def test_queries_that_hide_a_path_are_found_in_the_audit():
+    class Part(models.Chooser):
+        head = True
+
+    result = checked(Part(), models.red_patches(4, 1.1), audit=True)["C21"]
+    assert (result.status, result.level) == ("fail", "error") and "past the choice" in result.sentence
+    assert checked(Part(), models.red_patches(4, 9.0), audit=True)["C21"].status == "pass"
 
 
 # The record.
@@ -158,8 +216,18 @@ RECORD_CASES = [
     ("C9", ("clean", "accuracy"), 30.0),
     ("C10", ("convergence", "apgd_ce"), [float(step) for step in range(100)]),
     ("C13", ("tiers", "standard", "attacks", 3, "accuracy_after"), 20.0),
+    ("C14", ("transfer",), {"standing": 400, "broke": 7, "siblings": [{"name": "deeplab"}, {"name": "dino"}]}),
     ("C18", ("attack_matrix",), [record_fixture.matrix_row("standard", "class", 30.0, 70.0, 50.0, None, None)]),
     ("C18", ("attack_matrix",), [record_fixture.matrix_row("joint", "joint", 95.0, 70.0, 50.0, None, None)]),
+    (
+        "C18",
+        ("attack_matrix",),
+        [
+            record_fixture.matrix_row("standard", "class", 33.3, 72.0, 52.0, None, None),
+            record_fixture.matrix_row("segpgd", "part", 60.0, 61.0, 41.0, None, None),
+            record_fixture.matrix_row("joint", "joint", 33.5, 63.0, 41.2, None, None),
+        ],
+    ),
     ("C19", ("tiers", "standard", "robust", "interval"), None),
     ("C19", ("clean", "interval"), [70.0, 80.0]),
     ("C20", ("num_images",), 999),
@@ -174,6 +242,13 @@ def test_record_check_finds(id, path, value):
     assert result.status == "fail" and result.level == CATALOGUE[id].level and result.remedy
 
 
+@pytest.mark.parametrize(("broke", "images", "status"), [(6, 1200, "pass"), (7, 1200, "fail"), (1, 100, "pass")])
+def test_siblings_images(broke, images, status):
+    E = {"num_images": images, "transfer": {"standing": 50, "broke": broke, "siblings": [{"name": "deeplab"}]}}
+    result = by_id(record_checks(E))["C14"]
+    assert result.status == status and f"made for deeplab broke {broke} of the 50" in result.sentence
+
+
 def test_both_matchings_satisfy():
     rows = [
         record_fixture.matrix_row(name, "part", 60.0, None, None, ap, 30.0)
@@ -181,6 +256,17 @@ def test_both_matchings_satisfy():
     ]
     result = record_result(lambda E: put(E, ("attack_matrix",), rows), "C21")
     assert result.status == "pass" and result.value == 2.0
+
+
+def test_joint_attack_as_strong_as_the_single_ones():
+    rows = [
+        record_fixture.matrix_row("standard", "class", 33.3, None, None, 20.0, None),
+        record_fixture.matrix_row("parts", "part", 30.0, None, None, 9.0, None),
+        record_fixture.matrix_row("part_loss", "part", 60.0, None, None, 15.0, None),
+        record_fixture.matrix_row("joint", "joint", 33.8, None, None, 15.4, None),
+    ]
+    result = record_result(lambda E: put(E, ("attack_matrix",), rows), "C18")
+    assert result.status == "pass", "the tier of parts is no single attack"
 
 
 def test_flags_that_contradict():

@@ -15,7 +15,8 @@ from part_robust.attacks import noise
 from part_robust.attacks.base import Attack
 from part_robust.attacks.checks.eot import select
 from part_robust.attacks.checks.result import CheckResult, failed, passed, skipped
-from part_robust.attacks.checks.subject import Subject, more_than, share
+from part_robust.attacks.checks.subject import LONG_STEP, Subject, more_than, share
+from part_robust.attacks.pgd import PGD
 
 # Inside and on the rim of the ball, for each image of the active test.
 INNER, RIM = 32, 16
@@ -65,6 +66,37 @@ def check_queries(subject: Subject, attack: Attack | None) -> CheckResult:
     return passed("C21", sentence, share(gain, len(subject)))
 
 
+def check_choice(subject: Subject, opened: Callable[[Tensor], Tensor] | None, steps: int) -> CheckResult:
+    """C21: gradients of four times the object queries break at most one point more than those of the model's own.
+
+    A detector reads its class from the pixels it is surest of. The others get no gradient, so an attack that could have
+    one of them chosen does not know.
+
+    Args:
+        subject: the model.
+        opened: the same logits, with the gradient of the model that chooses more pixels; None: it chooses none.
+        steps: of the attack.
+    """
+    if opened is None:
+        return skipped("C21", "the class is not read from chosen queries")
+    threat = subject.threat_model
+    attack = PGD(
+        threat_model=threat,
+        objective=subject.objective,
+        steps=steps,
+        step_size=LONG_STEP * threat.eps,
+        random_start=False,
+        keep="best",
+    )
+
+    def fooled(rest: Subject, index: Tensor) -> Tensor:
+        forward = select(opened, index)
+        return rest.fooled(attack(forward, rest.images, rest.labels, keys=rest.keys, padding=rest.padding).images)
+
+    subject.pgd(steps, LONG_STEP)  # the same attack through the gate
+    return _rest(subject, "C21", "an attack that looks past the choice of object queries", fooled, 1.0)
+
+
 def check_transfer(subject: Subject, transferred: Tensor | None) -> CheckResult:
     """C14: images made for a sibling model break at most half a point of those that the attack left.
 
@@ -73,7 +105,7 @@ def check_transfer(subject: Subject, transferred: Tensor | None) -> CheckResult:
         transferred: (N, 3, H, W), inside the threat model; None: there is no sibling.
     """
     if transferred is None:
-        return skipped("C14", "no images of a sibling model's attack were given")
+        return skipped("C14", "there are no images of a sibling model's attack")
     subject.threat_model.verify(transferred, subject.images)
     return _rest(subject, "C14", "a sibling's images", lambda rest, index: rest.fooled(transferred[index]), 0.5)
 

@@ -132,7 +132,8 @@ CATALOGUE: dict[str, Check] = {
     "C21": Check(
         "neither matching nor few queries flatter the model",
         ERROR,
-        "attack detectors with the matching solved anew and with it frozen, and report the worse",
+        "attack detectors with the matching solved anew and with it frozen, and with QUERY_FACTOR 1 and 4, and report "
+        "the worse",
     ),
 }
 

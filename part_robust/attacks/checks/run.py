@@ -10,7 +10,7 @@ from torch import Tensor
 from part_robust.attacks.base import Attack
 from part_robust.attacks.checks import competitors, gradients, outputs, strength
 from part_robust.attacks.checks.eot import EotView
-from part_robust.attacks.checks.result import FAIL, CheckResult, skipped
+from part_robust.attacks.checks.result import FAIL, CheckResult, merge_checks, skipped
 from part_robust.attacks.checks.subject import CheckSettings, Subject, class_objective
 from part_robust.attacks.pgd import PGD
 
@@ -56,15 +56,18 @@ def run_audit(
     *,
     black_box: Attack | None = None,
     transferred: Tensor | None = None,
+    opened: Callable[[Tensor], Tensor] | None = None,
 ) -> list[CheckResult]:
-    """C5, C6 (many directions), C8 to C16 and, of a black box, C21; some 700 forward and backward passes for each image
-    by default, and for each that stands the black box's queries one and a quarter times.
+    """C5, C6 (many directions), C8 to C16 and, of a black box or object queries, C21; some 700 forward and backward
+    passes for each image by default, and for each that stands 500 of random starts, the black box's queries one and a
+    quarter times and, of a detector, 100 with more object queries.
 
     Args:
         subject: the model and its images, as `run_cheap_checks` gives it back.
         settings: what it may cost.
         black_box: an attack without gradients.
         transferred: (N, 3, H, W), images that an attack made for a sibling model.
+        opened: the model with the gradient it has with more object queries, where it chooses some.
     """
     settings = settings or CheckSettings()
     gradient = audit_gradient(subject, settings.directions)
@@ -79,7 +82,7 @@ def run_audit(
         gradient,
         strength.check_verdicts(subject),
         strength.check_losses_agree(subject, settings.steps),
-        strength.check_convergence(subject, settings.long_steps),
+        strength.check_convergence(subject, settings.long_steps, settings.restarts),
         strength.check_effort(subject, settings.steps, settings.long_steps),
         strength.check_best_iterate(subject),
         strength.check_unbounded(subject),
@@ -87,7 +90,10 @@ def run_audit(
         competitors.check_transfer(subject, transferred),
         competitors.check_active(subject, _two_class_attack(judged, settings), settings.seed),
         competitors.check_noise(subject, settings.noise_draws, settings.seed),
-        competitors.check_queries(subject, black_box),
+        *merge_checks(
+            [competitors.check_choice(subject, opened, settings.long_steps)],
+            [competitors.check_queries(subject, black_box)],
+        ),
     ]
 
 

@@ -19,6 +19,9 @@ from part_robust.attacks.objective import Objective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.threat_model import ThreatModel
 
+# Length of a step of the short and of the long attacks, in radii.
+SHORT_STEP, LONG_STEP = 0.25, 0.1
+
 
 @dataclass(frozen=True)
 class CheckSettings:
@@ -29,6 +32,7 @@ class CheckSettings:
         directions: random directions for each image in the audit of the gradient; the quick one uses 2.
         steps: of the short attacks.
         long_steps: of the attack that is then doubled to see whether it has converged.
+        restarts: of the attack that is compared with a single run.
         noise_draws: random perturbations that compete with the attack.
         eot_draws: forward passes averaged where a model turns out to be random.
         seed: of all random numbers.
@@ -38,6 +42,7 @@ class CheckSettings:
     directions: int = 8
     steps: int = 20
     long_steps: int = 100
+    restarts: int = 5
     noise_draws: int = 100
     eot_draws: int = 10
     seed: int = 0
@@ -165,6 +170,30 @@ class Subject:
                 step_size=step * threat.eps,
                 random_start=False,
                 keep="best",
+            )
+            self.trials[name] = self.run(attack)
+        return self.trials[name]
+
+    def random_starts(self, steps: int, step: float, restarts: int = 1, seed: int = 0) -> Trial:
+        """PGD from random points of the ball; images that are broken leave.
+
+        Args:
+            steps: of each run.
+            step: length of a step, in radii.
+            restarts: number of runs.
+            seed: of the points.
+        """
+        name = ("random starts", steps, step, restarts, seed)
+        if name not in self.trials:
+            attack = PGD(
+                threat_model=self.threat_model,
+                objective=self.objective,
+                steps=steps,
+                step_size=step * self.threat_model.eps,
+                restarts=restarts,
+                seed=seed,
+                keep="best",
+                early_stop=True,
             )
             self.trials[name] = self.run(attack)
         return self.trials[name]

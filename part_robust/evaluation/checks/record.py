@@ -22,7 +22,7 @@ def record_checks(
     attacks: Mapping[str, Mapping] | None = None,
     flags: Mapping[str, np.ndarray] | None = None,
 ) -> list[CheckResult]:
-    """C5, C8, C9, C10, C13 and C17 to C21, from the numbers alone.
+    """C5, C8, C9, C10, C13, C14 and C18 to C21, from the numbers alone.
 
     Args:
         E: one data set's evaluation.
@@ -40,6 +40,7 @@ def record_checks(
         check_order(E),
         check_curves(E),
         check_square(E, attacks),
+        check_siblings(E),
         check_heads(E),
         check_intervals(E),
         check_size(E),
@@ -191,10 +192,22 @@ def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckR
     return (failed if worst > 0.2 else passed)("C13", sentence, worst)
 
 
+def check_siblings(E: Mapping[str, Any]) -> CheckResult | None:
+    """C14: images made for other models break at most half a point of what the headline left standing."""
+    found = E.get("transfer")
+    if not found:
+        return None
+    who = ", ".join(row["name"] for row in found["siblings"])
+    sentence = f"images made for {who} broke {found['broke']} of the {found['standing']} images left standing"
+    points = 100.0 * found["broke"] / max(E.get("num_images") or 0, 1)
+    make = failed if found["broke"] > 1 and points > 0.5 else passed
+    return make("C14", sentence, points)
+
+
 def check_heads(E: Mapping[str, Any]) -> CheckResult:
-    """C18: class and parts each attacked through their own loss; a joint loss alone attacks neither well."""
+    """C18: class and parts each attacked through their own loss, and a joint one is no weaker than they are."""
     rows = [row for row in E.get("attack_matrix") or () if row.get("head")]
-    heads = {row["head"] for row in rows}
+    heads, tiers = {row["head"] for row in rows}, E.get("tiers") or {}
     metrics = {"class": ("accuracy",), "part": ("pixel_accuracy", "mIoU", "AP")}
     for head, names in metrics.items():
         scored = [name for name in names if any(row.get(name) is not None for row in rows)]
@@ -203,6 +216,15 @@ def check_heads(E: Mapping[str, Any]) -> CheckResult:
             return failed("C18", f"{scored[0]} was scored under attacks on {aimed}, none was aimed at the {head} head")
     if not rows:
         return skipped("C18", "the record has no attack matrix")
+    # Tiers of parts are the worst of attacks that stand below them, the joint ones among them.
+    single = [row for row in rows if row["head"] != "joint" and not (row["head"] == "part" and row["attack"] in tiers)]
+    for joint in (row for row in rows if row["head"] == "joint"):
+        for head, names in metrics.items():
+            for name in (name for name in names if joint.get(name) is not None):
+                best = min((r[name] for r in single if r["head"] == head and r.get(name) is not None), default=None)
+                if best is not None and joint[name] > best + 0.5:
+                    numbers = f"{joint['attack']} leaves {joint[name]:.1f} % {name}, one on the {head} {best:.1f} %"
+                    return failed("C18", f"{numbers}: its own are no worst case", joint[name] - best)
     return passed("C18", f"attacks on {' and '.join(sorted(heads))}, each head through its own loss")
 
 

@@ -11,6 +11,7 @@ from part_robust.attacks import Attack
 from part_robust.attacks.checks import CheckResult, CheckSettings, Subject, run_audit, run_cheap_checks, skipped
 from part_robust.attacks.checks.outputs import check_bounds
 from part_robust.attacks.checks.run import AUDIT
+from part_robust.attacks.open_queries import open_queries
 from part_robust.evaluation.checks.model import (
     ClassForward,
     check_untouched,
@@ -34,6 +35,7 @@ def run_checks(
     adversarial: Tensor | None = None,
     black_box: Attack | None = None,
     transferred: Tensor | None = None,
+    before: dict[str, str] | None = None,
     settings: CheckSettings | None = None,
 ) -> list[CheckResult]:
     """C1 to C17 and C21, as far as they apply; call it inside `attack_view`, after the evaluation or on a batch of it.
@@ -49,6 +51,7 @@ def run_checks(
         adversarial: (N, 3, H, W), the evaluation's own result for these images, for C4.
         black_box: attack without gradients for C13, such as Square.
         transferred: (N, 3, H, W), images made for a sibling model, for C14.
+        before: the model's `fingerprint` before the evaluation, for C1; None: only the checks themselves are watched.
         settings: what it may cost.
 
     Returns:
@@ -65,7 +68,7 @@ def run_checks(
     padding, keys, adversarial, transferred = (
         None if x is None else x[chosen] for x in (padding, keys, adversarial, transferred)
     )
-    before = fingerprint(view)
+    before = before or fingerprint(view)
     results: list[CheckResult] = []
     if not has_class_head(view):
         sentence = "the model has no class head"
@@ -83,7 +86,11 @@ def run_checks(
             results += found
             if audit and all(result.status != "fail" for result in found if result.id in ("C3", "C17")):
                 results = _without(results, "C6") + run_audit(
-                    subject, settings, black_box=black_box, transferred=transferred
+                    subject,
+                    settings,
+                    black_box=black_box,
+                    transferred=transferred,
+                    opened=open_queries(view, padding),
                 )
             elif audit:
                 results += [skipped(id, "logits or labels are broken (C3, C17)") for id in AUDIT]

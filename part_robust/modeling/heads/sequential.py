@@ -19,6 +19,9 @@ PROBABILITIES = {"softmax": lambda logits: logits.softmax(dim=-1), "sigmoid": to
 class SequentialHead(ClassHead):
     """Part probabilities and box of every query -> norm, linear, ReLU, norm, linear.
 
+    Of more queries than the layers have room for (`modeling.gradients.more_queries`), Q after Q are read, the last Q
+    last, and the logits averaged.
+
     The published release takes the softmax over the queries instead of the classes.
     """
 
@@ -56,6 +59,7 @@ class SequentialHead(ClassHead):
             )
         if order not in ("decoded", "confidence"):
             raise ValueError(f"MODEL.SEQUENTIAL_HEAD.ORDER must be decoded or confidence, is {order!r}")
+        self.num_queries = num_queries
         self.probabilities = PROBABILITIES[probabilities]
         self.order = order
         features = num_queries * (num_parts + 4)
@@ -91,4 +95,9 @@ class SequentialHead(ClassHead):
         if self.order == "confidence":
             order = parts.query_logits.amax(dim=-1).argsort(dim=1, descending=True, stable=True)
             numbers = numbers.gather(1, order[..., None].expand_as(numbers))
-        return self.layers(numbers.flatten(1)[..., None, None])
+        last = numbers.shape[1] - self.num_queries
+        logits = [
+            self.layers(numbers[:, start : start + self.num_queries].flatten(1)[..., None, None])
+            for start in (*range(0, last, self.num_queries), last)
+        ]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)

@@ -21,7 +21,7 @@ from part_robust.losses.matcher import HungarianMatcher, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries
-from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
 from part_robust.modeling.segmenters.tokens import Tokens, content_size, input_projection, make_tokens
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, refine
 
@@ -196,7 +196,7 @@ class DinoSegmenter(QuerySegmenter):
         memory = self.encoder(tokens)
         selected = self.query_selection(memory, tokens)
         reference = selected.boxes.detach() if self.decoder.detach_references else selected.boxes
-        content = self.tgt_embed.weight.to(memory.dtype).expand(memory.shape[0], -1, -1)
+        content = repeated(self.tgt_embed.weight, reference.shape[1]).to(memory.dtype).expand(memory.shape[0], -1, -1)
         output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
         denoising = None
         if targets is not None:

@@ -27,7 +27,7 @@ from part_robust.modeling.segmenters.denoising import make_unified_denoising_que
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
 from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
-from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice
+from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice, repeated
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelection, refine
 
@@ -304,7 +304,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         if self.decoder.detach_references:
             content, reference = content.detach(), reference.detach()
         if hasattr(self, "query_feat"):
-            content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
+            content = repeated(self.query_feat.weight, reference.shape[1]).to(memory.dtype).expand(images, -1, -1)
         if self.box_init != "no":
             assert masks is not None
             reference = self._boxes_of_masks(masks, padding_mask).to(reference.dtype)

@@ -20,6 +20,11 @@ from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_t
 LOSS_SCALES = ("mean", "thesis")
 
 
+def repeated(rows: Tensor, number: int) -> Tensor:
+    """The first `number` of the rows (Q, C), which begin anew where they end."""
+    return rows if number == len(rows) else rows[torch.arange(number, device=rows.device) % len(rows)]
+
+
 def check_choice(key: str, value: str, choices: Sequence[str]) -> str:
     """Returns the value.
 

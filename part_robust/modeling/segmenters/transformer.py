@@ -191,7 +191,14 @@ class Selected(NamedTuple):
 
 
 class QuerySelection(nn.Module):
-    """The encoder's own predictions; the most confident ones give the decoder's first boxes (mixed query selection)."""
+    """The encoder's own predictions; the most confident ones give the decoder's first boxes (mixed query selection).
+
+    Attributes:
+        factor: this many times Q pixels are chosen, or all there are; above 1 only within
+            `modeling.gradients.more_queries`.
+    """
+
+    factor = 1
 
     def __init__(self, *, dim: int, num_queries: int, num_classes: int | None = None) -> None:
         """
@@ -245,4 +252,4 @@ class QuerySelection(nn.Module):
 
     def select(self, scores: Tensor) -> Tensor:
         """Scores (N, S) -> int64 (N, Q)."""
-        return scores.topk(self.num_queries, dim=1).indices
+        return scores.topk(min(self.factor * self.num_queries, scores.shape[1]), dim=1).indices

@@ -1,0 +1,49 @@
+"""Gradients past a detector's choice of object queries.
+
+Letters: N images of (3, H, W), C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class OpenQueries:
+    """Images -> the model's own class logits (N, C), with the gradient that it has with more object queries.
+
+    A detector reads the class from the pixels it is surest of, a hard choice: the others get no gradient. Forward as it
+    is, backward through a model that chooses more of them (BPDA, Athalye et al., 2018).
+    """
+
+    def __init__(self, view: Any, padding: Tensor | None, factor: int = 4) -> None:
+        """
+        Args:
+            view: the model inside `attack_view`; `more_queries(factor)` is the context in which it chooses more.
+            padding: bool (N, H, W) or None.
+            factor: how many times as many.
+        """
+        self.view = view
+        self.padding = padding
+        self.factor = factor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.view.class_logits(images, self.padding)
+        with torch.no_grad():
+            logits = self.view.class_logits(images, self.padding)
+        with self.view.more_queries(self.factor):
+            opened = self.view.class_logits(images, self.padding)
+        return logits + (opened - opened.detach())
+
+    def select(self, index: Tensor) -> OpenQueries:
+        """The same for the images at `index`."""
+        return OpenQueries(self.view, None if self.padding is None else self.padding[index], self.factor)
+
+
+def open_queries(view: Any, padding: Tensor | None, factor: int = 4) -> OpenQueries | None:
+    """None for models whose class is read from no queries that are chosen among others."""
+    offered = getattr(view, "more_queries", None)
+    return None if offered is None or offered(factor) is None else OpenQueries(view, padding, factor)
