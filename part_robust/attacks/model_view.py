@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.attacks.base import Attack, AttackResult
 from part_robust.attacks.objective import Objective
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.open_queries import OpenQueries, open_queries
 
 
 @contextmanager
@@ -92,6 +92,11 @@ class ModelView:
 
     def __call__(self, images: Tensor) -> Any:
         return self.view(images)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a call."""
+        return self.view.passes if isinstance(self.view, OpenQueries) else 1
 
     def select(self, index: Tensor) -> ModelView:
         """The view of the images at `index`; a matching frozen at the originals costs a forward pass again."""

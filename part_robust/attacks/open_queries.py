@@ -38,6 +38,11 @@ class OpenQueries:
             opened = self.view.class_logits(images, self.padding)
         return logits + (opened - opened.detach())
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of a call."""
+        return 2 if torch.is_grad_enabled() else 1
+
     def select(self, index: Tensor) -> OpenQueries:
         """The same for the images at `index`."""
         return OpenQueries(self.view, None if self.padding is None else self.padding[index], self.factor)

@@ -107,7 +107,8 @@ class Problem:
 
     def ask(self, images: Tensor) -> Any:
         """Outputs of the model for the objective; counted."""
-        self.counts.forwards += len(images)
+        # One question may be several passes (`OpenQueries`).
+        self.counts.forwards += len(images) * getattr(self.forward, "passes", 1)
         return self.forward(images)
 
     def restrict(self, adversarial: Tensor) -> Tensor:

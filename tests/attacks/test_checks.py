@@ -330,10 +330,14 @@ def test_attack_past_the_choice_of_queries():
     model, images = models.Chooser(), models.red_patches(3, 6.0)
     items = [{"class_id": 0}] * 3
     model.preprocess = lambda items: (images, None)
+    sent = []
+    model.register_forward_pre_hook(lambda module, arguments: sent.append(len(arguments[0])))
     for factor, fooled in ((1, False), (4, True)):
         attack = pgd(EPS=8.0, STEP_SIZE=1.0, QUERY_FACTOR=factor, RANDOM_START=False, EARLY_STOP=True, COMPACT_EVERY=3)
         with attack_view(model) as view:
+            sent.clear()
             result, _ = attack_batch(attack, view, items, torch.arange(3))
+        assert result.forwards == sum(sent)
         assert result.fooled.tolist() == [fooled] * 3
         assert attack.describe().get("query_factor", 1) == factor
     with pytest.raises(ValueError, match="QUERY_FACTOR"):
