@@ -70,10 +70,10 @@ def test_attack(benchmark, capsys):
     benchmark.main(["attack", "--config-files", *models, *size, "--long-steps", "30", "--repeats", "1"])
     first, second = capsys.readouterr().out.split("\n\n")
     rows = table_rows(first.splitlines())
-    assert [row[0] for row in rows] == ["part_shapes/deeplab_two_headed"] * 4 + ["part_shapes/mask_dino_simple"] * 4
+    assert [row[0] for row in rows] == ["part_shapes/deeplab_two_headed"] * 5 + ["part_shapes/mask_dino_simple"] * 5
     for row in rows:
         assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.1)
-    assert [row[5] for row in rows[:4]] == ["<= 1.05", "< 0.75", "", "<= 1.1"]
+    assert [row[5] for row in rows[:5]] == ["<= 1.05", "< 0.75", "", "", "<= 1.1"]
     (pgd, apgd) = table_rows(second.splitlines())
     assert (pgd[0], apgd[0]) == ("pgd, 30 steps", "apgd_ce, 30 steps")
     for row in (pgd, apgd):

@@ -163,7 +163,7 @@ def _passes(
     pairs = [
         (f"PGD-{steps} over {steps} x forward and backward, ms", times["attacked"], times["passes"], "<= 1.05"),
         ("class path over whole model, inference, ms", times["class path"], times["whole"], "< 0.75"),
-        ("class path over whole model, inference, GFLOP", gflops(class_path), gflops(whole), ""),
+        ("class path over whole model, inference, MFLOP", mflops(class_path), mflops(whole), ""),
         (
             f"class path over whole model, {steps} x forward and backward, ms",
             times["passes"],
@@ -175,11 +175,11 @@ def _passes(
     return [[name, what, this, over, this / over, target] for what, this, over, target in pairs]
 
 
-def gflops(run: Callable[[], None]) -> float:
-    """Of convolutions and matrix products, in 10^9; a multiplication with its addition counts 2."""
+def mflops(run: Callable[[], None]) -> float:
+    """Of convolutions and matrix products, in 10^6; a multiplication with its addition counts 2."""
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() / 1e9
+    return counter.get_total_flops() / 1e6
 
 
 def half_way(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
