@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.layers.constants import cached_constant, constant
 from part_robust.layers.ms_deform_attn import Shapes
 from part_robust.layers.position_encoding import sine_position
 
@@ -129,6 +130,6 @@ def input_projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequenti
 def content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
     """(N or 1, 2) height and width in pixels of the images without their padding."""
     if padding_mask is None:
-        return torch.tensor([image_size], dtype=torch.float32, device=device)
+        return constant((tuple(image_size),), torch.float32, device)
     valid = ~padding_mask
     return torch.stack([valid[:, :, 0].sum(dim=1), valid[:, 0].sum(dim=1)], dim=-1).float()
