@@ -128,8 +128,8 @@ class PartSegmenter(nn.Module):
             "joint" a segmenter also offers, of outputs made with targets, `image_losses(output, matching=None)`, the
             loss (N,) of each image for itself, and `match(output)`, which queries answer for which true parts, None
             where there are no queries.
-        target_fields: what the losses read of the targets, which is all that is copied to the device: "sem_seg", "instances",
-            "parts" (`PaddedParts`), and with it "masks".
+        target_fields: what the losses read of the targets, which is all that is copied to the device: "sem_seg",
+            "instances", "parts" (`PaddedParts`), and with it "masks".
     """
 
     attack_objective: str = "pixel_cross_entropy"
