@@ -29,7 +29,7 @@ from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
-from part_robust.utils.processes import wait_for_all
+from part_robust.utils.processes import stop_watching, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,7 @@ def end_process_group() -> None:
     """Waits for all processes, then takes the group down: a process that just exits can abort its neighbours."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         wait_for_all()
+        stop_watching()
         torch.distributed.destroy_process_group()
 
 

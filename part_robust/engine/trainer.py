@@ -287,16 +287,15 @@ def best_metric(cfg: CfgNode) -> str:
 
 @contextmanager
 def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
-    """DistributedDataParallel refuses `device_ids` on CPU, which detectron2's `DefaultTrainer` always passes, and waits
-    for the gradients of a frozen backbone unless it is told to look which ones come."""
+    """detectron2's `DefaultTrainer` takes the local rank for the device's index, which DistributedDataParallel refuses
+    on a CPU, and which is wrong where a process sees its own GPU alone. DistributedDataParallel waits for the gradients
+    of a frozen backbone unless it is told to look which ones come."""
     original = defaults.create_ddp_model
-    options: dict = {}
-    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        options["device_ids"] = None
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    options: dict = {"device_ids": [torch.cuda.current_device()] if on_gpu else None}
     if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
         options["find_unused_parameters"] = True
-    if options:
-        defaults.create_ddp_model = functools.partial(original, **options)
+    defaults.create_ddp_model = functools.partial(original, **options)
     try:
         yield
     finally:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.data import PartDatasetMapper, register_part_dataset
 from part_robust.engine import PartTrainer, end_process_group
+from part_robust.engine.launch import run_processes
 from part_robust.engine.step import TrainingStep
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
@@ -115,4 +115,4 @@ def _train_with_a_rank_without_parts(json_file: str, images: str) -> None:
 
 
 def test_two_processes_of_which_one_has_no_part_learn_like_one(toy_data):
-    launch(_train_with_a_rank_without_parts, WORLD, dist_url="auto", args=tuple(map(str, toy_data)))
+    run_processes(_train_with_a_rank_without_parts, tuple(map(str, toy_data)), WORLD)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.data import register_part_dataset
 from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, end_process_group, evaluate
+from part_robust.engine.launch import run_processes
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.modeling.counts import with_counts
@@ -288,7 +288,7 @@ def test_two_processes_write_the_record_of_one(finished, config, toy_data, tmp_p
     """Tiers, parts, curve, saved images and checks; a tier evaluation used to wait for ever after its last image."""
     cfg = config(tmp_path, *OPTS)
     register = tuple(map(str, toy_data))
-    launch(_evaluate_in_one_of_two, 2, dist_url="auto", args=(register, cfg.dump()))
+    run_processes(_evaluate_in_one_of_two, (register, cfg.dump()), 2)
     one, two = comparable(finished[0]), comparable(tmp_path)
     assert two["evaluation"]["toy_val"].pop("device") == "2 x CPU"
     assert one["evaluation"]["toy_val"].pop("device") == "1 x CPU"

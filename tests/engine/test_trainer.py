@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.data import register_part_dataset
 from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, end_process_group, evaluate, train
+from part_robust.engine.launch import run_processes
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric
 from part_robust.modeling.counts import with_counts
@@ -237,7 +237,7 @@ def _two_processes(json_file: str, root: str, folder: str) -> None:
 
 def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
     json_file, root = toy_data
-    launch(_two_processes, 2, dist_url="auto", args=(str(json_file), str(root), str(tmp_path)))
+    run_processes(_two_processes, (str(json_file), str(root), str(tmp_path)), 2)
     two = json.loads((tmp_path / "results.json").read_text())
     cfg = run_cfg(tmp_path, *ADVERSARIAL)
     model = PartTrainer.build_model(cfg)

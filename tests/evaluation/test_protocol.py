@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from part_robust.attacks import ThreatModel, attack_view
 from part_robust.attacks.class_losses import class_margin
 from part_robust.engine import end_process_group
+from part_robust.engine.launch import run_processes
 from part_robust.evaluation.adversarials import load_adversarials, round_into_ball
 from part_robust.evaluation.attacked_batch import label_counts
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
@@ -79,7 +79,7 @@ def _one_of_two(folder: str) -> None:
 
 
 def test_two_processes(whole, tmp_path):
-    launch(_one_of_two, 2, dist_url="auto", args=(str(tmp_path),))
+    run_processes(_one_of_two, (str(tmp_path),), 2)
     expected = flags_of(whole[1], whole[0])
     with np.load(tmp_path / "flags.npz") as found:
         assert set(found.files) == set(expected)
