@@ -31,7 +31,6 @@ from part_robust.attacks import AttackError
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.checkpoint import CheckpointMismatch
 from part_robust.engine.failures import SIGNALS, NonFiniteStep
-from part_robust.engine.output_lock import OutputInUse
 from part_robust.engine.overfitting_guard import CatastrophicOverfitting
 from part_robust.engine.phases import OtherRun
 from part_robust.engine.process_group import (
@@ -44,6 +43,7 @@ from part_robust.engine.process_group import (
 )
 from part_robust.engine.safe_loading import UnsafeCheckpoint
 from part_robust.evaluation.journal import JournalMismatch
+from part_robust.utils.errors import UserError
 
 # What a user can mend needs a sentence, not a traceback.
 MENDABLE = (
@@ -54,8 +54,8 @@ MENDABLE = (
     JournalMismatch,
     NonFiniteStep,
     OtherRun,
-    OutputInUse,
     UnsafeCheckpoint,
+    UserError,
 )
 
 

@@ -14,6 +14,8 @@ from typing import IO
 
 from detectron2.utils import comm
 
+from part_robust.utils.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
@@ -23,7 +25,7 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 _held: dict[Path, IO[str]] = {}
 
 
-class OutputInUse(ValueError):
+class OutputInUse(UserError):
     """Another run writes into the folder, or nothing can be written there."""
 
 

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,6 +38,7 @@ from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
+from part_robust.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class PartTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         with _ddp_as_needed(cfg):
             super().__init__(cfg)
+        check_batch_norm(cfg, unwrap(self.model))
 
     @property
     def model(self) -> nn.Module:
@@ -95,6 +98,7 @@ class PartTrainer(DefaultTrainer):
             keep_clean=training_objective(cfg).needs_clean(model.segmenter is not None, model.head is not None),
             pieces=cfg.SOLVER.ACCUMULATE,
             precision=node.PRECISION,
+            skip_failures=cfg.SOLVER.NON_FINITE == "skip",
         )
         result: list[HookBase] = [AttackSchedule(self.data_loader, node.EPS_WARMUP_ITERS)]
         if node.GUARD.PERIOD > 0 and model.head is None:
@@ -228,6 +232,38 @@ class PartTrainer(DefaultTrainer):
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
         return results, warnings
+
+
+# Where the norm of a part of the model is set.
+NORM_KEYS = {
+    "backbone": "MODEL.RESNETS.NORM",
+    "segmenter": "MODEL.SEM_SEG_HEAD.NORM",
+    "head": "MODEL.PART_CLASSIFIER.HEAD_NORM",
+}
+
+
+def check_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
+    """
+    Raises:
+        UserError: batch norm would see one image at a time.
+    """
+    world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH // (world * pieces) > 1:
+        return
+    names = [
+        name.split(".")[0]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not (isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm) and world > 1)
+    ]
+    if names:
+        keys = dict.fromkeys(NORM_KEYS.get(name, name) for name in names)
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} gives each of {world} processes x {pieces} pieces "
+            f"(SOLVER.ACCUMULATE) one image, of which batch norm cannot take statistics: raise IMS_PER_BATCH to at "
+            f"least {2 * world * pieces}, or set {' and '.join(keys)} to FrozenBN, GN or '' (SyncBN with several "
+            "processes)"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
