@@ -27,7 +27,7 @@ from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
-from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, SeededIterations
+from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
@@ -71,10 +71,14 @@ class PartTrainer(DefaultTrainer):
         self.checkpointer = PartCheckpointer(model, cfg.OUTPUT_DIR, **kept)
         result = super().build_hooks()
         position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
-        result[position] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
-        if comm.is_main_process() and watched_datasets(cfg):
-            best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
-            result.insert(position + 1, best)
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        result[position] = evaluation
+        if watched_datasets(cfg):
+            best = None
+            if comm.is_main_process():
+                best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
+                result.insert(position + 1, best)
+            result.append(MissedEvaluation(cfg.TEST.EVAL_PERIOD, evaluation._do_eval, best, cfg.OUTPUT_DIR))
         if cfg.ATTACK.TRAIN.ENABLED:
             result = [*self._attack_batches(), *result]
         if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
@@ -151,6 +155,10 @@ class PartTrainer(DefaultTrainer):
         super().resume_or_load(resume)
         loader = self.data_loader
         begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
+
+    def close(self) -> None:
+        """Ends the data-loading workers of the training; they would live until the trainer is collected as garbage."""
+        self._trainer._data_loader_iter_obj = None
 
     def run_step(self) -> None:
         perturbation = self._trainer.model.perturbation
