@@ -16,9 +16,9 @@ from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.engine import train
 from part_robust.engine.robust_evaluation import build_tiers
-from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
+from part_robust.run_config import import_modules
 from tests.attacks.check_models import Honest, make_images
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 

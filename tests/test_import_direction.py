@@ -1,4 +1,4 @@
-"""The one direction of imports: tools -> engine -> {evaluation, attacks, modeling, data}, and so on down."""
+"""The one direction of imports: cli -> runs -> engine -> {evaluation, attacks, modeling, data}, and so on down."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ ALLOWED = {
     "modeling": {"losses", "layers"},
     "evaluation": {"attacks", "layers", "config", "visualize"},
     "visualize": {"data", "layers"},
-    "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "visualize"},
+    "run_config": {"config", "data", "modeling"},
+    "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "run_config", "visualize"},
+    "model_zoo": {"config", "engine", "run_config"},
 }
+# Importing the package registers everything, and is about as fast as detectron2.modeling: no training, no plots.
+ALLOWED["__init__"] = {"attacks", "config", "data", "model_zoo", "modeling", "run_config"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -43,16 +47,13 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path):
     component = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if component == "__init__":
-        assert not imports_of(path)
-        return
     forbidden = imports_of(path) - ALLOWED[component] - {component}
     assert not forbidden, f"{component} must not import {sorted(forbidden)}"
 
 
 def test_every_component_has_a_rule():
     components = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in PACKAGE.rglob("*.py")}
-    assert components - {"__init__"} <= set(ALLOWED)
+    assert components <= set(ALLOWED)
 
 
 def test_devices_come_from_tensors():

@@ -20,8 +20,8 @@ import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-import part_robust.modeling  # noqa: F401  (registration)
-from part_robust.config import get_part_robust_cfg
+from part_robust import load_config
+from part_robust.engine import sentence
 from part_robust.engine.safe_loading import UnsafeCheckpoint, load_tensors
 from part_robust.modeling import convert_imagenet
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     container = next((name for name in CONTAINERS if isinstance(file.get(name), dict)), None)
     state = file[container] if container else file
-    cfg = get_part_robust_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     try:
+        cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
         model = build_model(cfg)
         layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
         if layout in convert_imagenet.LAYOUTS:
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             layout = layout or detect_layout({key.removeprefix("module."): value for key, value in state.items()})
             weights, accounts = convert(state, model.state_dict(), layout)
-    except (ValueError, ImportError) as error:
-        parser.error(str(error))
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        parser.error(sentence(error))
     print(f"layout: {layout}")
     rows = [[a.action, a.key, a.ours, a.reason] for a in accounts]
     print(tabulate(rows, ["action", "key", "our name", "why"], "github"))

@@ -16,14 +16,11 @@ import torch
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin, register_from_config
+from part_robust import load_config
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
 from part_robust.evaluation.report import file_sha256, write_json
-from part_robust.modeling.counts import with_counts
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")
 
@@ -68,13 +65,9 @@ def _config(config_file: str, opts: list[str]):
     Raises:
         ValueError: padding would be corrupted, too.
     """
-    cfg = get_part_robust_cfg(config_file, opts)
+    cfg = load_config(config_file, opts)
     if cfg.INPUT.TEST_TRANSFORM == "letterbox":
         raise ValueError("INPUT.TEST_TRANSFORM letterbox: the padding would be corrupted, too; use center_crop")
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
-    cfg = with_counts(cfg)
     cfg.TEST.PART_BOX_AP = False
     return cfg
 

@@ -17,12 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin, register_from_config
+from part_robust import load_config
 from part_robust.data.image_file import find_image_files
 from part_robust.engine import sentence
 from part_robust.engine.demo import Demo, build_demo_attack, run_files
-from part_robust.engine.setup import import_modules
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,12 +46,9 @@ def prepare(args: argparse.Namespace) -> tuple[Demo, list[Path], dict]:
     """Everything that can be refused, before the first image is computed."""
     paths = find_image_files(args.images)
     config, weights = run_files(args.run) if args.run and not (args.config_file and args.weights) else (None, None)
-    cfg = get_part_robust_cfg(args.config_file or config, args.opts)
+    cfg = load_config(args.config_file or config, args.opts)
     if args.weights or weights:
         cfg.MODEL.WEIGHTS = str(args.weights or weights)
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
     attack = build_demo_attack(cfg, args.attack) if args.attack else None
     demo = Demo(cfg, args.min_score)
     return demo, paths, {"attack": attack, "label": demo.label(args.class_name) if args.class_name else None}

@@ -16,12 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin, register_from_config
+from part_robust import load_config
 from part_robust.engine import sentence
 from part_robust.engine.export import export_classifier
 from part_robust.engine.export_graph import KINDS, export_graph
-from part_robust.engine.setup import import_modules
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,10 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, MODEL.WEIGHTS above all")
     args = parser.parse_intermixed_args(arguments)
     try:
-        cfg = get_part_robust_cfg(args.config_file, args.opts)
-        import_modules(cfg)
-        register_builtin()
-        register_from_config(cfg)
+        cfg = load_config(args.config_file, args.opts)
         if args.format == "weights":
             exported = export_classifier(cfg, args.output)
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from part_robust.config import get_part_robust_cfg
+from part_robust import load_config
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.experiment import Phase, headline, run_phase
 
@@ -44,7 +44,7 @@ def main() -> None:
     from visualize_attack import draw
 
     weights = "output/part_shapes/deeplab_two_headed_adv/model_best.pth"
-    cfg = get_part_robust_cfg("configs/part_shapes/deeplab_two_headed_adv.yaml", [*opts, "MODEL.WEIGHTS", weights])
+    cfg = load_config("configs/part_shapes/deeplab_two_headed_adv.yaml", [*opts, "MODEL.WEIGHTS", weights])
     picture = draw(cfg, cfg.ATTACK.EVAL[0], 6, "output/part_shapes/attack.png")
 
     threat = f"PGD-{cfg.ATTACK.SPECS[cfg.ATTACK.EVAL[0]].STEPS}, L-inf 8/255"

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.device:
             cfg.MODEL.DEVICE = args.device
         results = verify(args.folder, cfg, record)
-    except (FileNotFoundError, ValueError, CheckpointMismatch) as error:
+    except (FileNotFoundError, ImportError, KeyError, ValueError, CheckpointMismatch) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     note_in_record(args.folder, results)

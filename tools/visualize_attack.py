@@ -11,11 +11,10 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
+from part_robust import load_config
 from part_robust.attacks import attack_batch, attack_view
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
+from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import build_attacks
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
 
@@ -32,9 +31,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def draw(cfg, attack_name: str, count: int, output: str) -> str:
     """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
     attack = build_attacks(cfg, [attack_name])[attack_name]
     name = cfg.DATASETS.TEST[0]
     taxonomy = get_taxonomy(name)
@@ -76,5 +72,5 @@ def draw(cfg, attack_name: str, count: int, output: str) -> str:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    config = get_part_robust_cfg(arguments.config_file, arguments.opts)
+    config = load_config(arguments.config_file, arguments.opts)
     print(draw(config, arguments.attack or config.ATTACK.EVAL[0], arguments.count, arguments.output))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
+from part_robust import load_config
+from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
 
 
@@ -42,9 +42,8 @@ def draw_distribution(names: list[str], output: str) -> Path:
 
 def main() -> None:
     args = parse_arguments()
-    cfg = get_part_robust_cfg(args.config_file, args.opts)
-    register_builtin()
-    register_from_config(cfg)
+    # The data set that is drawn says the numbers of classes and parts.
+    cfg = load_config(args.config_file, ["DATASETS.TRAIN", (args.dataset,), *args.opts] if args.dataset else args.opts)
     if args.distribution:
         names = [args.dataset] if args.dataset else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
         print(draw_distribution(names, args.output))
