@@ -1,13 +1,15 @@
 """Every command in README.md and the pages of docs/, datasets/ and configs/ is one that can be typed.
 
-Its script or module exists and its own parser takes the arguments; KEY VALUE pairs name keys of the config and values
-of their type; configs, tests and pages that are named exist, as do attacks, tiers, tables and models. Nothing is run
-beyond that. Words that stand for a user's own (`...`, `<folder>`, paths below output/, photo.jpg) may be anything.
+Its script, module or command of `part-robust` exists and its own parser takes the arguments; KEY VALUE pairs name keys
+of the config and values of their type; configs, tests and pages that are named exist, as do attacks, tiers, tables and
+models. Nothing is run beyond that. Words for what is a user's own (`...`, `<folder>`, paths below output/, photo.jpg)
+may be anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import re
 import runpy
@@ -19,11 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.cli import COMMANDS
+from part_robust.config import attack_spec, find_config, get_part_robust_cfg
+from part_robust.runs.suites import suite_runs, table_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "datasets/README.md", "configs/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
-PROGRAMS = ("python", "pip", "make", "torchrun", "srun", "for", "done")
+PROGRAMS = ("python", "part-robust", "pip", "make", "torchrun", "srun", "for", "done")
 # Of the repository; what is below output/ and most of datasets/ is made by a user.
 OURS = re.compile(r"(?<![\w/.])(?:configs|tools|docs|tests|datasets/rules)/[\w/.]+\.\w+")
 
@@ -78,7 +82,7 @@ class Parsed(BaseException):
 @pytest.fixture
 def check(monkeypatch):
     """Raises AssertionError, or what the script's own parser or the config raise, for a command that is wrong."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # of tools/benchmark.py
     monkeypatch.chdir(ROOT)
 
     def refuse(parser: argparse.ArgumentParser, message: str) -> None:
@@ -125,6 +129,14 @@ def check(monkeypatch):
             extras = re.findall(r"part_robust\[(\w+)\]", " ".join(rest))
             assert rest[0] == "install" and len(extras) == len(rest) - 1, f"{rest} is none of our packages"
             assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), f"no extra {extras}"
+        elif program == "part-robust":
+            assert rest[0] in COMMANDS, f"part-robust has no command {rest[0]}"
+            command = COMMANDS[rest[0]]
+            script = f"tools/{command.module.removeprefix('cli.')}.py"
+            module = importlib.import_module(f"part_robust.{command.module}")
+            with pytest.raises(Parsed) as parsed:
+                module.main([*command.first, *rest[1:]])
+            check_arguments(script, parsed.value.arguments)
         elif program == "python" and rest[:2] == ["-m", "pytest"]:
             assert (ROOT / rest[2]).exists(), f"{rest[2]} does not exist"
         elif program == "python" and rest[0] == "-m":
@@ -155,19 +167,17 @@ def check_arguments(script: str, args: argparse.Namespace) -> None:
     """What the parser alone cannot know."""
     opts = list(getattr(args, "opts", None) or [])
     if script == "tools/reproduce.py":
-        import suites
-
         opts = list(args.words)
         if args.suite:
-            suites.suite_runs(args.suite, args.only)
+            suite_runs(args.suite, args.only)
         else:
-            suites.table_runs(opts.pop(0), args.only)
+            table_runs(opts.pop(0), args.only)
     if opts[-1:] == ["..."]:
         # Pairs, or a value, that the reader knows.
         del opts[-2 if len(opts) % 2 == 0 else -1 :]
     config = getattr(args, "config_file", None)
     if config and not config.startswith("output/") and config != "...":
-        assert Path(config).is_file(), f"{config} does not exist"
+        find_config(config)
     else:
         config = None
     cfg = get_part_robust_cfg(config, opts)
@@ -233,6 +243,10 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
         ("python tools/demo.py photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),
         ("python tools/reproduce.py --suite thesis_4", "invalid choice: 'thesis_4'"),
         ("python tools/reproduce.py part_shapes_deeplab --only deeplab_pixle", "deeplab_pixle"),
+        ("part-robust trian", "no command trian"),
+        ("part-robust train --config-file paco/resnet51.yaml", "resnet51.yaml does not exist"),
+        ("part-robust evaluate --config-file paco/resnet50.yaml TEST.TEIR standard", "TEST.TEIR"),
+        ("part-robust demo photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),
         ("python tools/benchmark.py dino --part 3 --mask-loss dense", "--mask-loss"),
         ("python tools/report.py", "required"),
         ("python datasets/import_coco.py --json x.json --class-rule datasets/rules/cars.yaml", "cars.yaml"),
@@ -249,5 +263,5 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
     ],
 )
 def test_a_broken_command_is_noticed(command, reason, check):
-    with pytest.raises((AssertionError, KeyError, ValueError), match=reason):
+    with pytest.raises((AssertionError, FileNotFoundError, KeyError, ValueError), match=reason):
         check(shlex.split(command))
