@@ -224,7 +224,7 @@ def test_dry_run_without_the_data(tool, tmp_path, monkeypatch):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 1 and "make_part_shapes" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "make-part-shapes" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
@@ -238,7 +238,7 @@ def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "resnet50 failed: " in error and str(output / "resnet50" / "console.txt") in error
     assert "resnet50_adv left out" in error and not (output / "resnet50_adv").exists()
-    assert "make_part_shapes" in (output / "resnet50" / "console.txt").read_text()
+    assert "make-part-shapes" in (output / "resnet50" / "console.txt").read_text()
 
 
 def test_phases_are_plain_text(tool):

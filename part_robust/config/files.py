@@ -39,10 +39,10 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     if path.is_file():
         return path
     wanted = Path(name).as_posix().removeprefix("configs/")
-    known = zoo_configs()
-    if wanted in known:
-        return zoo_folder() / wanted
-    similar = difflib.get_close_matches(wanted, known)
+    packaged = zoo_folder() / wanted
+    if packaged.is_file():
+        return packaged
+    similar = difflib.get_close_matches(wanted, zoo_configs())
     hint = f" (similar: {', '.join(similar)})" if similar else ""
     raise FileNotFoundError(f"config file {path} does not exist, and the package has no config of that name{hint}")
 
