@@ -45,8 +45,9 @@ def snippets(page: str) -> list[str]:
     prose = re.sub(r"^```(\w*)\n(.*?)^```", take, page, flags=re.MULTILINE | re.DOTALL)
     found += [block for block in re.findall(r"(?:^ {4}\S.*\n(?: {4,}.*\n)*)", prose, re.MULTILINE) if is_command(block)]
     prose = re.sub(r"^ {4}.*\n", "", prose, flags=re.MULTILINE)
-    # A script alone is named in a line, not called.
-    found += [code for code in re.findall(r"`([^`]+)`", prose) if is_command(code) and not code.endswith(".py")]
+    # A script or the command alone is named in a line, not called.
+    named = (".py", "part-robust", "part_robust")
+    found += [code for code in re.findall(r"`([^`]+)`", prose) if is_command(code) and not code.endswith(named)]
     return found
 
 
@@ -122,14 +123,19 @@ def check(monkeypatch):
             with pytest.raises(Parsed) as parsed:
                 get_args_parser().parse_args(rest)
             launched = parsed.value.arguments
-            check_words(["python", launched.training_script, *launched.training_script_args])
+            module = ["-m"] if launched.module else []
+            check_words(["python", *module, launched.training_script, *launched.training_script_args])
         elif program == "make":
             assert all(makes(word) for word in rest), f"the Makefile has no {rest}"
         elif program == "pip":
             extras = re.findall(r"part_robust\[(\w+)\]", " ".join(rest))
-            assert rest[0] == "install" and len(extras) == len(rest) - 1, f"{rest} is none of our packages"
+            wanted = [word for word in rest[1:] if word not in ("torch", "torchvision", "--no-build-isolation")]
+            ours = [word for word in wanted if re.fullmatch(r"part_robust\[\w+\]|git\+(\.\.\.|https://\S+)", word)]
+            assert rest[0] == "install" and ours == wanted, f"{rest} is none of our packages"
             assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), f"no extra {extras}"
-        elif program == "part-robust":
+        elif program == "python" and rest[:2] == ["-m", "part_robust"]:
+            check_words(["part-robust", *rest[2:]])
+        elif program == "part-robust" and rest != ["--help"]:
             assert rest[0] in COMMANDS, f"part-robust has no command {rest[0]}"
             command = COMMANDS[rest[0]]
             script = f"tools/{command.module.removeprefix('cli.')}.py"
@@ -143,7 +149,7 @@ def check(monkeypatch):
             assert importlib.util.find_spec(rest[1]), f"no module {rest[1]}"
             if rest[2:]:
                 arguments_of(rest[1], rest[2:], is_module=True)
-        else:
+        elif program != "part-robust":
             script, *given = rest if program == "python" else words
             assert re.fullmatch(r"(tools|datasets)/\w+\.py", script), f"{program} is no program that pages may use"
             assert (ROOT / script).is_file(), f"{script} does not exist"
@@ -244,6 +250,7 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
         ("python tools/reproduce.py --suite thesis_4", "invalid choice: 'thesis_4'"),
         ("python tools/reproduce.py part_shapes_deeplab --only deeplab_pixle", "deeplab_pixle"),
         ("part-robust trian", "no command trian"),
+        ("torchrun --nproc-per-node 2 -m part_robust trian", "no command trian"),
         ("part-robust train --config-file paco/resnet51.yaml", "resnet51.yaml does not exist"),
         ("part-robust evaluate --config-file paco/resnet50.yaml TEST.TEIR standard", "TEST.TEIR"),
         ("part-robust demo photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),

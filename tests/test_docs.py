@@ -4,7 +4,6 @@ of docs/backbones.md builds."""
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -104,10 +103,8 @@ BACKBONES = (DOCS / "backbones.md").read_text()
 def test_backbone_config(tmp_path):
     """The page's config builds, at the sizes of its data set, and its commands name configs that exist."""
     pytest.importorskip("timm")
-    shutil.copytree(CONFIGS, tmp_path / "configs")
     (text,) = re.findall(r"```yaml\n(_BASE_.+?)```", BACKBONES, re.DOTALL)
-    path = tmp_path / "configs" / "mine" / "deeplab_swin.yaml"
-    path.parent.mkdir()
+    path = tmp_path / "deeplab_swin.yaml"
     path.write_text(text)
     counts = ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 11, "MODEL.PART_CLASSIFIER.NUM_PARTS", 40]
     # Nothing is downloaded here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -10,12 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2 import model_zoo as detectron2_zoo
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import part_robust
 from part_robust import model_zoo
+from part_robust.cli import convert_checkpoint
 from part_robust.config import find_config, get_part_robust_cfg
 from part_robust.data.part_shapes import make_part_shapes
+from part_robust.engine.verification import recorded_config
+from part_robust.evaluation.report import file_sha256
 from part_robust.modeling import PartClassifier
 from tests.data.builtin_names import builtin_below
 from tests.toy import MODELS, TINY, write_toy
@@ -43,6 +50,14 @@ def test_import_registers_everything_and_no_more(tmp_path):
     assert done.returncode == 0, done.stderr
     names = f"{part_robust.__version__} register_part_dataset get_part_robust_cfg"
     assert done.stdout.splitlines() == ["PartClassifier", "PGD", "True", names, "[]"]
+
+
+def test_missing_detectron2_is_named(tmp_path):
+    script = "import sys; sys.modules['detectron2'] = None; import part_robust"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: part_robust needs detectron2") and "pip install --no-build-isolation" in last
 
 
 def test_a_path_that_exists_wins_over_a_name(tmp_path, monkeypatch):
@@ -92,6 +107,57 @@ def test_load_config_imports_registers_and_counts(tmp_path, monkeypatch):
     assert sys.modules.pop("my_head").imported
     assert (cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES, cfg.MODEL.PART_CLASSIFIER.NUM_PARTS) == (3, 3)
     assert not cfg.is_frozen()
+
+
+def test_the_page_s_script_and_config(tmp_path, monkeypatch):
+    """Of docs/commands.md, in the folder of the data."""
+    page = (ROOT / "docs" / "commands.md").read_text()
+    (script,), (config,) = (re.findall(rf"```{kind}\n(.+?)```", page, re.DOTALL) for kind in ("python", "yaml"))
+    path, _ = write_toy(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    path.rename(tmp_path / "annotations" / "train.json")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    try:
+        exec(script, found)
+    finally:
+        DatasetCatalog.pop("mine_train", None), MetadataCatalog.pop("mine_train", None)
+    assert found["model"].eval().class_logits(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    (tmp_path / "mine.yaml").write_text(config)
+    assert get_part_robust_cfg("mine.yaml").SOLVER.BASE_LR == 5e-5
+
+
+def own_data(tmp_path: Path, monkeypatch, name: str) -> CfgNode:
+    """A config of a user's own data, whose module is not imported and whose data are not registered yet."""
+    path, root = write_toy(tmp_path)
+    (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = ["DATASETS.REGISTER", [[name, str(path), str(root)]], "DATASETS.TRAIN", (name,)]
+    return get_part_robust_cfg(None, [*TINY, *MODELS["resnet"], *data, "IMPORTS", [name]])
+
+
+def test_conversion_of_checkpoints_knows_own_data(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text(own_data(tmp_path, monkeypatch, "own_of_conversion").dump())
+    torch.save({"model": {"a.weight": torch.zeros(1)}}, tmp_path / "in.pth")
+    words = [str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--config-file", str(tmp_path / "config.yaml")]
+    with pytest.raises(SystemExit):
+        convert_checkpoint.main(words)
+    # The model was built, and the file is what is wrong.
+    assert "the first keys are a.weight" in capsys.readouterr().err and "own_of_conversion" in sys.modules
+
+
+def test_verification_imports_the_user_s_modules(tmp_path, monkeypatch):
+    cfg = own_data(tmp_path, monkeypatch, "own_of_verification")
+    weights = tmp_path / "model.pth"
+    weights.write_bytes(b"weights")
+    record = {
+        "config": cfg.dump(),
+        "checkpoint": {"path": str(weights), "sha256": file_sha256(str(weights))},
+        "evaluation": {"own_of_verification": {"files": {"adversarials": "adversarials"}}},
+    }
+    (tmp_path / "robustness.json").write_text(json.dumps(record))
+    found, _ = recorded_config(tmp_path)
+    assert "own_of_verification" in sys.modules and found.MODEL.PART_CLASSIFIER.NUM_CLASSES == 3
 
 
 def test_nothing_else_prepares_a_config():
