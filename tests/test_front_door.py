@@ -15,12 +15,15 @@ import torch
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 
 import part_robust
 from part_robust import model_zoo
 from part_robust.cli import convert_checkpoint
 from part_robust.config import find_config, get_part_robust_cfg
 from part_robust.data.part_shapes import make_part_shapes
+from part_robust.engine.phases import phase_arguments
+from part_robust.engine.setup import setup
 from part_robust.engine.verification import recorded_config
 from part_robust.evaluation.report import file_sha256
 from part_robust.modeling import PartClassifier
@@ -125,6 +128,18 @@ def test_the_page_s_script_and_config(tmp_path, monkeypatch):
     assert found["model"].eval().class_logits(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     (tmp_path / "mine.yaml").write_text(config)
     assert get_part_robust_cfg("mine.yaml").SOLVER.BASE_LR == 5e-5
+
+
+def test_runs_are_set_up_by_a_config_s_name(tmp_path, monkeypatch):
+    """Its log shows the file, and beside x_adv.yaml there is x.yaml, wherever the package's configs are."""
+    monkeypatch.chdir(tmp_path)
+    make_part_shapes(tmp_path / "part_shapes", {"train": 8, "val": 1, "test": 1}, image_size=32)
+    words = ["--config-file", "part_shapes/deeplab_two_headed_adv.yaml", "MODEL.DEVICE", "cpu"]
+    clean, adversarial = phase_arguments(default_argument_parser().parse_args(words))
+    with builtin_below(tmp_path):
+        setup(clean), setup(adversarial)
+    for name in ("deeplab_two_headed", "deeplab_two_headed_adv"):
+        assert f"{name}.yaml" in (tmp_path / "output" / "part_shapes" / name / "log.txt").read_text()
 
 
 def own_data(tmp_path: Path, monkeypatch, name: str) -> CfgNode:
