@@ -20,20 +20,29 @@ from detectron2.utils.logger import setup_logger
 
 from part_robust.config import find_config
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
+from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there. Raises as
-    `complete_config`."""
+    """Config of a run, complete and frozen; locks OUTPUT_DIR, logs to it and writes config.yaml there.
+
+    `train` and `evaluate` release the lock when they end.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: same as `complete_config`.
+        OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
+    """
     cfg = complete_config(args)
+    lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     _close_logs()
     if args.config_file:
         # detectron2 opens the file for its log.
@@ -101,7 +110,7 @@ def _close_logs() -> None:
 def end_process_group() -> None:
     """Waits for all processes, then takes the group down: a process that just exits can abort its neighbours."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        comm.synchronize()
+        wait_for_all()
         torch.distributed.destroy_process_group()
 
 
@@ -131,10 +140,13 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
         logger.warning(
             "DATASETS.VAL is empty: the best checkpoint is chosen on DATASETS.TEST, whose numbers are then optimistic"
         )
-    trainer = PartTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return getattr(trainer, "_last_eval_results", None)
+    try:
+        trainer = PartTrainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        return getattr(trainer, "_last_eval_results", None)
+    finally:
+        release_output(cfg.OUTPUT_DIR)
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
@@ -147,6 +159,13 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
+    try:
+        return _evaluate(cfg, resume)
+    finally:
+        release_output(cfg.OUTPUT_DIR)
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
