@@ -1,4 +1,4 @@
-"""The config of a run: read, its modules imported, its data sets registered, its numbers of classes and parts known."""
+"""Loads the config of a run: reads it, imports its modules, registers its data sets, counts classes and parts."""
 
 from __future__ import annotations
 

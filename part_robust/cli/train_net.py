@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does it in one process of the job."""
+    """Trains or evaluates in one process of the job."""
     try:
         work = prepare_two_phases(args) if args.two_phase else prepare(args)
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:

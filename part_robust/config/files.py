@@ -1,4 +1,4 @@
-"""Config files: found by their path, or by their name among those of the package, and read with their bases."""
+"""Finds config files by their path, or by their name among those of the package, and reads them with their bases."""
 
 from __future__ import annotations
 
