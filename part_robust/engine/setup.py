@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import math
 import os
@@ -19,16 +18,15 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin, register_from_config
+from part_robust.config import find_config
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
-from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
+from part_robust.run_config import load_config
 from part_robust.utils.processes import stop_watching, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -46,6 +44,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = complete_config(args)
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     _close_logs()
+    if args.config_file:
+        # detectron2 opens the file for its log.
+        args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
@@ -57,11 +58,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
     """
-    cfg = get_part_robust_cfg(args.config_file, args.opts)
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
-    cfg = with_counts(cfg)
+    cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         set_schedule(cfg)
         check_training(cfg)
@@ -98,19 +95,6 @@ def check_training(cfg: CfgNode) -> None:
         if objective.class_needs_clean and not cfg.MODEL.PART_CLASSIFIER.HEAD:
             raise ValueError(f"ATTACK.TRAIN.METHOD {objective.method} needs a class head (MODEL.PART_CLASSIFIER.HEAD)")
         training_attack(cfg)
-
-
-def import_modules(cfg: CfgNode) -> None:
-    """Imports cfg.IMPORTS: the user's own heads, segmenters and attacks register themselves.
-
-    Raises:
-        ImportError: one cannot be imported.
-    """
-    for name in cfg.IMPORTS:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"IMPORTS names {name!r}: {error}. Is its folder in PYTHONPATH?") from error
 
 
 def _close_logs() -> None:

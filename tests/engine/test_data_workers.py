@@ -34,7 +34,8 @@ class Trainer:
         self.hook = self
 
 
-def test_workers_do_not_collect_the_iterators_of_earlier_loaders(capfd):
+def test_workers_do_not_collect_the_iterators_of_earlier_loaders(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest's keeps them for itself
     gc.disable()
     try:
         Trainer()  # garbage with living workers from here on
