@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from part_robust.attacks.base import Attack, AttackResult
 from part_robust.attacks.objective import Objective
 from part_robust.attacks.open_queries import OpenQueries, open_queries
+from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
 
 
 @contextmanager
 def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
-    """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast off.
+    """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast and TF32 off.
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
     every parameter, and torch's random state. Attacks take gradients by `autograd.grad` with respect to the images
@@ -41,6 +42,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
             torch.enable_grad(),
             getattr(inner, "attack_gradient", nullcontext)() if full_gradient else nullcontext(),
             torch.autocast(device.type, enabled=False),
+            tf32(False),
         ):
             yield inner
     finally:

@@ -20,6 +20,7 @@ from part_robust.engine import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
 from part_robust.evaluation.report import file_sha256, write_json
+from part_robust.utils.precision import tf32
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")
 
@@ -74,6 +75,7 @@ def _config(config_file: str, opts: list[str]):
 @torch.no_grad()
 def _scores(cfg, model, dataset: str, wrap) -> dict[str, float]:
     loader = wrap(PartTrainer.build_test_loader(cfg, dataset))
-    results = inference_on_dataset(model, loader, PartTrainer.build_evaluator(cfg, dataset))
+    with tf32(False):
+        results = inference_on_dataset(model, loader, PartTrainer.build_evaluator(cfg, dataset))
     found = {name: value for task in results.values() for name, value in task.items()}
     return {name: found[name] for name in METRICS if name in found}

@@ -69,6 +69,9 @@ def _add_training(cfg: CfgNode) -> None:
     # With SOLVER.AMP.ENABLED the training step computes in "bfloat16" (any device) or "float16" (CUDA, with a loss
     # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Float32 matrix products and convolutions of training steps use TF32 on CUDA (10 bits of mantissa, from Ampere on):
+    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION says so, always compute in float32.
+    cfg.SOLVER.TF32 = False
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
     # thousands of steps, 0.9998 for tens of thousands.

@@ -89,7 +89,8 @@ def add_attack(cfg: CfgNode) -> None:
     train.FRACTION = 1.0
     # Grow eps and step size linearly from 0 over this many iterations.
     train.EPS_WARMUP_ITERS = 0
-    # Precision of the model under attack: "float32", or "bfloat16", which is faster and finds weaker attacks.
+    # Precision of the model under attack: "float32", or "tf32" (see SOLVER.TF32) or "bfloat16", which are faster and
+    # find weaker attacks.
     train.PRECISION = "float32"
     # What is minimised (losses/adversarial.py): "adversarial", "mix", "trades" or "mart". The last three see the clean
     # images too. TRADES's attack leads away from the clean prediction unless OBJECTIVE names another loss than

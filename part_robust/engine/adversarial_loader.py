@@ -23,8 +23,11 @@ from part_robust.attacks import (
     training_radius,
 )
 from part_robust.attacks.noise import make_keys
+from part_robust.utils.precision import tf32
 
 logger = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 # So many batches in a row without any gradient are no accident.
 BLIND_LIMIT = 20
@@ -61,7 +64,7 @@ class AdversarialLoader:
             fraction: share of each batch that is attacked, 0..1; the last images stay clean.
             keep_clean: every image is also given as it was, under `image_clean`.
             pieces: the batch is attacked in so many parts, one after the other; the result is the same.
-            precision: "float32" or "bfloat16", of the model under attack.
+            precision: "float32", "tf32" or "bfloat16", of the model under attack.
             skip_failures: images of an attack that fails, because the model's outputs are not finite numbers, stay
                 clean instead of ending the training, though not for many batches in a row. What the training step
                 makes of them is decided there.
@@ -71,8 +74,8 @@ class AdversarialLoader:
         """
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"ATTACK.TRAIN.FRACTION must lie in 0..1 and not be 0, is {fraction}")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"ATTACK.TRAIN.PRECISION must be float32 or bfloat16, is {precision!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"ATTACK.TRAIN.PRECISION must be {' or '.join(PRECISIONS)}, got {precision!r}")
         if attack.objective is KL_DIVERGENCE and not getattr(attack, "starts_randomly", True):
             raise ValueError(
                 "ATTACK.TRAIN.METHOD trades: the divergence has no gradient at the clean image, set "
@@ -130,11 +133,11 @@ class AdversarialLoader:
     def _attack(self, batch: list[dict], keys: Tensor) -> AttackResult | None:
         """None if the attack failed and `skip_failures` lets the images stay clean."""
         device = next(self.model.parameters()).device
-        low = self.precision == "bfloat16"
         try:
             with (
                 attack_view(self.model, self.attack.full_gradient) as inner,
-                torch.autocast(device.type, torch.bfloat16, enabled=low),
+                torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+                tf32(self.precision == "tf32"),
             ):
                 return attack_training_batch(self.attack, inner, batch, keys)[0]
         except ThreatModelViolation as error:

@@ -39,6 +39,7 @@ from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.utils.errors import UserError
+from part_robust.utils.precision import tf32
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +166,11 @@ class PartTrainer(DefaultTrainer):
         if perturbation is not None:
             perturbation.at(self.iter)
         self.finite_steps.keep_buffers()
+        # The attack, which comes first, needs no gradients of the weights: their memory is free for it.
+        self._trainer.optimizer.zero_grad(set_to_none=True)
         try:
-            super().run_step()
+            with tf32(self.cfg.SOLVER.TF32):
+                super().run_step()
         finally:
             if perturbation is not None:
                 perturbation.restore()  # after an error; `RestoreWeights` did it otherwise
@@ -229,7 +233,8 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             records, notes = evaluated_records(cfg, name) if samples else (None, [])
             loader = cls.build_test_loader(cfg, name, records)
-            results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
+            with tf32(False):
+                results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
             warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]
             if cut and cuts_gradient(model):

@@ -24,6 +24,7 @@ from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.record import check_rescored
 from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.run_config import complete
+from part_robust.utils.precision import tf32
 
 
 @dataclass
@@ -88,7 +89,11 @@ def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
         cfg: of `recorded_config`.
         record: likewise.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with tf32(record.get("precision", {}).get("convolution") == "tf32"):
+        return _verify(folder, cfg, record)
+
+
+def _verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
     model = PartTrainer.build_model(cfg)
     PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     results = []
