@@ -90,6 +90,8 @@ class ModelView:
             self.view = inner.part_loss_view(batched_inputs, images, padding, **objective.options)
         elif opened is not None and objective.reads == "class_logits":
             self.view = opened
+        elif objective.reads == "class_logits" and hasattr(inner, "attack_class_logits"):
+            self.view = functools.partial(inner.attack_class_logits(), padding=padding)
         else:
             self.view = functools.partial(getattr(inner, objective.reads), padding=padding)
 

@@ -72,6 +72,9 @@ def _add_training(cfg: CfgNode) -> None:
     # Float32 matrix products and convolutions of training steps use TF32 on CUDA (10 bits of mantissa, from Ampere on):
     # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION says so, always compute in float32.
     cfg.SOLVER.TF32 = False
+    # Weights and feature maps of convolutions are kept with the channels last ("channels_last"), which suits the tensor
+    # cores of NVIDIA GPUs, above all with bfloat16 or TF32. Results change by rounding alone.
+    cfg.SOLVER.CHANNELS_LAST = False
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
     # thousands of steps, 0.9998 for tens of thousands.
@@ -105,6 +108,9 @@ def _change_detectron2_defaults(cfg: CfgNode) -> None:
     # All images become one size anyway; batches grouped by aspect ratio would be less mixed.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.SEED = 0
+    # cuDNN times its kernels in the first steps of a training and takes the fastest: all batches have one size.
+    # Evaluations never do, so that they take the same kernels each time.
+    cfg.CUDNN_BENCHMARK = True
 
 
 def _add_input(cfg: CfgNode) -> None:

@@ -80,6 +80,9 @@ def add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK = CfgNode()
     # False cuts the gradient of every attack, whatever its own FULL_GRADIENT says.
     cfg.ATTACK.FULL_GRADIENT = True
+    # Attacks on the class go through torch.compile, which takes minutes at the start; `tools/benchmark.py gpu` measures
+    # what it brings. Where compiling fails the log says why, and attacks run as usual.
+    cfg.ATTACK.COMPILE = False
 
     # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
     # the model in eval mode during the attack and training on the attacked batch alone).

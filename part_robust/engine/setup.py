@@ -27,7 +27,7 @@ from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
-from part_robust.utils.precision import tf32
+from part_robust.utils.precision import exact_kernels
 from part_robust.utils.processes import stop_watching, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
     try:
-        with tf32(False):
+        with exact_kernels():
             return _evaluate(cfg, resume)
     finally:
         release_output(cfg.OUTPUT_DIR)

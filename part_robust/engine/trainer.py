@@ -39,7 +39,7 @@ from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.utils.errors import UserError
-from part_robust.utils.precision import tf32
+from part_robust.utils.precision import exact_kernels, tf32
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class PartTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
-        return model
+        return model.to(memory_format=torch.channels_last) if cfg.SOLVER.CHANNELS_LAST else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -233,7 +233,7 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             records, notes = evaluated_records(cfg, name) if samples else (None, [])
             loader = cls.build_test_loader(cfg, name, records)
-            with tf32(False):
+            with exact_kernels():
                 results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
             warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.layers.constants import constant
+from part_robust.layers.kernel_choice import automatic_backend
 from part_robust.layers.sparse_sampling import SparseSampling
 
 Shapes = Sequence[tuple[int, int]]
@@ -32,9 +33,8 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         locations: (N, Q, H, L, P, 2), x and y, 0..1 of the map, any finite value.
         weights: (N, Q, H, L, P).
         backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory; "gather" does, and can be
-            differentiated twice; "triton" is a kernel for CUDA tensors, whose parity has been tested in Triton's
-            interpreter, and whose speed has not been measured. "auto" takes "sparse" on a CPU, except inside
-            torch.compile, and else "embedding_bag".
+            differentiated twice; "triton" is a kernel for CUDA tensors, differentiable once. "auto": see
+            `automatic_backend`.
 
     Returns:
         (N, Q, H * D), in the dtype of `value`; the sum itself is in float32 at least.
@@ -51,7 +51,7 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     queries = locations.shape[1]
     dtype = torch.promote_types(value.dtype, torch.float32)
     if backend == "auto":
-        backend = "sparse" if value.device.type == "cpu" and not torch.compiler.is_compiling() else "embedding_bag"
+        backend = automatic_backend(value)
     if backend == "sparse":
         if value.device.type != "cpu":
             raise ValueError(f"backend sparse runs on a CPU only, the tensors are on {value.device}")

@@ -26,6 +26,19 @@ def tf32(allowed: bool) -> Iterator[None]:
         _set(*before)
 
 
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Within, float32 is float32 (no TF32), and cuDNN does not choose kernels by their time, which may give other last
+    digits at every start: what evaluations run in."""
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        with tf32(False):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def describe_precision() -> dict[str, str]:
     """How float32 numbers are multiplied now, for records: "float32" or "tf32" of `matmul` and `convolution`."""
     matmul, convolution = ("tf32" if flag else "float32" for flag in _flags())
