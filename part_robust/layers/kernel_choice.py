@@ -67,9 +67,7 @@ def _try_triton(device: torch.device) -> str:
             ours = TritonSampling.apply(*tensors, shapes)
             found = [ours, *torch.autograd.grad(ours.sum(), tensors)]
         except Exception as error:  # a compiler, a driver or a launch may fail in many ways
-            return (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
-            )
+            return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
         plain = ms_deform_attn(tensors[0], shapes, *tensors[1:], "gather")
         expected = [plain, *torch.autograd.grad(plain.sum(), tensors)]
     if not all(torch.allclose(x, y, rtol=1e-3, atol=1e-4) for x, y in zip(found, expected, strict=True)):

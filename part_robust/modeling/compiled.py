@@ -37,7 +37,7 @@ class CompiledPath:
                 self.tried_backward = True
             return result
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            reason = " ".join(str(error).split())[:300]
             logger.warning("ATTACK.COMPILE: attacks run uncompiled, %s: %s", type(error).__name__, reason)
             self.compiled = None
             return self.function(images, **arguments)

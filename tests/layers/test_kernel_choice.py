@@ -1,4 +1,4 @@
-"""Which implementation of deformable attention "auto" takes, and that the kernels compile for the GPUs it takes them on."""
+"""Which implementation of deformable attention "auto" takes, and the GPUs that its kernels compile for."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_attacked_images_are_the_same(toy_data, monkeypatch, caplog, name):
     assert (found - attacked(plain, batch)).abs().max() < 1e-3
     assert compiled._compiled.compiled is not None and "uncompiled" not in caplog.text
     twin = copy.deepcopy(compiled)
-    assert twin._compiled is None and pickle.loads(pickle.dumps(compiled))._compiled is None
+    assert twin._compiled is None and pickle.loads(pickle.dumps(compiled._compiled)) is None
 
 
 def test_a_failing_compiler_is_said_and_left_out(toy_data, monkeypatch, caplog):
