@@ -21,13 +21,13 @@ import torch._dynamo  # before names in torch change: it looks each up once
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from tests.pretend import autocast
 from tests.pretend.waits import is_pinned, note_copy, note_operator, pin
 
 aten = torch.ops.aten
-CUDA = torch.device("cuda:0")
+CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 BACKEND = "pretend"
 
 # Operators that make a tensor like the one they get, wherever that is.
@@ -71,7 +71,7 @@ class PretendTensor(torch.Tensor):
         return 0
 
     def to(self, *args, **kwargs):
-        return super().to(*tree_map(_as_backend, args), **tree_map(_as_backend, kwargs))
+        return super().to(*map(_as_backend, args), **{key: _as_backend(value) for key, value in kwargs.items()})
 
     def cuda(self, *args, **kwargs):
         return self
@@ -120,14 +120,26 @@ def _as_backend(value: Any) -> Any:
     return torch.device(BACKEND, 0) if is_device and torch.device(value).type == "cuda" else value
 
 
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, PretendTensor):
+def _unpack(value: Any, ours: list[Tensor], foreign: list[Tensor]) -> Any:
+    """An argument of an operator with CPU data and CPU devices; gathers the tensors in it by where they are."""
+    kind = type(value)
+    if kind is PretendTensor:
+        ours.append(value)
         return value.data_on_cpu
-    return torch.device("cpu") if isinstance(value, torch.device) else value
+    if kind is list or kind is tuple:
+        return [_unpack(item, ours, foreign) for item in value]
+    if kind is torch.device:
+        return CPU
+    if isinstance(value, Tensor):
+        foreign.append(value)
+    return value
 
 
-def _to_device(value: Any) -> Any:
-    return PretendTensor(value) if isinstance(value, Tensor) and not isinstance(value, PretendTensor) else value
+def _pack(value: Any) -> Any:
+    """A result of an operator, on the device."""
+    if isinstance(value, tuple | list):
+        return type(value)([_pack(item) for item in value])
+    return PretendTensor(value) if isinstance(value, Tensor) and type(value) is not PretendTensor else value
 
 
 def execute(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -136,43 +148,46 @@ def execute(func: Any, args: tuple, kwargs: dict) -> Any:
     Raises:
         DeviceMismatch: CUDA would not.
     """
-    torch._C._set_only_lift_cpu_tensors(
-        True
-    )  # else torch.tensor(list, device="cuda") would pass by us; torch resets it
-    name = func.overloadpacket.__name__
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
-    foreign = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor)]
+    # torch resets it, and torch.tensor(list, device="cuda") would then copy to the device unseen.
+    torch._C._set_only_lift_cpu_tensors(True)
+    name, ours, foreign = func.overloadpacket.__name__, [], []
+    own_args = _unpack(args, ours, foreign)
+    own_kwargs = {key: _unpack(value, ours, foreign) for key, value in kwargs.items()}
     target = kwargs.get("device")
     on_device = bool(ours) if target is None else target.type in ("cuda", BACKEND)
-    if name in ("is_pinned", "_pin_memory") and not ours:
-        return is_pinned(tensors[0]) if name == "is_pinned" else pin(tensors[0])
+    if not ours and name in ("is_pinned", "_pin_memory"):
+        return is_pinned(foreign[0]) if name == "is_pinned" else pin(foreign[0])
     if not ours and not on_device:
         _check_generator(kwargs, "cpu")
         return func(*args, **kwargs)
-    if name == "_to_copy" or name == "copy_":
-        return _copy(func, args, kwargs, on_device)
     if name == "_fused_sdp_choice":
         return 0  # the plain implementation, which is made of operators that every device has
-    if name not in INDEXING and not (on_device and not ours and name.startswith(LIKE)):
-        _check_operands(func, name, foreign)
+    if name == "_to_copy":
+        _note_exchange(on_device, args[0], kwargs.get("non_blocking", False))
+    elif name == "copy_":
+        on_device = type(args[0]) is PretendTensor
+        _note_exchange(on_device, args[1], (*args, kwargs.get("non_blocking", False))[2])
     elif name in INDEXING:
         _check_index(func, args)
+    elif ours or not name.startswith(LIKE):
+        _check_operands(func, name, foreign)
     _check_generator(kwargs, "cuda")
     note_operator(name, args, kwargs)
-    result = _compute(func, args, kwargs)
-    if name == "_local_scalar_dense" or not on_device:
+    result = _draw(func, own_args, own_kwargs) if torch.Tag.nondeterministic_seeded in func.tags else None
+    if result is None:
+        result = func(*own_args, **own_kwargs)
+    if name == "copy_":
+        return args[0]
+    if not on_device or not isinstance(result, Tensor | tuple | list):
         return result
-    result = tree_map(_to_device, result)
-    has_tensor = any(isinstance(value, Tensor) for value in tree_leaves(result))
-    return return_and_correct_aliasing(func, args, kwargs, result) if has_tensor and ours else result
+    result = _pack(result)
+    return return_and_correct_aliasing(func, args, kwargs, result) if ours else result
 
 
-def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
-    """The operator on the CPU; random numbers come from the device's own generator."""
-    args, kwargs = tree_map(_to_cpu, args), tree_map(_to_cpu, kwargs)
-    if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
-        return func(*args, **kwargs)
+def _draw(func: Any, args: list, kwargs: dict) -> Any:
+    """The random numbers of the device's own generator; None where the operator draws from another."""
+    if not STATE.own_random or kwargs.get("generator") is not None:
+        return None
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(STATE.random.get_state())
         result = func(*args, **kwargs)
@@ -180,21 +195,9 @@ def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
     return result
 
 
-def _copy(func: Any, args: tuple, kwargs: dict, on_device: bool) -> Any:
-    """`to` and `copy_`, the two ways between host and device."""
-    if func.overloadpacket.__name__ == "copy_":
-        target, source = args[:2]
-        on_device = isinstance(target, PretendTensor)
-        non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-    else:
-        target, source, non_blocking = None, args[0], kwargs.get("non_blocking", False)
-    if isinstance(source, PretendTensor) != on_device and not (target is not None and source.dim() == 0 and on_device):
-        note_copy("to device" if on_device else "to host", source, non_blocking)
-    if target is not None:
-        _to_cpu(target).copy_(_to_cpu(source))
-        return target
-    result = func(*tree_map(_to_cpu, args), **tree_map(_to_cpu, kwargs))
-    return PretendTensor(result) if on_device else result
+def _note_exchange(to_device: bool, source: Tensor, non_blocking: bool) -> None:
+    if to_device != (type(source) is PretendTensor):
+        note_copy("to device" if to_device else "to host", source, non_blocking)
 
 
 def _check_operands(func: Any, name: str, foreign: list[Tensor]) -> None:
@@ -245,7 +248,7 @@ class PretendMode(TorchDispatchMode):
         return execute(func, args, kwargs or {})
 
 
-STATE = SimpleNamespace(random=torch.Generator(), generators=set(), active=False)
+STATE = SimpleNamespace(random=torch.Generator(), own_random=True, generators=set())
 
 
 def _cuda_functions() -> dict[str, Callable]:
@@ -292,14 +295,28 @@ def _register_backend() -> None:
 
 
 @contextmanager
-def pretend_device() -> Iterator[None]:
-    """Context in which this process has one CUDA device, "cuda:0"."""
+def pretend_device(own_random: bool = True) -> Iterator[None]:
+    """Context in which this process has one CUDA device, "cuda:0".
+
+    Args:
+        own_random: whether the device draws its own random numbers, as CUDA does; otherwise those that the CPU would
+            draw in its place, so that results can be compared.
+
+    Raises:
+        RuntimeError: this torch cannot have it.
+    """
     _register_backend()
     torch._C._ensureCUDADeviceGuardSet()  # without a driver, "cuda" still has an index
     enter_autocast = torch.amp.autocast_mode.autocast.__init__
 
     def on_backend(self, device_type, *args, **kwargs):
         enter_autocast(self, BACKEND if device_type == "cuda" else device_type, *args, **kwargs)
+
+    enter_inference_mode = torch.inference_mode.__enter__
+
+    def stay_in_one_thread(self):
+        enter_inference_mode(self)
+        torch._C._set_multithreading_enabled(False)  # inference_mode(False) turns it on
 
     lifting = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
@@ -309,12 +326,14 @@ def pretend_device() -> Iterator[None]:
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, function))
         stack.enter_context(mock.patch.object(torch.amp.autocast_mode.autocast, "__init__", on_backend))
+        stack.enter_context(mock.patch.object(torch.inference_mode, "__enter__", stay_in_one_thread))
         stack.enter_context(mock.patch.object(torch, "Generator", PretendGenerator))
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifting)
         # One thread, whose stack names the place that waits.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(PretendMode())
         STATE.random.manual_seed(0)
+        STATE.own_random = own_random
         yield
 
 

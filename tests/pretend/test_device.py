@@ -55,6 +55,7 @@ WAITS = {
     "unique": (lambda x: x.unique(), 1),
     "repeats of unknown sum": (lambda x: x.repeat_interleave(x[0].long().abs(), dim=0), 1),
     "repeats of known sum": (lambda x: x.repeat_interleave(x[0].long() * 0 + 1, dim=0, output_size=3), 0),
+    "a number in a place": (lambda x: x.__setitem__((0, 1), 3.0), 0),
     "numbers": (lambda x: (x * 2 + 1).clamp(min=0)[0, 1:].sum(), 0),
     "gradients": (lambda x: torch.autograd.grad((x.requires_grad_() ** 2).sum(), x), 0),
 }
