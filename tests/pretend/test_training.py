@@ -14,22 +14,39 @@ from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import on_cpu, pretend_device
 from tests.toy import MODELS
 
-PGD = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.STEPS", 1]
-NFGSM = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.NAME", "NFGSM"]
-GUARD = [*("ATTACK.TRAIN.GUARD.PERIOD", 1), *("ATTACK.TRAIN.GUARD.IMAGES", 2), *("ATTACK.TRAIN.GUARD.STEPS", 1)]
+ATTACKED = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.STEPS", 1, "ATTACK.TRAIN.PART_LOSS_ON", "both"]
+GUARD = [*("ATTACK.TRAIN.GUARD.PERIOD", 2), *("ATTACK.TRAIN.GUARD.IMAGES", 2), *("ATTACK.TRAIN.GUARD.STEPS", 1)]
 # Features are combined so that every family meets each of them.
 FEATURES = {
-    "clean, EMA, pieces": ["SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2],
-    "PGD, AWP, guard": [*PGD, "ATTACK.TRAIN.AWP.GAMMA", 0.01, *GUARD],
-    "N-FGSM, TRADES": [*NFGSM, "ATTACK.TRAIN.METHOD", "trades", "ATTACK.TRAIN.PART_LOSS_ON", "both"],
-    "PGD, MART": [*PGD, "ATTACK.TRAIN.METHOD", "mart", "ATTACK.TRAIN.MATCH_ON", "clean"],
-    "PGD, bfloat16": [*PGD, "ATTACK.TRAIN.PRECISION", "bfloat16", "SOLVER.AMP.ENABLED", True],
+    "PGD, TRADES, AWP, guard": [
+        *(*ATTACKED, *GUARD, "ATTACK.TRAIN.METHOD", "trades"),
+        *("ATTACK.TRAIN.AWP.GAMMA", 0.01, "ATTACK.TRAIN.AWP.WARMUP_ITERS", 1),
+    ],
+    "N-FGSM, MART, EMA, pieces": [
+        *(*ATTACKED, "ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "mart", "ATTACK.TRAIN.MATCH_ON", "clean"),
+        *("SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2),
+    ],
+    "clean": [],
+    "bfloat16": [*ATTACKED, "ATTACK.TRAIN.PRECISION", "bfloat16", "SOLVER.AMP.ENABLED", True],
 }
 # Fewer layers, and on the CPU the implementation of deformable attention that a device takes.
 SMALL = [
     *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
     *("MODEL.DINO.MS_DEFORM_ATTN", "embedding_bag", "MODEL.MASK_DINO.MS_DEFORM_ATTN", "embedding_bag"),
-    *("SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 1e-4, "TEST.EVAL_PERIOD", 0, "SEED", 5, "SOLVER.AMP.DTYPE", "bfloat16"),
+    *(
+        "SOLVER.MAX_ITER",
+        2,
+        "SOLVER.BASE_LR",
+        1e-4,
+        "SEED",
+        5,
+        "DATASETS.VAL",
+        (),
+        "DATASETS.TEST",
+        (),
+        "SOLVER.AMP.DTYPE",
+        "bfloat16",
+    ),
 ]
 
 
