@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 import torch._dynamo  # before names in torch change: it looks each up once
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map
@@ -338,8 +339,26 @@ def pretend_device(own_random: bool = True) -> Iterator[None]:
 
 
 def on_cpu(value: Any) -> Any:
-    """A nested structure with the numbers of the tensors, without a wait that counts."""
+    """A nested structure with the numbers of its tensors."""
     return tree_map(lambda x: x.data_on_cpu if isinstance(x, PretendTensor) else x, value)
 
 
-__all__ = ["CUDA", "DeviceMismatch", "PretendTensor", "on_cpu", "pretend_device"]
+def assert_same_as_on_cpu(case: Callable[[str], Any]) -> Any:
+    """Runs a case on the pretend device and on the CPU and compares what it gives, a nested structure, exactly.
+
+    Args:
+        case: gets the name of the device. It must build what it needs there and seed its own random numbers.
+
+    Raises:
+        AssertionError: they differ.
+        DeviceMismatch: CUDA would refuse an operator.
+    """
+    with sdpa_kernel(SDPBackend.MATH):  # CPU and CUDA have other fused kernels
+        with pretend_device(own_random=False):
+            found = on_cpu(case("cuda"))
+        expected = case("cpu")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    return found
+
+
+__all__ = ["CUDA", "DeviceMismatch", "PretendTensor", "assert_same_as_on_cpu", "on_cpu", "pretend_device"]
