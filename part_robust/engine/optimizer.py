@@ -1,12 +1,19 @@
 """Optimizers: SGD (the thesis) or AdamW (the published detectors), a learning rate of its own for the backbone, and
-clipping of all gradients together."""
+clipping of all gradients together. On CUDA all weights are changed by one fused kernel."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
+
+# Devices on which torch's fused kernels are used. They exist for the CPU, too, where weights would differ in their last
+# digits from those of earlier versions.
+FUSED_ON = ("cuda",)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -24,27 +31,32 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0,
     )
     options: dict = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    fused = {"fused": True} if can_fuse(cfg, model) else {}
     if solver.OPTIMIZER == "SGD":
         kind: type[torch.optim.Optimizer] = torch.optim.SGD
-        options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV} | (fused or {"foreach": True})
+        options |= {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV, "foreach": True}
     elif solver.OPTIMIZER == "AdamW":
         kind = torch.optim.AdamW
-        options |= fused
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be SGD or AdamW, is {solver.OPTIMIZER!r}")
+    fused = all(p.device.type in FUSED_ON for group in parameters for p in group["params"])
+    if fused:
+        options |= {"foreach": False, "fused": True}
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        return clipped(kind, clip.CLIP_VALUE, clip.NORM_TYPE)(parameters, **options)
-    return maybe_add_gradient_clipping(cfg, kind)(parameters, **options)
+        kind = clipped(kind, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        kind = maybe_add_gradient_clipping(cfg, kind)
+    optimizer = kind(parameters, **options)
+    # Otherwise a GradScaler would leave its scale to the fused kernel, which comes after the clipping.
+    optimizer._step_supports_amp_scaling = False
+    kernel = {name: optimizer.defaults[name] for name in ("foreach", "fused")}
+    optimizer.register_load_state_dict_pre_hook(functools.partial(_with_kernel, kernel))
+    return optimizer
 
 
-def can_fuse(cfg: CfgNode, model: nn.Module) -> bool:
-    """Whether one kernel may update all weights: on CUDA, unless gradients are clipped under a loss scale, which a
-    fused optimizer takes off only after the clipping."""
-    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
-    on_gpu = all(parameter.device.type == "cuda" for parameter in model.parameters())
-    return on_gpu and not (scaled and cfg.SOLVER.CLIP_GRADIENTS.ENABLED)
+def _with_kernel(kernel: Mapping, optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A state that asks for the kernel of this machine, whatever the machine used that saved it."""
+    return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
 
 
 def clipped(kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0) -> type[torch.optim.Optimizer]:

@@ -12,14 +12,17 @@ logger = logging.getLogger(__name__)
 
 # From Ampere on: what the kernels are compiled for in the tests.
 LEAST_CAPABILITY = (8, 0)
+# Channels of a head, of which a program of the kernel holds a row for each of its queries in registers.
+MOST_CHANNELS = 128
 
 
 def automatic_backend(value: Tensor) -> str:
     """The backend that "auto" means for this tensor.
 
     On a CPU "sparse", or "embedding_bag" inside torch.compile. On CUDA "triton" where the kernel runs and is right on
-    this device, for float32 and bfloat16; otherwise "gather", as the backward pass of `embedding_bag` sorts all
-    sampling points there. Why it is not Triton is written to the log once.
+    this device, for float32 and bfloat16; otherwise "grid_sample", as the backward pass of `embedding_bag` sorts all
+    sampling points there. Why it is not Triton is written to the log once. Both add gradients in an order that changes
+    from run to run, so under `torch.use_deterministic_algorithms` it is "embedding_bag".
 
     Args:
         value: (N, S, H, D).
@@ -29,9 +32,11 @@ def automatic_backend(value: Tensor) -> str:
         return "embedding_bag" if torch.compiler.is_compiling() else "sparse"
     if value.device.type != "cuda":
         return "embedding_bag"
-    if traced or value.dtype not in (torch.float32, torch.bfloat16):
-        return "gather"
-    return "gather" if why_not_triton(value.device) else "triton"
+    if torch.are_deterministic_algorithms_enabled():
+        return "embedding_bag"
+    if traced or value.dtype not in (torch.float32, torch.bfloat16) or value.shape[-1] > MOST_CHANNELS:
+        return "grid_sample"
+    return "grid_sample" if why_not_triton(value.device) else "triton"
 
 
 @functools.cache

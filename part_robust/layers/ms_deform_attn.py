@@ -19,7 +19,7 @@ from part_robust.layers.kernel_choice import automatic_backend
 from part_robust.layers.sparse_sampling import SparseSampling
 
 Shapes = Sequence[tuple[int, int]]
-BACKENDS = ("auto", "sparse", "embedding_bag", "gather", "triton")
+BACKENDS = ("auto", "sparse", "embedding_bag", "gather", "grid_sample", "triton")
 
 
 def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
@@ -32,9 +32,10 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         shapes: (h, w) of each of the L levels.
         locations: (N, Q, H, L, P, 2), x and y, 0..1 of the map, any finite value.
         weights: (N, Q, H, L, P).
-        backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory; "gather" does, and can be
-            differentiated twice; "triton" is a kernel for CUDA tensors, differentiable once. "auto": see
-            `automatic_backend`.
+        backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory, but on CUDA the backward
+            pass of the latter sorts all sampling points. "gather" and "grid_sample" write them: the first can be
+            differentiated twice, the second keeps a quarter as many. "triton" is a kernel for CUDA tensors,
+            differentiable once. "auto": see `automatic_backend`.
 
     Returns:
         (N, Q, H * D), in the dtype of `value`; the sum itself is in float32 at least.
@@ -64,6 +65,8 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         from part_robust.layers.triton_sampling import TritonSampling
 
         return TritonSampling.apply(value, locations, weights, shapes)
+    if backend == "grid_sample":
+        return _grid_sample(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype)).to(value.dtype)
     token, share = _corners(shapes, locations.to(dtype), weights.to(dtype))
     # Row of (n, s, h) in the table of all value vectors: nothing has to be transposed.
     image = torch.arange(images, device=value.device).view(-1, 1, 1, 1)
@@ -77,6 +80,23 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     else:
         result = F.embedding_bag(rows, table, mode="sum", per_sample_weights=share)
     return result.view(images, queries, heads * channels).to(value.dtype)
+
+
+def _grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Level by level, heads as further images, with PyTorch's bilinear sampling, whose -1..1 spans a map."""
+    images, _, heads, channels = value.shape
+    queries = locations.shape[1]
+    # (N * H, Q, L, P, 2)
+    grid = (2.0 * locations - 1.0).transpose(1, 2).flatten(0, 1)
+    share = weights.transpose(1, 2).flatten(0, 1)
+    result = value.new_zeros(images * heads, channels, queries)
+    for level, (own, (height, width)) in enumerate(
+        zip(value.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
+    ):
+        pixels = own.permute(0, 2, 3, 1).reshape(images * heads, channels, height, width)
+        samples = F.grid_sample(pixels, grid[:, :, level], padding_mode="zeros", align_corners=False)
+        result = result + (samples * share[:, None, :, level]).sum(dim=-1)
+    return result.view(images, heads * channels, queries).transpose(1, 2)
 
 
 def level_sizes(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +35,14 @@ class CompiledPath:
                 torch.autograd.grad(result.sum(), images, retain_graph=True, allow_unused=True)
                 self.tried_backward = True
             return result
-        except TorchDynamoException as error:
+        except (
+            Exception
+        ) as error:  # a compiler, a driver or a linker may fail in many ways, the backward pass in others
+            result = self.function(images, **arguments)  # what is not the compiler's fault comes again
             reason = " ".join(str(error).split())[:300]
             logger.warning("ATTACK.COMPILE: attacks run uncompiled, %s: %s", type(error).__name__, reason)
             self.compiled = None
-            return self.function(images, **arguments)
+            return result
 
     def __deepcopy__(self, memo: dict) -> None:
         return None

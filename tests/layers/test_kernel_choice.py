@@ -13,8 +13,8 @@ from part_robust.layers.kernel_choice import automatic_backend, why_not_triton
 CUDA = torch.device("cuda:0")
 
 
-def tensor_on(device: torch.device, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
-    return SimpleNamespace(device=device, dtype=dtype)
+def tensor_on(device: torch.device, dtype: torch.dtype = torch.float32, channels: int = 32) -> SimpleNamespace:
+    return SimpleNamespace(device=device, dtype=dtype, shape=(1, 4, 8, channels))
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def test_on_a_cpu():
     [
         (torch.float32, "", "triton"),
         (torch.bfloat16, "", "triton"),
-        (torch.float64, "", "gather"),  # sums are in float32
-        (torch.float32, "too old", "gather"),
+        (torch.float64, "", "grid_sample"),  # sums are in float32
+        (torch.float32, "too old", "grid_sample"),
     ],
 )
 def test_on_cuda(monkeypatch, dtype, reason, backend):
@@ -42,9 +42,19 @@ def test_on_cuda(monkeypatch, dtype, reason, backend):
     assert automatic_backend(tensor_on(CUDA, dtype)) == backend
 
 
+def test_on_cuda_for_many_channels_and_for_repeatable_runs(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "_try_triton", lambda device: "")
+    assert automatic_backend(tensor_on(CUDA, channels=256)) == "grid_sample"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert automatic_backend(tensor_on(CUDA)) == "embedding_bag"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_an_old_gpu_is_named_once(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert [automatic_backend(tensor_on(CUDA)) for _ in range(2)] == ["gather", "gather"]
+    assert [automatic_backend(tensor_on(CUDA)) for _ in range(2)] == ["grid_sample", "grid_sample"]
     assert caplog.text.count("needs compute capability 8.0, the GPU has (7, 5)") == 1
 
 

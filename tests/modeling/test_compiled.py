@@ -9,9 +9,11 @@ import pickle
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch._dynamo.backends.common import aot_autograd
 
 from part_robust.attacks import attack_batch, attack_view, build_attack
 from part_robust.engine import PartTrainer
+from part_robust.modeling.compiled import CompiledPath
 from tests.toy import tiny_cfg
 
 COMPILE = torch.compile
@@ -42,6 +44,28 @@ def test_attacked_images_are_the_same(toy_data, monkeypatch, caplog, name):
     assert compiled._compiled.compiled is not None and "uncompiled" not in caplog.text
     twin = copy.deepcopy(compiled)
     assert twin._compiled is None and pickle.loads(pickle.dumps(compiled._compiled)) is None
+
+
+def test_a_backward_pass_that_does_not_compile_is_said_and_left_out(monkeypatch, caplog):
+    def broken(graph, inputs):
+        raise OSError("no C++ compiler here")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=broken)
+    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))
+    path, images = CompiledPath(torch.square), torch.full((3,), 2.0, requires_grad=True)
+    assert torch.equal(torch.autograd.grad(path(images).sum(), images)[0], torch.full((3,), 4.0))
+    assert path.compiled is None and "no C++ compiler here" in caplog.text
+
+
+def test_what_fails_uncompiled_too_is_not_the_compilers_fault(monkeypatch, caplog):
+    def not_finite(images):
+        raise FloatingPointError
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    path = CompiledPath(not_finite)
+    with pytest.raises(FloatingPointError):
+        path(torch.ones(3))
+    assert path.compiled is not None and not caplog.records
 
 
 def test_a_failing_compiler_is_said_and_left_out(toy_data, monkeypatch, caplog):
