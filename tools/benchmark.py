@@ -5,6 +5,7 @@ python tools/benchmark.py dino --official /tmp/DINO
 python tools/benchmark.py mask_dino --official /tmp/MaskDINO
 python tools/benchmark.py ms_deform_attn
 python tools/benchmark.py attack --images 1
+python tools/benchmark.py gpu --minutes 9 --out DIR
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from bench_attack import attack
 from bench_attention import attention
 from bench_dino import dino
+from bench_gpu import add_command
 from bench_mask_dino import mask_dino
 from timing import CLOCKS
 
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         each.add_argument(
             "--clock", choices=CLOCKS, default="wall", help="cpu: this process's own time (busy machines)"
         )
+    add_command(commands)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     # Numbers next to zero are slow on many CPUs.

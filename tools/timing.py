@@ -25,7 +25,9 @@ def best_times(
 
 
 def wait(device: torch.device) -> None:
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
