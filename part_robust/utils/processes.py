@@ -27,13 +27,15 @@ def wait_for_all() -> None:
     Raises:
         RuntimeError: a process of the job has ended.
     """
-    if comm.get_world_size() > 1:
+    if comm.get_world_size() > 1 and distributed.is_initialized():
         distributed.barrier(group=_patient_group(distributed.group.WORLD))
+    else:
+        comm.synchronize()
 
 
 def prepare_to_wait() -> None:
     """Makes the process group of `wait_for_all`; every process must call it."""
-    if comm.get_world_size() > 1:
+    if comm.get_world_size() > 1 and distributed.is_initialized():
         _patient_group(distributed.group.WORLD)
 
 
