@@ -37,7 +37,7 @@ def attack_training_batch(
     if attack.objective is not KL_DIVERGENCE:
         return attack_batch(attack, inner, batched_inputs, keys)
     images, padding = inner.preprocess(batched_inputs)
-    forward = functools.partial(inner.class_logits, padding=padding)
+    forward = functools.partial(getattr(inner, "attack_class_logits", lambda: inner.class_logits)(), padding=padding)
     with torch.no_grad():
         clean = forward(images)
     return attack(forward, images, clean, keys=keys, padding=padding), padding

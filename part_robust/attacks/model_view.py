@@ -14,11 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from part_robust.attacks.base import Attack, AttackResult
 from part_robust.attacks.objective import Objective
 from part_robust.attacks.open_queries import OpenQueries, open_queries
+from part_robust.utils.precision import tf32
+from part_robust.utils.transfer import to_device
 
 
 @contextmanager
 def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
-    """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast off.
+    """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast and TF32 off.
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
     every parameter, and torch's random state. Attacks take gradients by `autograd.grad` with respect to the images
@@ -40,6 +42,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
             torch.enable_grad(),
             getattr(inner, "attack_gradient", nullcontext)() if full_gradient else nullcontext(),
             torch.autocast(device.type, enabled=False),
+            tf32(False),
         ):
             yield inner
     finally:
@@ -87,6 +90,8 @@ class ModelView:
             self.view = inner.part_loss_view(batched_inputs, images, padding, **objective.options)
         elif opened is not None and objective.reads == "class_logits":
             self.view = opened
+        elif objective.reads == "class_logits" and hasattr(inner, "attack_class_logits"):
+            self.view = functools.partial(inner.attack_class_logits(), padding=padding)
         else:
             self.view = functools.partial(getattr(inner, objective.reads), padding=padding)
 
@@ -104,18 +109,26 @@ class ModelView:
         padding = None if self.padding is None else self.padding[index]
         return ModelView(self.inner, self.objective, batched_inputs, self.images[index], padding, self.query_factor)
 
-    def targets(self) -> Tensor:
-        """What the objective compares with: labels (N,), or label maps (N, H, W)."""
-        if self.objective.reads == "part_logits":
-            return torch.stack([item["sem_seg"] for item in self.batched_inputs]).to(self.images.device)
-        return torch.tensor([item["class_id"] for item in self.batched_inputs], device=self.images.device)
+    def call_arguments(self, keys: Tensor) -> dict[str, Tensor]:
+        """Arguments of `Attack.__call__` that belong to the images, by one copy to their device.
 
-    def attackable(self) -> Tensor | None:
-        """bool (N,), False for images of which the objective says nothing; None where it says something of all."""
-        if self.objective.reads == "class_logits":
-            return None
-        joint = self.objective.options.get("joint", False)
-        return torch.tensor([joint or item.get("part_supervision") != "none" for item in self.batched_inputs])
+        Args:
+            keys: int64 (N,).
+
+        Returns:
+            `keys`; `targets` that the objective compares with, labels (N,) or label maps (N, H, W); and, for objectives
+            of the parts, `attackable`, bool (N,), False for images without part labels.
+        """
+        host = {"keys": keys}
+        if self.objective.reads == "part_logits":
+            host["targets"] = torch.stack([item["sem_seg"] for item in self.batched_inputs])
+        else:
+            host["targets"] = torch.tensor([item["class_id"] for item in self.batched_inputs])
+        if self.objective.reads != "class_logits":
+            joint = self.objective.options.get("joint", False)
+            labelled = [joint or item.get("part_supervision") != "none" for item in self.batched_inputs]
+            host["attackable"] = torch.tensor(labelled)
+        return to_device(host, self.images.device)
 
 
 def attack_batch(
@@ -145,11 +158,9 @@ def attack_batch(
     result = attack(
         view,
         images,
-        view.targets(),
-        keys=keys,
         padding=padding,
         scored=scored,
         starts=starts,
-        attackable=view.attackable(),
+        **view.call_arguments(keys),
     )
     return result, padding

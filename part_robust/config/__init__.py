@@ -14,11 +14,18 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust.config.attacks import add_attack, add_test, attack_spec
+from part_robust.config.files import LOADER, find_config, read_config_file, zoo_configs, zoo_folder
 from part_robust.config.models import add_model
 
-__all__ = ["add_part_robust_config", "attack_spec", "config_values", "get_part_robust_cfg"]
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+__all__ = [
+    "add_part_robust_config",
+    "attack_spec",
+    "config_values",
+    "find_config",
+    "get_part_robust_cfg",
+    "zoo_configs",
+    "zoo_folder",
+]
 
 
 def add_part_robust_config(cfg: CfgNode) -> None:
@@ -62,6 +69,12 @@ def _add_training(cfg: CfgNode) -> None:
     # With SOLVER.AMP.ENABLED the training step computes in "bfloat16" (any device) or "float16" (CUDA, with a loss
     # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Float32 matrix products and convolutions of training steps use TF32 on CUDA (10 bits of mantissa, from Ampere on):
+    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION says so, always compute in float32.
+    cfg.SOLVER.TF32 = False
+    # Weights and feature maps of convolutions are kept with the channels last ("channels_last"), which suits the tensor
+    # cores of NVIDIA GPUs, above all with bfloat16 or TF32. Results change by rounding alone.
+    cfg.SOLVER.CHANNELS_LAST = False
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
     # thousands of steps, 0.9998 for tens of thousands.
@@ -95,6 +108,9 @@ def _change_detectron2_defaults(cfg: CfgNode) -> None:
     # All images become one size anyway; batches grouped by aspect ratio would be less mixed.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.SEED = 0
+    # cuDNN times its kernels in the first steps of a training and takes the fastest: all batches have one size.
+    # Evaluations never do, so that they take the same kernels each time.
+    cfg.CUDNN_BENCHMARK = True
 
 
 def _add_input(cfg: CfgNode) -> None:
@@ -121,18 +137,21 @@ def _add_input(cfg: CfgNode) -> None:
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
     """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
     step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
-    SOLVER.EPOCHS 1.
+    SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
+
+    Args:
+        config_file: a path, or a name among the package's configs, "paco/mask_dino_simple.yaml" (`find_config`).
+        opts: KEY VALUE pairs.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: the file or one of its bases does not exist.
         KeyError: an unknown key, named in the message.
+        ValueError: a value of the wrong type.
     """
     cfg = get_cfg()
     add_part_robust_config(cfg)
     if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"config file {config_file} does not exist")
-        cfg.merge_from_file(str(config_file))
+        cfg.merge_from_other_cfg(CfgNode(read_config_file(find_config(config_file))))
     try:
         cfg.merge_from_list(_numbers(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
@@ -169,4 +188,4 @@ def config_values(text: str) -> dict[str, object]:
             return {prefix: node}
         return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
 
-    return walk(yaml.load(text, Loader=_LOADER) or {}, "")
+    return walk(yaml.load(text, LOADER) or {}, "")

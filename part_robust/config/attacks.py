@@ -80,6 +80,9 @@ def add_attack(cfg: CfgNode) -> None:
     cfg.ATTACK = CfgNode()
     # False cuts the gradient of every attack, whatever its own FULL_GRADIENT says.
     cfg.ATTACK.FULL_GRADIENT = True
+    # Attacks on the class go through torch.compile, which takes minutes at the start; `tools/benchmark.py gpu` measures
+    # what it brings. Where compiling fails the log says why, and attacks run as usual.
+    cfg.ATTACK.COMPILE = False
 
     # Adversarial training: every training batch is attacked (thesis: PGD-10, eps 8, step 1, from a random start,
     # the model in eval mode during the attack and training on the attacked batch alone).
@@ -89,7 +92,8 @@ def add_attack(cfg: CfgNode) -> None:
     train.FRACTION = 1.0
     # Grow eps and step size linearly from 0 over this many iterations.
     train.EPS_WARMUP_ITERS = 0
-    # Precision of the model under attack: "float32", or "bfloat16", which is faster and finds weaker attacks.
+    # Precision of the model under attack: "float32", or "tf32" (see SOLVER.TF32) or "bfloat16", which are faster and
+    # find weaker attacks.
     train.PRECISION = "float32"
     # What is minimised (losses/adversarial.py): "adversarial", "mix", "trades" or "mart". The last three see the clean
     # images too. TRADES's attack leads away from the clean prediction unless OBJECTIVE names another loss than

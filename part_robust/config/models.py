@@ -156,8 +156,9 @@ def _add_dino(cfg: CfgNode) -> None:
     node.LOSS_SCALE = "mean"
     # Boxes per image in evaluation.
     node.MAX_DETECTIONS = 300
-    # Multi-scale deformable attention: "auto", "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), or
-    # "triton" (CUDA, once, optional).
+    # Multi-scale deformable attention: "sparse" (CPU), "embedding_bag", "gather" (twice differentiable), "grid_sample",
+    # "triton" (CUDA), or "auto": "sparse" on a CPU, "triton" on CUDA where the kernel runs and is right, else
+    # "grid_sample".
     node.MS_DEFORM_ATTN = "auto"
 
 

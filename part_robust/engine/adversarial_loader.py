@@ -23,8 +23,11 @@ from part_robust.attacks import (
     training_radius,
 )
 from part_robust.attacks.noise import make_keys
+from part_robust.utils.precision import tf32
 
 logger = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 # So many batches in a row without any gradient are no accident.
 BLIND_LIMIT = 20
@@ -51,6 +54,7 @@ class AdversarialLoader:
         keep_clean: bool = False,
         pieces: int = 1,
         precision: str = "float32",
+        skip_failures: bool = False,
     ) -> None:
         """
         Args:
@@ -60,15 +64,18 @@ class AdversarialLoader:
             fraction: share of each batch that is attacked, 0..1; the last images stay clean.
             keep_clean: every image is also given as it was, under `image_clean`.
             pieces: the batch is attacked in so many parts, one after the other; the result is the same.
-            precision: "float32" or "bfloat16", of the model under attack.
+            precision: "float32", "tf32" or "bfloat16", of the model under attack.
+            skip_failures: images of an attack that fails, because the model's outputs are not finite numbers, stay
+                clean instead of ending the training, though not for many batches in a row. What the training step
+                makes of them is decided there.
 
         Raises:
             ValueError: a value is impossible; an attack on the divergence from the clean prediction that starts there.
         """
         if not 0.0 < fraction <= 1.0:
             raise ValueError(f"ATTACK.TRAIN.FRACTION must lie in 0..1 and not be 0, is {fraction}")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"ATTACK.TRAIN.PRECISION must be float32 or bfloat16, is {precision!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"ATTACK.TRAIN.PRECISION must be {' or '.join(PRECISIONS)}, got {precision!r}")
         if attack.objective is KL_DIVERGENCE and not getattr(attack, "starts_randomly", True):
             raise ValueError(
                 "ATTACK.TRAIN.METHOD trades: the divergence has no gradient at the clean image, set "
@@ -81,8 +88,10 @@ class AdversarialLoader:
         self.keep_clean = keep_clean
         self.pieces = pieces
         self.precision = precision
+        self.skip_failures = skip_failures
         self.iteration = 0
         self.blind_batches = 0
+        self.failed_batches = 0
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
@@ -96,13 +105,23 @@ class AdversarialLoader:
         count = max(round(self.fraction * len(batch)), 1)
         keys = make_keys(0, self.iteration, self._positions(batch)[:count])
         size = -(-count // self.pieces)
-        results = [self._attack(batch[i : i + size], keys[i : i + size]) for i in range(0, count, size)]
-        images = [image for result in results for image in result.images]
-        attacked = [{**item, "image": image} for item, image in zip(batch[:count], images, strict=True)]
+        attacked: list[dict] = []
+        without_gradient = 0
+        failed = False
+        for first in range(0, count, size):
+            piece = batch[first : min(first + size, count)]
+            result = self._attack(piece, keys[first : first + size])
+            if result is None:
+                attacked += piece
+                failed = True
+                continue
+            attacked += [{**item, "image": image} for item, image in zip(piece, result.images, strict=True)]
+            without_gradient += result.num_zero_gradient
+        self.failed_batches = self.failed_batches + 1 if failed else 0
         changed = attacked + batch[count:]
         if self.keep_clean:
             changed = [{**item, "image_clean": old["image"]} for item, old in zip(changed, batch, strict=True)]
-        blind = float(torch.cat([result.zero_gradient for result in results]).float().mean())
+        blind = without_gradient / count
         self._watch_gradient(blind)
         if has_event_storage():
             storage = get_event_storage()
@@ -111,18 +130,23 @@ class AdversarialLoader:
             storage.put_scalar("adv/zero_gradient", blind)
         return changed
 
-    def _attack(self, batch: list[dict], keys: Tensor) -> AttackResult:
+    def _attack(self, batch: list[dict], keys: Tensor) -> AttackResult | None:
+        """None if the attack failed and `skip_failures` lets the images stay clean."""
         device = next(self.model.parameters()).device
-        low = self.precision == "bfloat16"
         try:
             with (
                 attack_view(self.model, self.attack.full_gradient) as inner,
-                torch.autocast(device.type, torch.bfloat16, enabled=low),
+                torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+                tf32(self.precision == "tf32"),
             ):
                 return attack_training_batch(self.attack, inner, batch, keys)[0]
         except ThreatModelViolation as error:
             files = ", ".join(str(item.get("file_name", "an image")) for item in batch)
-            raise AttackError(f"iteration {self.iteration}: the attack failed on one of {files}: {error}") from error
+            sentence = f"iteration {self.iteration}: the attack failed on one of {files}: {error}"
+            if not self.skip_failures or self.failed_batches >= BLIND_LIMIT:
+                raise AttackError(sentence) from error
+            logger.warning("%s. These images stay clean (SOLVER.NON_FINITE skip)", sentence)
+            return None
 
     def _positions(self, batch: list[dict]) -> Tensor:
         """Where the images stand in the stream of training images, if the loader says so: the same for any number of

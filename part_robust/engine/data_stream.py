@@ -6,6 +6,7 @@ processes see together what one would have seen.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -24,6 +25,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.failures import SIGNALS
+
+# A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
+# loader, must not be collected there: its end would join workers that are no children of the worker.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class StreamSampler(Sampler):

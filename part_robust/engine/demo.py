@@ -24,6 +24,7 @@ from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.trainer import build_attacks
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.precision import tf32
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_boxes, overlay_parts, save_grid
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Demo:
         self, batch: list[dict], attack: Attack | None, label: int | None
     ) -> Iterator[tuple[dict, str, tuple[list[Panel], list[np.ndarray]]]]:
         """Of each image: its item, what is seen in one line, and panels with the part labels in them."""
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             images, padding = self.model.preprocess(batch)
             outputs = self.model.inference(images, padding)
         after = attacked = None
@@ -134,7 +135,7 @@ class Demo:
                 result, _ = attack_batch(attack, inner, truths, torch.tensor([item["image_id"] for item in batch]))
             attacked = result.images.detach()
             attack.threat_model.verify(attacked, images)
-            with torch.no_grad():
+            with torch.no_grad(), tf32(False):
                 after = self.model.inference(attacked, padding)
         for index, item in enumerate(batch):
             inside = tuple(slice(side) for side in item.get("content_size", images.shape[-2:]))

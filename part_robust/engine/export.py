@@ -14,6 +14,7 @@ from torch import nn
 
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.precision import tf32
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def load_trained(cfg: CfgNode) -> nn.Module:
 def _assert_same_logits(first: nn.Module, second: nn.Module, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = (255 * torch.rand(2, 3, size, size, generator=generator)).to(first.device)
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         difference = float((first.class_logits(images) - second.class_logits(images)).abs().max())
     if not difference <= 1e-5:
         raise RuntimeError(f"the exported model's class logits differ from the trained one's by {difference:.2g}")

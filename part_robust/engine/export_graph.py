@@ -23,6 +23,7 @@ from part_robust.engine.export import load_trained
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.utils.precision import tf32
 
 # Logits of the file and of the model may differ by this much, in float32.
 TOLERANCE = 1e-4
@@ -105,7 +106,7 @@ def export_graph(cfg: CfgNode, output: Path, kind: str) -> Graph:
     output.mkdir(parents=True, exist_ok=True)
     target, temporary = output / f"model{ending}", output / f"model.tmp{ending}"
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), tf32(False), warnings.catch_warnings():
             # That shapes become constants is meant; whether it did harm is checked below.
             warnings.simplefilter("ignore")
             write(path, _images(2, size, model.device), temporary)

@@ -81,9 +81,13 @@ class FiniteSteps(HookBase):
             )
         logger.warning("%s. The step is left out (SOLVER.NON_FINITE skip)", sentence)
         self.inner_trainer.skipped = True
-        for parameter in self.step.inner.parameters():
-            parameter.grad = None
         with torch.no_grad():
+            for parameter in self.step.inner.parameters():
+                if self.step.scaler is None:
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    # A GradScaler wants gradients to look at, and leaves out a step with infinite ones.
+                    parameter.grad.fill_(float("inf"))
             for buffer, value in self._buffers:
                 buffer.copy_(value)
 

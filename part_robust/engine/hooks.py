@@ -99,8 +99,9 @@ class FrozenBackbone(HookBase):
 class BestCheckpoint(HookBase):
     """Keeps `model_best.pth`, the weights with the highest value of a metric so far.
 
-    The value stands in `best_checkpoint.json` beside it, written after the weights, so neither a restart nor a killed
-    process forgets it or replaces the weights by worse ones.
+    The value is in `best_checkpoint.json` beside it, written after the weights, so neither a restart nor a killed
+    process forgets it or replaces the weights by worse ones. The file also has the iteration of the last evaluation,
+    for `MissedEvaluation`.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class BestCheckpoint(HookBase):
         self.weights = weights
         self.path = os.path.join(checkpointer.save_dir, "best_checkpoint.json")
         self.best: float | None = None
+        self.best_iteration: int | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:  # a new run in an old folder owes nothing to the old one
@@ -133,20 +135,29 @@ class BestCheckpoint(HookBase):
             return
         with open(self.path) as file:
             record = json.load(file)
-        if record["metric"] == self.metric and record["iteration"] < self.trainer.start_iter:
-            self.best = record["value"]
+        if (
+            record["metric"] == self.metric
+            and record["value"] is not None
+            and record["iteration"] < self.trainer.start_iter
+        ):
+            self.best, self.best_iteration = record["value"], record["iteration"]
             logger.info("Best %s so far: %.4f", self.metric, self.best)
 
     def after_step(self) -> None:
         upcoming = self.trainer.iter + 1
         if self.eval_period > 0 and upcoming % self.eval_period == 0 and upcoming != self.trainer.max_iter:
-            self._check()
+            self.check()
 
     def after_train(self) -> None:
         if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Keeps the weights if the latest evaluation is the best so far.
+
+        Raises:
+            KeyError: the results lack the metric.
+        """
         latest = self.trainer.storage.latest().get(self.metric)
         if latest is None:
             known = sorted(key for key in self.trainer.storage.latest() if "/" in key and "-" not in key)
@@ -154,9 +165,52 @@ class BestCheckpoint(HookBase):
         value, iteration = float(latest[0]), int(latest[1])
         if not np.isfinite(value) or (self.best is not None and not operator.gt(value, self.best)):
             logger.info("%s %.4f is not better than %s", self.metric, value, self.best)
+        else:
+            self.best, self.best_iteration = value, iteration
+            with self.weights():
+                self.checkpointer.write("model_best", without=("average",), iteration=iteration)
+            logger.info("Best %s so far: %.4f, saved as model_best.pth", self.metric, value)
+        record = {"metric": self.metric, "value": self.best, "iteration": self.best_iteration, "evaluated": iteration}
+        write_json(self.path, record)
+
+
+class MissedEvaluation(HookBase):
+    """Makes up for an evaluation that a killed process did not finish.
+
+    The checkpoint is written before the evaluation, so resuming begins after it, and `model_best.pth` could be another
+    than that of the uninterrupted training.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], Any], best: BestCheckpoint | None, folder: str) -> None:
+        """
+        Args:
+            period: iterations between evaluations.
+            evaluate: evaluates, in all processes, and puts the results into the event storage.
+            best: of rank 0.
+            folder: OUTPUT_DIR.
+        """
+        self.period = period
+        self.evaluate = evaluate
+        self.best = best
+        self.path = os.path.join(folder, "best_checkpoint.json")
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if start == 0 or self.period <= 0 or start % self.period or start >= self.trainer.max_iter:
             return
-        self.best = value
-        with self.weights():
-            self.checkpointer.write("model_best", without=("average",), iteration=iteration)
-        write_json(self.path, {"metric": self.metric, "value": value, "iteration": iteration})
-        logger.info("Best %s so far: %.4f, saved as model_best.pth", self.metric, value)
+        if not comm.all_gather(self._missed(start - 1) if comm.is_main_process() else None)[0]:
+            return
+        logger.info("The evaluation after iteration %d was interrupted: it is made up", start - 1)
+        storage = self.trainer.storage
+        storage.iter = start - 1
+        self.evaluate()
+        if self.best is not None:
+            self.best.check()
+        storage.iter = start
+
+    def _missed(self, iteration: int) -> bool:
+        """Whether the last evaluation is from before; files of earlier versions do not say."""
+        if not os.path.isfile(self.path):
+            return True
+        with open(self.path) as file:
+            return json.load(file).get("evaluated", iteration) < iteration

@@ -1,12 +1,19 @@
 """Optimizers: SGD (the thesis) or AdamW (the published detectors), a learning rate of its own for the backbone, and
-clipping of all gradients together."""
+clipping of all gradients together. On CUDA all weights are changed by one fused kernel."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
+
+# Devices on which torch's fused kernels are used. They exist for the CPU, too, where weights would differ in their last
+# digits from those of earlier versions.
+FUSED_ON = ("cuda",)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -31,10 +38,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW
     else:
         raise ValueError(f"SOLVER.OPTIMIZER must be SGD or AdamW, is {solver.OPTIMIZER!r}")
+    fused = all(p.device.type in FUSED_ON for group in parameters for p in group["params"])
+    if fused:
+        options |= {"foreach": False, "fused": True}
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        return clipped(kind, clip.CLIP_VALUE, clip.NORM_TYPE)(parameters, **options)
-    return maybe_add_gradient_clipping(cfg, kind)(parameters, **options)
+        kind = clipped(kind, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        kind = maybe_add_gradient_clipping(cfg, kind)
+    optimizer = kind(parameters, **options)
+    # Otherwise a GradScaler would leave its scale to the fused kernel, which comes after the clipping.
+    optimizer._step_supports_amp_scaling = False
+    kernel = {name: optimizer.defaults[name] for name in ("foreach", "fused")}
+    optimizer.register_load_state_dict_pre_hook(functools.partial(_with_kernel, kernel))
+    return optimizer
+
+
+def _with_kernel(kernel: Mapping, optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A state that asks for the kernel of this machine, whatever the machine used that saved it."""
+    return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
 
 
 def clipped(kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float = 2.0) -> type[torch.optim.Optimizer]:

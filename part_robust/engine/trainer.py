@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +27,7 @@ from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
-from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, SeededIterations
+from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
@@ -37,6 +38,8 @@ from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
+from part_robust.utils.errors import UserError
+from part_robust.utils.precision import exact_kernels, tf32
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class PartTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         with _ddp_as_needed(cfg):
             super().__init__(cfg)
+        check_batch_norm(cfg, unwrap(self.model))
 
     @property
     def model(self) -> nn.Module:
@@ -68,10 +72,14 @@ class PartTrainer(DefaultTrainer):
         self.checkpointer = PartCheckpointer(model, cfg.OUTPUT_DIR, **kept)
         result = super().build_hooks()
         position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
-        result[position] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
-        if comm.is_main_process() and watched_datasets(cfg):
-            best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
-            result.insert(position + 1, best)
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        result[position] = evaluation
+        if watched_datasets(cfg):
+            best = None
+            if comm.is_main_process():
+                best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
+                result.insert(position + 1, best)
+            result.append(MissedEvaluation(cfg.TEST.EVAL_PERIOD, evaluation._do_eval, best, cfg.OUTPUT_DIR))
         if cfg.ATTACK.TRAIN.ENABLED:
             result = [*self._attack_batches(), *result]
         if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
@@ -95,6 +103,7 @@ class PartTrainer(DefaultTrainer):
             keep_clean=training_objective(cfg).needs_clean(model.segmenter is not None, model.head is not None),
             pieces=cfg.SOLVER.ACCUMULATE,
             precision=node.PRECISION,
+            skip_failures=cfg.SOLVER.NON_FINITE == "skip",
         )
         result: list[HookBase] = [AttackSchedule(self.data_loader, node.EPS_WARMUP_ITERS)]
         if node.GUARD.PERIOD > 0 and model.head is None:
@@ -148,13 +157,20 @@ class PartTrainer(DefaultTrainer):
         loader = self.data_loader
         begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
 
+    def close(self) -> None:
+        """Ends the data-loading workers of the training; they would live until the trainer is collected as garbage."""
+        self._trainer._data_loader_iter_obj = None
+
     def run_step(self) -> None:
         perturbation = self._trainer.model.perturbation
         if perturbation is not None:
             perturbation.at(self.iter)
         self.finite_steps.keep_buffers()
+        # The attack, which comes first, needs no gradients of the weights: their memory is free for it.
+        self._trainer.optimizer.zero_grad(set_to_none=True)
         try:
-            super().run_step()
+            with tf32(self.cfg.SOLVER.TF32):
+                super().run_step()
         finally:
             if perturbation is not None:
                 perturbation.restore()  # after an error; `RestoreWeights` did it otherwise
@@ -163,7 +179,7 @@ class PartTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
         checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
-        return model
+        return model.to(memory_format=torch.channels_last) if cfg.SOLVER.CHANNELS_LAST else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -217,7 +233,8 @@ class PartTrainer(DefaultTrainer):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             records, notes = evaluated_records(cfg, name) if samples else (None, [])
             loader = cls.build_test_loader(cfg, name, records)
-            results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
+            with exact_kernels():
+                results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
             warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]
             if cut and cuts_gradient(model):
@@ -228,6 +245,38 @@ class PartTrainer(DefaultTrainer):
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
         return results, warnings
+
+
+# Where the norm of a part of the model is set.
+NORM_KEYS = {
+    "backbone": "MODEL.RESNETS.NORM",
+    "segmenter": "MODEL.SEM_SEG_HEAD.NORM",
+    "head": "MODEL.PART_CLASSIFIER.HEAD_NORM",
+}
+
+
+def check_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
+    """
+    Raises:
+        UserError: batch norm would see one image at a time.
+    """
+    world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH // (world * pieces) > 1:
+        return
+    names = [
+        name.split(".")[0]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not (isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm) and world > 1)
+    ]
+    if names:
+        keys = dict.fromkeys(NORM_KEYS.get(name, name) for name in names)
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} gives each of {world} processes x {pieces} pieces "
+            f"(SOLVER.ACCUMULATE) one image, of which batch norm cannot take statistics: raise IMS_PER_BATCH to at "
+            f"least {2 * world * pieces}, or set {' and '.join(keys)} to FrozenBN, GN or '' (SyncBN with several "
+            "processes)"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -287,16 +336,15 @@ def best_metric(cfg: CfgNode) -> str:
 
 @contextmanager
 def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
-    """DistributedDataParallel refuses `device_ids` on CPU, which detectron2's `DefaultTrainer` always passes, and waits
-    for the gradients of a frozen backbone unless it is told to look which ones come."""
+    """detectron2's `DefaultTrainer` takes the local rank for the device's index, which DistributedDataParallel refuses
+    on a CPU, and which is wrong where a process sees its own GPU alone. DistributedDataParallel waits for the gradients
+    of a frozen backbone unless it is told to look which ones come."""
     original = defaults.create_ddp_model
-    options: dict = {}
-    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        options["device_ids"] = None
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    options: dict = {"device_ids": [torch.cuda.current_device()] if on_gpu else None}
     if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
         options["find_unused_parameters"] = True
-    if options:
-        defaults.create_ddp_model = functools.partial(original, **options)
+    defaults.create_ddp_model = functools.partial(original, **options)
     try:
         yield
     finally:

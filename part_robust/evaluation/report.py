@@ -17,6 +17,7 @@ from torch import nn
 
 import part_robust
 from part_robust.attacks import Attack
+from part_robust.utils.precision import describe_precision
 
 SCHEMA = 2
 
@@ -77,6 +78,7 @@ def build_record(
         "checkpoint": {"path": checkpoint, "sha256": file_sha256(checkpoint)},
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "config": config,
+        "precision": describe_precision(),
         "versions": {
             "part_robust": part_robust.__version__,
             "torch": torch.__version__,

@@ -6,6 +6,7 @@ head, S pixels of all levels together, fine to coarse and row by row.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.layers.constants import constant
+from part_robust.layers.kernel_choice import automatic_backend
 from part_robust.layers.sparse_sampling import SparseSampling
 
 Shapes = Sequence[tuple[int, int]]
-BACKENDS = ("auto", "sparse", "embedding_bag", "gather", "triton")
+BACKENDS = ("auto", "sparse", "embedding_bag", "gather", "grid_sample", "triton")
 
 
 def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor, backend: str = "auto") -> Tensor:
@@ -29,10 +32,10 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         shapes: (h, w) of each of the L levels.
         locations: (N, Q, H, L, P, 2), x and y, 0..1 of the map, any finite value.
         weights: (N, Q, H, L, P).
-        backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory; "gather" does, and can be
-            differentiated twice; "triton" is a kernel for CUDA tensors, whose parity has been tested in Triton's
-            interpreter, and whose speed has not been measured. "auto" takes "sparse" on a CPU, except inside
-            torch.compile, and else "embedding_bag".
+        backend: "sparse" (CPU only) and "embedding_bag" never write the samples to memory, but on CUDA the backward
+            pass of the latter sorts all sampling points. "gather" and "grid_sample" write them: the first can be
+            differentiated twice, the second keeps a quarter as many. "triton" is a kernel for CUDA tensors,
+            differentiable once. "auto": see `automatic_backend`.
 
     Returns:
         (N, Q, H * D), in the dtype of `value`; the sum itself is in float32 at least.
@@ -49,7 +52,7 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     queries = locations.shape[1]
     dtype = torch.promote_types(value.dtype, torch.float32)
     if backend == "auto":
-        backend = "sparse" if value.device.type == "cpu" and not torch.compiler.is_compiling() else "embedding_bag"
+        backend = automatic_backend(value)
     if backend == "sparse":
         if value.device.type != "cpu":
             raise ValueError(f"backend sparse runs on a CPU only, the tensors are on {value.device}")
@@ -62,6 +65,8 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         from part_robust.layers.triton_sampling import TritonSampling
 
         return TritonSampling.apply(value, locations, weights, shapes)
+    if backend == "grid_sample":
+        return _grid_sample(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype)).to(value.dtype)
     token, share = _corners(shapes, locations.to(dtype), weights.to(dtype))
     # Row of (n, s, h) in the table of all value vectors: nothing has to be transposed.
     image = torch.arange(images, device=value.device).view(-1, 1, 1, 1)
@@ -77,12 +82,35 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     return result.view(images, queries, heads * channels).to(value.dtype)
 
 
+def _grid_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Level by level, heads as further images, with PyTorch's bilinear sampling, whose -1..1 spans a map."""
+    images, _, heads, channels = value.shape
+    queries = locations.shape[1]
+    # (N * H, Q, L, P, 2)
+    grid = (2.0 * locations - 1.0).transpose(1, 2).flatten(0, 1)
+    share = weights.transpose(1, 2).flatten(0, 1)
+    result = value.new_zeros(images * heads, channels, queries)
+    for level, (own, (height, width)) in enumerate(
+        zip(value.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
+    ):
+        pixels = own.permute(0, 2, 3, 1).reshape(images * heads, channels, height, width)
+        samples = F.grid_sample(pixels, grid[:, :, level], padding_mode="zeros", align_corners=False)
+        result = result + (samples * share[:, None, :, level]).sum(dim=-1)
+    return result.view(images, heads * channels, queries).transpose(1, 2)
+
+
+def level_sizes(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(L, 2), width and height of each level."""
+    return constant(tuple((w, h) for h, w in shapes), dtype, device)
+
+
 def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four pixels around each location: their index among the S, int64 (N, Q, H, L, P * 4), and what they count
     for (N, Q, H, L, P * 4): bilinear share x attention weight, 0 outside of the map."""
     device = locations.device
-    size = torch.tensor([(w, h) for h, w in shapes], device=device)
-    start = torch.tensor([0, *(h * w for h, w in shapes[:-1])], device=device).cumsum(dim=0)
+    size = level_sizes(shapes, torch.int64, device)
+    starts = tuple(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
+    start = constant(starts, torch.int64, device)
     position = locations * size[:, None].to(locations.dtype) - 0.5
     low = position.detach().floor()
     fraction = position - low
@@ -177,7 +205,7 @@ class MSDeformAttn(nn.Module):
         # (N, Q, 1, L * P * 2), a head's row of offsets: broadcasts over two numbers would be slow.
         center = self._per_point(reference[..., :2])
         if reference.shape[-1] == 2:
-            size = torch.tensor([(w, h) for h, w in shapes], device=query.device, dtype=offsets.dtype)
+            size = level_sizes(shapes, offsets.dtype, query.device)
             locations = center + offsets / self._per_point(size)
         else:
             locations = center + offsets * self._per_point(reference[..., 2:] * (0.5 / self.points))

@@ -6,6 +6,7 @@ backward adds to the values' gradient with atomics, so its last digits depend on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from part_robust.layers.constants import constant
 
 BLOCK = 32
 
@@ -125,14 +128,9 @@ class TritonSampling(torch.autograd.Function):
         ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         value, locations, weights = value.contiguous(), locations.float().contiguous(), weights.float().contiguous()
-        starts = [0]
-        for height, width in shapes:
-            starts.append(starts[-1] + height * width)
-        levels = torch.tensor(
-            [(h, w, start) for (h, w), start in zip(shapes, starts[:-1], strict=True)],
-            dtype=torch.int32,
-            device=value.device,
-        )
+        starts = itertools.accumulate((height * width for height, width in shapes), initial=0)
+        rows = tuple((height, width, start) for (height, width), start in zip(shapes, starts, strict=False))
+        levels = constant(rows, torch.int32, value.device)
         images, tokens, heads, channels = value.shape
         queries = locations.shape[1]
         result = value.new_empty(images, queries, heads, channels)

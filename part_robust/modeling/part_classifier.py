@@ -15,10 +15,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 
 from part_robust.losses.adversarial import TrainingObjective
+from part_robust.modeling.compiled import CompiledPath
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
-from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
+from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
 from part_robust.modeling.registry import (
     ClassHead,
     LabelCount,
@@ -51,6 +52,7 @@ class PartClassifier(nn.Module):
         seg_loss_weight: float = 0.5,
         label_smoothing: float = 0.0,
         full_gradient_attacks: bool = True,
+        compile_attacks: bool = False,
         objective: TrainingObjective | None = None,
     ) -> None:
         """
@@ -63,6 +65,7 @@ class PartClassifier(nn.Module):
             seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
             label_smoothing: of the class cross-entropy, 0..1.
             full_gradient_attacks: attacks see the gradient that the segmenter cuts in training.
+            compile_attacks: attacks on the class go through torch.compile.
             objective: of batches that hold clean and attacked images; training on the attacked ones by default.
 
         Raises:
@@ -86,6 +89,8 @@ class PartClassifier(nn.Module):
         self.part_loss_weight = seg_loss_weight if both else 1.0
         self.label_smoothing = label_smoothing
         self.full_gradient_attacks = full_gradient_attacks
+        self.compile_attacks = compile_attacks
+        self._compiled: CompiledPath | None = None
         self.objective = objective or TrainingObjective()
         if head is None and self.objective.class_needs_clean:
             raise ValueError(
@@ -112,6 +117,7 @@ class PartClassifier(nn.Module):
             "seg_loss_weight": cfg.MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT,
             "label_smoothing": cfg.MODEL.PART_CLASSIFIER.LABEL_SMOOTHING,
             "full_gradient_attacks": cfg.ATTACK.FULL_GRADIENT,
+            "compile_attacks": cfg.ATTACK.COMPILE,
             "objective": training_objective(cfg),
         }
 
@@ -137,6 +143,14 @@ class PartClassifier(nn.Module):
             assert self.segmenter is not None
             parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
         return self.head(features, parts)
+
+    def attack_class_logits(self) -> Callable[..., Tensor]:
+        """`class_logits` as attacks call it: compiled, if the model was built so."""
+        if not self.compile_attacks:
+            return self.class_logits
+        if self._compiled is None:
+            self._compiled = CompiledPath(self.class_logits)
+        return self._compiled
 
     def part_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
         """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
@@ -164,7 +178,7 @@ class PartClassifier(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
-        return stack_images(batched_inputs, self.device), padding_mask(batched_inputs, self.device)
+        return preprocess(batched_inputs, self.device)
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images - self.pixel_mean) / self.pixel_std
@@ -177,9 +191,8 @@ class PartClassifier(nn.Module):
 
     def losses(self, images: Tensor, padding: Tensor | None, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Weighted losses of one batch: `loss_cls` and what the objective adds, and the segmenter's own names."""
-        targets = part_targets(batched_inputs, self.device) if self.segmenter is not None else None
-        labels = class_targets(batched_inputs, self.device) if self.head is not None else None
-        clean = clean_images(batched_inputs, self.device)
+        learned = training_targets(batched_inputs, self.device, self._target_fields, self.head is not None)
+        targets, labels, clean = learned.parts, learned.labels, learned.clean
         on_clean, on_attacked = self.objective.part_weights()
         if clean is None:  # nothing was attacked, or nobody asks for what was before
             on_attacked = 1.0
@@ -212,7 +225,14 @@ class PartClassifier(nn.Module):
         """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
-        return self.segmenter.label_counts(part_targets(batched_inputs, self.device))
+        # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
+        return self.segmenter.label_counts(
+            part_targets(batched_inputs, torch.device("cpu"), self.segmenter.target_fields)
+        )
+
+    @property
+    def _target_fields(self) -> tuple[str, ...] | None:
+        return None if self.segmenter is None else self.segmenter.target_fields
 
     def _training_pass(
         self,

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
 from torch import nn
 
+from part_robust.attacks import AttackError
 from part_robust.engine import PartCheckpointer, PartTrainer
 from part_robust.engine.failures import NonFiniteStep, Preempted
 from part_robust.engine.safe_loading import UnsafeCheckpoint, check_pickle
@@ -38,8 +40,8 @@ class Poison(HookBase):
         self.trainer.model.pixel_mean.fill_(float("nan") if bad else 120.0)
 
 
-def poisoned(folder, iterations, *opts) -> PartTrainer:
-    trainer = PartTrainer(run_cfg(folder, *QUIET, "SOLVER.CHECKPOINT_PERIOD", 2, *opts, model="resnet"))
+def poisoned(folder, iterations, *opts, model: str = "resnet") -> PartTrainer:
+    trainer = PartTrainer(run_cfg(folder, *QUIET, "SOLVER.CHECKPOINT_PERIOD", 2, *opts, model=model))
     trainer.register_hooks([Poison(iterations)])
     return trainer
 
@@ -75,6 +77,45 @@ class Remember(HookBase):
 
     def after_step(self):
         self.seen.append(weights(self.trainer))
+
+
+@pytest.mark.parametrize("training", ["clean", "adversarial", "perturbed", "accumulated", "bfloat16"])
+@pytest.mark.parametrize("model", ["resnet", "deeplab_two_headed", "dino_sequential", "mask_dino_simple"])
+def test_every_family_obeys(toy_data, tmp_path, caplog, model, training):
+    options = {
+        "adversarial": ADVERSARIAL,
+        "perturbed": [*ADVERSARIAL, "ATTACK.TRAIN.AWP.GAMMA", 0.01, "ATTACK.TRAIN.AWP.WARMUP_ITERS", 0],
+        "accumulated": ["SOLVER.ACCUMULATE", 2],
+        "bfloat16": ["SOLVER.AMP.ENABLED", True],
+    }.get(training, [])
+    trainer = poisoned(tmp_path / "skip", {1}, "SOLVER.NON_FINITE", "skip", "SOLVER.MAX_ITER", 3, *options, model=model)
+    seen = []
+    trainer.register_hooks([Remember(seen)])
+    trainer.train()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.isfinite(seen[2]).all()
+    assert "iteration 1: the loss or a gradient is not a finite number. Images of the batch: " in caplog.text
+    trainer = poisoned(tmp_path / "stop", {1}, "SOLVER.MAX_ITER", 3, *options, model=model)
+    with pytest.raises((NonFiniteStep, AttackError), match=r"iteration 1: .*\d+\.png"):
+        trainer.train()
+
+
+def test_gradients_of_a_skipped_step_are_what_a_grad_scaler_skips(toy_data, tmp_path):
+    """float16 needs a CUDA device; the scaler itself does not."""
+    scaler = torch.amp.GradScaler("cpu")
+    trainer = poisoned(tmp_path, {}, "SOLVER.NON_FINITE", "skip")
+    step, optimizer = trainer._trainer.model, trainer._trainer.optimizer
+    step.scaler = scaler
+    batch = next(iter(trainer.data_loader))
+    before = weights(trainer)
+    trainer.finite_steps.keep_buffers()
+    scaler.scale(sum(step(batch).values())).backward()
+    step.loss = step.loss * float("nan")
+    with EventStorage():
+        trainer.finite_steps.after_backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert trainer._trainer.skipped
+    assert torch.equal(weights(trainer), before) and scaler.get_scale() < 65536
 
 
 def test_skipping_has_an_end(toy_data, tmp_path):

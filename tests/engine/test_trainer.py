@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import get_event_storage
 
 from part_robust.data import register_part_dataset
 from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, end_process_group, evaluate, train
+from part_robust.engine.launch import run_processes
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric
 from part_robust.modeling.counts import with_counts
@@ -110,6 +112,61 @@ def test_resume_goes_on_where_it_was(finished):
     assert trainer.data_loader.attack.scale == 1.0
     assert json.loads((folder / "best_checkpoint.json").read_text())["value"] >= best["value"]
     assert torch.load(folder / "model_final.pth")["iteration"] == 8
+
+
+class Killed(BaseException):
+    """Leaves a training as a kill does: no hook saves anything."""
+
+
+def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_earlier_one(
+    toy_data, tmp_path, monkeypatch, caplog
+):
+    quiet = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
+    train(run_cfg(tmp_path, *quiet, "SOLVER.MAX_ITER", 2, model="resnet"))
+    assert (tmp_path / "last_checkpoint").is_file()
+
+    def killed(self):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PartTrainer, "run_step", killed)
+        train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
+    assert "holds an earlier training" in caplog.text and "model_final.pth" in caplog.text
+    trainer = PartTrainer(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0 and (tmp_path / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, monkeypatch, decay):
+    """The second of three evaluations is the best: a training killed within it keeps the same model_best.pth."""
+    accuracies, killed = {1: 10.0, 3: 50.0, 6: 20.0}, set()
+
+    def test(cfg, model, evaluators=None):
+        iteration = get_event_storage().iter
+        if iteration in killed:
+            raise Killed
+        return OrderedDict(classification={"accuracy": accuracies[iteration]})
+
+    monkeypatch.setattr(PartTrainer, "test", staticmethod(test))
+    options = ["TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.EMA.DECAY", decay]
+    whole = run_cfg(tmp_path / "whole", *options, model="resnet")
+    parts = run_cfg(tmp_path / "parts", *options, model="resnet")
+    seed_all_rng(0)
+    train(whole)
+    killed.add(3)
+    seed_all_rng(0)
+    with pytest.raises(Killed):
+        train(parts)
+    killed.clear()
+    train(parts, resume=True)
+    records = [json.loads((tmp_path / name / "best_checkpoint.json").read_text()) for name in ("whole", "parts")]
+    assert records[0] == records[1]
+    assert (records[0]["value"], records[0]["iteration"], records[0]["evaluated"]) == (50.0, 3, 6)
+    best = [torch.load(tmp_path / name / "model_best.pth")["model"] for name in ("whole", "parts")]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
+    metrics = [json.loads(line) for line in (tmp_path / "parts" / "metrics.json").read_text().splitlines()]
+    assert 50.0 in [line.get("classification/accuracy") for line in metrics]
 
 
 def test_eps_warms_up(toy_data, tmp_path):
@@ -237,7 +294,7 @@ def _two_processes(json_file: str, root: str, folder: str) -> None:
 
 def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
     json_file, root = toy_data
-    launch(_two_processes, 2, dist_url="auto", args=(str(json_file), str(root), str(tmp_path)))
+    run_processes(_two_processes, (str(json_file), str(root), str(tmp_path)), 2)
     two = json.loads((tmp_path / "results.json").read_text())
     cfg = run_cfg(tmp_path, *ADVERSARIAL)
     model = PartTrainer.build_model(cfg)

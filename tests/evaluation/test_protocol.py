@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from part_robust.attacks import ThreatModel, attack_view
 from part_robust.attacks.class_losses import class_margin
 from part_robust.engine import end_process_group
+from part_robust.engine.launch import run_processes
 from part_robust.evaluation.adversarials import load_adversarials, round_into_ball
 from part_robust.evaluation.attacked_batch import label_counts
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
@@ -79,7 +79,7 @@ def _one_of_two(folder: str) -> None:
 
 
 def test_two_processes(whole, tmp_path):
-    launch(_one_of_two, 2, dist_url="auto", args=(str(tmp_path),))
+    run_processes(_one_of_two, (str(tmp_path),), 2)
     expected = flags_of(whole[1], whole[0])
     with np.load(tmp_path / "flags.npz") as found:
         assert set(found.files) == set(expected)
@@ -412,3 +412,16 @@ def test_impossible_plans():
 def test_no_images(tmp_path):
     with pytest.raises(ValueError, match="empty"):
         run(tmp_path, [])
+
+
+def test_batches_of_another_evaluation_in_the_same_folder_are_not_read(tmp_path, caplog):
+    """Two evaluations that write into one folder at the same time: each finds its own batches alone."""
+    first = Journal.open(tmp_path, {"checkpoint": "a"}, resume=False)
+    second = Journal(tmp_path, {"checkpoint": "b"})
+    for journal, value in ((first, 1), (second, 2)):
+        journal.write({"images.image_id": np.array([7, 8]), "value": np.array(value)}, [7, 8])
+    assert [int(batch["value"]) for batch in first.batches()] == [1]
+    assert [int(batch["value"]) for batch in second.batches()] == [2]
+    assert "1 batches are of another evaluation" in caplog.text
+    np.savez(tmp_path / "batch_old.npz", **{"images.image_id": np.array([9]), "value": np.array(3)})
+    assert sorted(int(batch["value"]) for batch in first.batches()) == [1, 3], "earlier versions wrote no identity"

@@ -12,7 +12,7 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn, ms_deform_attn
 
 SHAPES = [(3, 4), (2, 2), (1, 1)]
 TOKENS = sum(h * w for h, w in SHAPES)
-BACKENDS = ["sparse", "embedding_bag", "gather"]
+BACKENDS = ["sparse", "embedding_bag", "gather", "grid_sample"]
 
 
 def inputs(images: int = 2, queries: int = 3, heads: int = 2, channels: int = 3, points: int = 2, spread: float = 0.4):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from part_robust.engine import end_process_group
+from part_robust.engine.launch import run_processes
 from part_robust.losses.part_segmentation import part_cross_entropy
 
 
@@ -30,7 +30,7 @@ def _worker(path: str) -> None:
 
 def test_two_processes_average_to_the_whole_batch(tmp_path):
     path = str(tmp_path / "losses.pt")
-    launch(_worker, 2, dist_url="auto", args=(path,))
+    run_processes(_worker, (path,), 2)
     logits, target = make()
     whole = float(part_cross_entropy(logits, target, 255))
     assert abs(sum(torch.load(path)) / 2 - whole) < 1e-6
