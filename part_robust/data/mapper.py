@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from part_robust.data.register import get_taxonomy
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
+from part_robust.utils.errors import UserError
 
 
 class PartDatasetMapper:
@@ -175,14 +176,14 @@ def read_image(record: dict) -> np.ndarray:
     applied only if the json's size says that it was when the parts were drawn.
 
     Raises:
-        ValueError: the file cannot be decoded, or its size is not the json's.
+        UserError: the file cannot be decoded, or its size is not the json's.
     """
     path = record["file_name"]
     try:
         with Image.open(path) as file:
             return np.asarray(to_rgb(_select(file, record)))
     except Exception as error:  # Pillow raises many types for a broken file; all of them mean this image
-        raise ValueError(f"image {path} (image_id {record['image_id']}): {error}") from error
+        raise UserError(f"image {path} (image_id {record['image_id']}): {error}") from error
 
 
 def _select(file: Image.Image, record: dict) -> Image.Image:

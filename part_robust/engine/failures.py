@@ -14,6 +14,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# Iterations between two looks at the scale of a GradScaler, and the smallest scale that float16 gradients may need.
+SCALE_PERIOD, SMALLEST_SCALE = 100, 2.0**-10
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -58,10 +60,13 @@ class FiniteSteps(HookBase):
     def keep_buffers(self) -> None:
         """Called before the step."""
         self.inner_trainer.skipped = False
+        if self.step.scaler is not None:
+            self.step.scaler.skip = False
         if self.action == "skip":
             self._buffers = [(buffer, buffer.clone()) for buffer in self.step.inner.buffers()]
 
     def after_backward(self) -> None:
+        self._check_scale()
         if self._all_finite():
             self.in_a_row = 0
             return
@@ -81,15 +86,27 @@ class FiniteSteps(HookBase):
             )
         logger.warning("%s. The step is left out (SOLVER.NON_FINITE skip)", sentence)
         self.inner_trainer.skipped = True
+        if self.step.scaler is not None:
+            self.step.scaler.skip = True
+        for parameter in self.step.inner.parameters():
+            parameter.grad = None
         with torch.no_grad():
-            for parameter in self.step.inner.parameters():
-                if self.step.scaler is None:
-                    parameter.grad = None
-                elif parameter.grad is not None:
-                    # A GradScaler wants gradients to look at, and leaves out a step with infinite ones.
-                    parameter.grad.fill_(float("inf"))
             for buffer, value in self._buffers:
                 buffer.copy_(value)
+
+    def _check_scale(self) -> None:
+        """A GradScaler leaves steps out by itself while its scale falls: this finds the end of that.
+
+        Raises:
+            NonFiniteStep: the scale is so small that it cannot be the reason for gradients that are not finite.
+        """
+        scaler, iteration = self.step.scaler, self.inner_trainer.iter
+        if scaler is None or iteration % SCALE_PERIOD or (scale := scaler.get_scale()) >= SMALLEST_SCALE:
+            return
+        raise NonFiniteStep(
+            f"iteration {iteration}: gradients in float16 are not finite numbers at any loss scale, which has fallen "
+            f"to {scale:.2g}. SOLVER.AMP.DTYPE bfloat16 has the range of float32"
+        )
 
     def _all_finite(self) -> bool:
         loss = self.step.loss

@@ -13,50 +13,24 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
 import torch
 from detectron2.engine import default_argument_parser
 from detectron2.engine.launch import DEFAULT_TIMEOUT
-from detectron2.utils import comm
 from torch import distributed, multiprocessing
-from torch.distributed import TCPStore
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from part_robust.attacks import AttackError
 from part_robust.config import get_part_robust_cfg
-from part_robust.engine.checkpoint import CheckpointMismatch
-from part_robust.engine.failures import SIGNALS, NonFiniteStep
-from part_robust.engine.overfitting_guard import CatastrophicOverfitting
-from part_robust.engine.phases import OtherRun
-from part_robust.engine.process_group import (
-    LaunchError,
-    Place,
-    leave_reason,
-    open_local_store,
-    process_group,
-    read_reason,
-)
-from part_robust.engine.safe_loading import UnsafeCheckpoint
-from part_robust.evaluation.journal import JournalMismatch
-from part_robust.utils.errors import UserError
+from part_robust.engine.failures import SIGNALS, Preempted
+from part_robust.engine.process_exit import GONE, PATIENCE, REASON, USER_ERRORS, ProcessExit, read_message, sentence
+from part_robust.engine.process_group import LaunchError, ProcessInfo, process_from_environment, process_group
 
-# What a user can mend needs a sentence, not a traceback.
-MENDABLE = (
-    AttackError,
-    CatastrophicOverfitting,
-    CheckpointMismatch,
-    FileNotFoundError,
-    JournalMismatch,
-    NonFiniteStep,
-    OtherRun,
-    UnsafeCheckpoint,
-    UserError,
-)
+INTERRUPTED = "Interrupted. The same command with --resume continues from the last checkpoint"
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, device: str = "") -> None:
@@ -69,24 +43,26 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """
     try:
         check_flags(args)
-        place = place_from_environment(os.environ, args)
-        if place is None and args.num_gpus * args.num_machines > 1:
-            run_processes(
-                main,
-                (args,),
-                args.num_gpus,
-                device=device or job_device(args),
-                machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                url=_url(args),
-            )
-            return
+        info = process_from_environment(os.environ, args)
+        several = info is not None or args.num_gpus * args.num_machines > 1
+        device = device or (job_device(args) if several else "")
+        url = choose_url(args) if info is None and several else ""
     except LaunchError as error:
-        sys.exit(f"LaunchError: {error}")
-    if place is None:
-        _in_words(main, (args,))
+        sys.exit(sentence(error))
+    if info is not None:
+        _run_in_group(info, device, main, (args,), DEFAULT_TIMEOUT)
+    elif several:
+        run_processes(
+            main,
+            (args,),
+            args.num_gpus,
+            device=device,
+            machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            url=url,
+        )
     else:
-        _in_group(place, device or job_device(args), main, (args,), DEFAULT_TIMEOUT)
+        _run_alone(main, args)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -96,8 +72,8 @@ def check_flags(args: argparse.Namespace) -> None:
     """
     if args.num_gpus < 1:
         raise LaunchError(
-            f"--num-gpus is the number of processes on each machine and must be at least 1, got {args.num_gpus}. "
-            "Without a GPU: --num-gpus 1 and MODEL.DEVICE cpu at the end of the command"
+            f"--num-gpus must be at least 1, the number of processes on each machine, got {args.num_gpus}. Without a "
+            "GPU give --num-gpus 1, and MODEL.DEVICE cpu at the end of the command"
         )
     if args.num_machines < 1:
         raise LaunchError(f"--num-machines must be at least 1, got {args.num_machines}")
@@ -108,11 +84,11 @@ def check_flags(args: argparse.Namespace) -> None:
         )
 
 
-def _url(args: argparse.Namespace) -> str:
+def choose_url(args: argparse.Namespace) -> str:
     """--dist-url, or "auto" where it was not given: detectron2's default is one port for all jobs of a user.
 
     Raises:
-        LaunchError: it must be given, or is no address.
+        LaunchError: it must be given, or is not an address.
     """
     if args.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
         if args.num_machines > 1:
@@ -127,12 +103,20 @@ def _url(args: argparse.Namespace) -> str:
 
 
 def job_device(args: argparse.Namespace) -> str:
-    """Type of MODEL.DEVICE, "cpu" or "cuda", as the config file and the command line have it."""
+    """Type of MODEL.DEVICE, "cpu" or "cuda", as the config file and the command line have it.
+
+    Raises:
+        LaunchError: it names one GPU for several processes.
+    """
     try:
-        device = get_part_robust_cfg(args.config_file, args.opts).MODEL.DEVICE
-        return torch.device(device).type
-    except Exception:  # the job's own reading of the config says what is wrong with it
+        device = torch.device(get_part_robust_cfg(args.config_file, args.opts).MODEL.DEVICE)
+    except Exception:  # the processes read the config again, and say what is wrong with it
         return "cpu"
+    if device.index is not None:
+        raise LaunchError(
+            f"MODEL.DEVICE must be cuda or cpu with several processes, got {device}: each takes its own GPU"
+        )
+    return device.type
 
 
 def run_processes(
@@ -145,6 +129,7 @@ def run_processes(
     machine_rank: int = 0,
     url: str = "auto",
     timeout: timedelta = DEFAULT_TIMEOUT,
+    start_method: str = "spawn",
 ) -> None:
     """Starts processes on this machine that call `main(*args)` in one process group, and waits for them.
 
@@ -157,14 +142,16 @@ def run_processes(
         machine_rank: of this one.
         url: "tcp://HOST:PORT" where the machines meet; "auto" for one machine.
         timeout: of the collectives, and of the wait for all processes.
+        start_method: of multiprocessing. "forkserver" is faster, but the script must not touch a GPU when imported.
 
     Raises:
         SystemExit: a process has failed; its message is the reason. Preempted processes have none.
     """
-    store = open_local_store()  # also tells the reason of a failure
+    # On one machine the processes meet here, at a port that is free; the store also tells the reason of a failure.
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     address = f"127.0.0.1:{store.port}" if url == "auto" else url.removeprefix("tcp://")
-    places = [
-        Place(
+    infos = [
+        ProcessInfo(
             rank=machine_rank * number + local_rank,
             world_size=machines * number,
             local_rank=local_rank,
@@ -175,213 +162,157 @@ def run_processes(
         )
         for local_rank in range(number)
     ]
-    context = multiprocessing.start_processes(
-        _child, (places, store.port, device, main, args, timeout), nprocs=number, join=False, daemon=False
-    )
-    with _signals_passed_on():
+    with _signals_passed_on() as received:
+        context = multiprocessing.start_processes(
+            _child,
+            (infos, store.port, device, main, args, timeout),
+            nprocs=number,
+            join=False,
+            start_method=start_method,
+        )
         try:
-            while not context.join():
-                pass
+            codes = _wait_for_end(context.processes)
         except KeyboardInterrupt:
+            # Ctrl-C reaches the processes by itself; a signal to this process alone does not.
             _end(context.processes, signal.SIGINT)
-            print(_INTERRUPTED, file=sys.stderr, flush=True)  # noqa: T201 (the last word of the job)
+            sys.stderr.write(f"{INTERRUPTED}\n")
             sys.exit(128 + signal.SIGINT)
-        except (ProcessExitedException, ProcessRaisedException) as error:
-            codes = [process.exitcode or 0 for process in context.processes]
-            sys.exit(_reason(error, codes, read_reason(store)))
+    if codes:
+        sys.exit(_outcome(codes, store, received))
 
 
-_INTERRUPTED = "Interrupted. The same command with --resume continues from the last checkpoint"
+def _wait_for_end(processes: Sequence[Any]) -> list[int]:
+    """Waits for all processes, or for the end of the job by the failure of one.
+
+    Returns:
+        Exit codes of the processes that ended by themselves, in the order of their ends; empty if all are 0.
+    """
+    running = {process.sentinel: process for process in processes}
+    codes: list[int] = []
+    deadline = None
+    while running:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        ended = wait(list(running), left)
+        if not ended:  # they have had the time to notice that another one is gone
+            _end(list(running.values()), signal.SIGKILL)
+            break
+        for sentinel in ended:
+            process = running.pop(sentinel)
+            process.join()
+            codes.append(process.exitcode)
+        if any(codes) and deadline is None:
+            deadline = time.monotonic() + 2 * PATIENCE
+    return codes if any(codes) else []
 
 
-def _reason(error: Exception, codes: Sequence[int], told: str) -> str | int:
-    """Exit code or last line of a job of which a process has failed."""
-    if told:
-        return told
-    if isinstance(error, ProcessExitedException) and error.exit_code > 128:  # saved and ended, as it was told to
-        return error.exit_code
-    if isinstance(error, ProcessRaisedException):
-        return str(error)
-    if isinstance(error, ProcessExitedException) and not any(code < 0 and -code != signal.SIGTERM for code in codes):
-        return error.exit_code
-    # SIGTERM is what the others got afterwards, and gloo aborts processes that have lost another one.
-    names = [signal.Signals(-code).name for code in codes if code < 0 and -code != signal.SIGTERM]
-    name = next((name for name in names if name != "SIGABRT"), "SIGABRT")
-    guess = " (out of memory?)" if name == "SIGKILL" else ""
-    return (
-        f"a process of this machine was ended by {name}{guess}, and with it the job. The same command with --resume "
-        "continues from the last checkpoint"
-    )
+def _outcome(codes: Sequence[int], store: distributed.Store, received: Sequence[int]) -> str | int:
+    """Exit code or last line of a job of which a process has failed.
+
+    Args:
+        codes: exit codes of its processes, in the order of their ends.
+        store: in which the processes leave their reasons.
+        received: signals that were passed on to them.
+    """
+    reason = read_message(store, REASON)
+    if reason:
+        return reason
+    if received:  # the processes have saved and ended, or had nothing to save yet
+        return 128 + received[-1]
+    killed = [signal.Signals(-code).name for code in codes if code < 0]
+    if killed:
+        guess = " (out of memory?)" if killed[0] == "SIGKILL" else ""
+        return (
+            f"a process of this machine was ended by {killed[0]}{guess}, and with it the job. The same command with "
+            "--resume continues from the last checkpoint"
+        )
+    return read_message(store, GONE) or next(code for code in codes if code)
 
 
-def _end(processes: Sequence[Any], number: int, patience: float = 20.0) -> None:
-    """Sends the processes a signal, and kills those that are there after `patience` seconds."""
+def _end(processes: Sequence[Any], number: int) -> None:
+    """Sends a signal to the processes that do not end by themselves at once, and kills those that ignore it."""
+    for sent, seconds in ((number, 1.0), (signal.SIGKILL, PATIENCE)):
+        deadline = time.monotonic() + seconds
+        for process in processes:
+            process.join(max(deadline - time.monotonic(), 0.0))
+            if process.is_alive():
+                os.kill(process.pid, sent)
     for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, number)
-    deadline = time.monotonic() + patience
-    for process in processes:
-        process.join(max(deadline - time.monotonic(), 0.0))
-        if process.is_alive():
-            process.kill()
+        process.join()
 
 
 def _child(
     local_rank: int,
-    places: Sequence[Place],
-    parent: int,
+    infos: Sequence[ProcessInfo],
+    launcher: int,
     device: str,
     main: Callable[..., object],
     args: tuple,
     timeout: timedelta,
 ) -> None:
-    """One process that `run_processes` has started. It leaves the reason of a failure in the parent's store."""
-    store = TCPStore("127.0.0.1", parent, is_master=False, wait_for_workers=False)
-
-    def tell(reason: str) -> None:
-        leave_reason(store, f"process {places[local_rank].rank}: {reason}")
-
-    _in_group(places[local_rank], device, main, args, timeout, tell)
+    """One process that `run_processes` has started; `launcher` is the port of its store."""
+    for number in SIGNALS:  # a forked process has the handlers of the one that passes them on
+        signal.signal(number, signal.SIG_DFL)
+    store = distributed.TCPStore("127.0.0.1", launcher, is_master=False, wait_for_workers=False)
+    _run_in_group(infos[local_rank], device, main, args, timeout, store)
 
 
-def _in_group(
-    place: Place,
+def _run_in_group(
+    info: ProcessInfo,
     device: str,
     main: Callable[..., object],
     args: tuple,
     timeout: timedelta,
-    tell: Callable[[str], None] | None = None,
+    launcher: distributed.Store | None = None,
 ) -> None:
+    """Calls `main(*args)` as one process of a job. An error ends the process, with a sentence if it has one."""
+    end = ProcessExit(info, launcher)
     try:
-        with process_group(place, device, timeout):
-            _in_words(main, args, tell)
-    except LaunchError as error:
-        _leave(f"LaunchError: {error}", tell)
+        with process_group(info, device, timeout, lost=end.lost, joined=end.join):
+            _call(main, args)
+    except USER_ERRORS as error:
+        end.fail(sentence(error))
+    except KeyboardInterrupt:
+        end.interrupt()
+    except Preempted:  # after a checkpoint, in all processes
+        raise
+    except SystemExit as error:
+        end.fail(error.code if isinstance(error.code, str) else f"ended with code {error.code}")
+    except Exception as error:
+        end.crash(error)
 
 
-def place_from_environment(environment: Mapping[str, str], args: argparse.Namespace) -> Place | None:
-    """None where this process is alone, or is to start the others itself.
-
-    Raises:
-        LaunchError: processes would be started twice; Slurm has spread them unevenly.
-    """
-    starts_processes = args.num_gpus > 1 or args.num_machines > 1
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= environment.keys():
-        if starts_processes:
-            raise LaunchError("torchrun starts the processes: leave --num-gpus and --num-machines out")
-        place = Place(
-            rank=int(environment["RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment["LOCAL_RANK"]),
-            local_size=int(environment["LOCAL_WORLD_SIZE"]),
-            address=f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
-            started_by="torchrun",
-        )
-    # Set by srun, not in the script that sbatch runs.
-    elif "SLURM_STEP_NUM_TASKS" in environment and not starts_processes:
-        place = _slurm_place(environment)
-    else:
-        return None
-    return place if place.world_size > 1 else None
-
-
-def _slurm_place(environment: Mapping[str, str]) -> Place:
-    tasks = int(environment["SLURM_STEP_NUM_TASKS"])
-    spread = environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
-    sizes = {int(size) for size in re.sub(r"\(x\d+\)", "", spread).split(",")}
-    if len(sizes) > 1:
-        raise LaunchError(f"Slurm gives the nodes {spread} tasks: ask for the same number on each (--ntasks-per-node)")
-    host = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-    # Two jobs on a node must not meet.
-    port = environment.get("MASTER_PORT") or str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
-    return Place(
-        rank=int(environment["SLURM_PROCID"]),
-        world_size=tasks,
-        local_rank=int(environment["SLURM_LOCALID"]),
-        local_size=sizes.pop(),
-        address=f"{host}:{port}",
-        started_by="Slurm",
-    )
-
-
-def first_host(nodes: str) -> str:
-    """First name of Slurm's list: "gpu[03-05,9],cpu1" -> "gpu03"."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    if match is None:
-        raise LaunchError(f"cannot read a host name from {nodes!r}: set MASTER_ADDR")
-    return "".join(part or "" for part in match.groups())
-
-
-def _in_words(main: Callable[..., object], args: tuple, tell: Callable[[str], None] | None = None) -> None:
-    """Calls `main`; errors that have an explanation end the process with that.
-
-    Args:
-        main: what the process does.
-        args: of it.
-        tell: leaves the reason for the process that has started this one, which then writes it as its last line.
-    """
+def _call(main: Callable[..., object], args: tuple) -> None:
+    """Calls `main(*args)`; `sys.exit()` there is an end without an error."""
     try:
         main(*args)
-    except MENDABLE as error:
-        _leave(sentence(error), tell)
-    except KeyboardInterrupt:
-        if tell is None:
-            print(_INTERRUPTED, file=sys.stderr, flush=True)  # noqa: T201 (the last word of the process)
-        sys.exit(128 + signal.SIGINT)
     except SystemExit as error:
-        if isinstance(error.code, str):
-            _leave(error.code, tell)
-        raise
-    except RuntimeError as error:
-        if not _lost_a_process(error):
-            _tell(error, tell)
+        if error.code not in (None, 0):
             raise
-        # Not told: the process that is gone has left its own reason, if it could.
-        sys.exit(
-            f"process {comm.get_rank()}: another process of the job is gone ({str(error).splitlines()[0]}). The same "
-            "command with --resume continues from the last checkpoint"
-        )
-    except Exception as error:
-        _tell(error, tell)
-        raise
 
 
-def _leave(reason: str, tell: Callable[[str], None] | None) -> None:
-    if tell is None:
-        sys.exit(reason)
-    tell(reason)
-    sys.exit(1)
-
-
-def _tell(error: Exception, tell: Callable[[str], None] | None) -> None:
-    """The last line of the message: errors of data-loading workers carry their whole traceback."""
-    if tell is not None:
-        lines = str(error).strip().splitlines() or [""]
-        tell(lines[-1] if lines[-1].startswith(type(error).__name__) else f"{type(error).__name__}: {lines[-1]}")
-
-
-def sentence(error: Exception) -> str:
-    # str() of a KeyError is its message in quotes.
-    return f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}"
-
-
-def _lost_a_process(error: RuntimeError) -> bool:
-    if comm.get_world_size() == 1:
-        return False
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+def _run_alone(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    try:
+        main(args)
+    except USER_ERRORS as error:
+        sys.exit(sentence(error))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{INTERRUPTED}\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager
-def _signals_passed_on() -> Iterator[None]:
-    """What the starting process is told to do, its children must know: they save and end, and so does it."""
+def _signals_passed_on() -> Iterator[list[int]]:
+    """Passes SIGTERM and SIGUSR1 on to the child processes, which save a checkpoint and exit; yields what came."""
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for child in multiprocessing.active_children():
             os.kill(child.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,7 +9,6 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
@@ -21,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from part_robust.config import find_config
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.output_lock import lock_output, release_output
+from part_robust.engine.process_group import end_process_group
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
@@ -28,7 +28,6 @@ from part_robust.evaluation.report import build_record, parameter_counts, result
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
 from part_robust.utils.precision import exact_kernels
-from part_robust.utils.processes import stop_watching, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +105,6 @@ def _close_logs() -> None:
             log.removeHandler(handler)
             handler.close()
     setup_logger.cache_clear()
-
-
-def end_process_group() -> None:
-    """Waits for all processes, then takes the group down: a process that just exits can abort its neighbours."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        wait_for_all()
-        stop_watching()
-        torch.distributed.destroy_process_group()
 
 
 def set_schedule(cfg: CfgNode) -> None:

@@ -157,6 +157,24 @@ class ScaledStepTrainer(_QuietOnSkip, AMPTrainer):
     """`AMPTrainer` that can leave a step out."""
 
 
+class StepScaler(torch.amp.GradScaler):
+    """`GradScaler` that can leave a step out and keep its scale.
+
+    Attributes:
+        skip: leaves the next step out. The scale adapts to gradients that overflow because of it; a loss that is not a
+            number itself says nothing about the scale.
+    """
+
+    skip = False
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        return None if self.skip else super().step(optimizer, *args, **kwargs)
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        if not self.skip:
+            super().update(new_scale)
+
+
 def build_step_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer) -> SimpleTrainer:
     """detectron2's trainer around a `TrainingStep`, as SOLVER.AMP, SOLVER.ACCUMULATE and ATTACK.TRAIN.AWP say.
 
@@ -172,7 +190,7 @@ def build_step_trainer(cfg: CfgNode, model: nn.Module, loader: Any, optimizer: t
     if dtype == torch.float16:
         if device.type != "cuda":
             raise ValueError(f"SOLVER.AMP.DTYPE float16 needs a CUDA device, MODEL.DEVICE is {device}: use bfloat16")
-        scaler = torch.amp.GradScaler(device.type)
+        scaler = StepScaler(device.type)
     awp = cfg.ATTACK.TRAIN.AWP
     perturbation = None
     if cfg.ATTACK.TRAIN.ENABLED and awp.GAMMA > 0:

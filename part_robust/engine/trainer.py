@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,7 @@ from part_robust.config import attack_spec
 from part_robust.data import PartDatasetMapper
 from part_robust.data.sample import evaluated_records
 from part_robust.engine.adversarial_loader import AdversarialLoader
+from part_robust.engine.batch_norm import check_batch_norm
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
@@ -38,7 +38,6 @@ from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
-from part_robust.utils.errors import UserError
 from part_robust.utils.precision import exact_kernels, tf32
 
 logger = logging.getLogger(__name__)
@@ -245,38 +244,6 @@ class PartTrainer(DefaultTrainer):
             for sentence in warnings[name]:
                 logger.warning("%s: %s", name, sentence)
         return results, warnings
-
-
-# Where the norm of a part of the model is set.
-NORM_KEYS = {
-    "backbone": "MODEL.RESNETS.NORM",
-    "segmenter": "MODEL.SEM_SEG_HEAD.NORM",
-    "head": "MODEL.PART_CLASSIFIER.HEAD_NORM",
-}
-
-
-def check_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
-    """
-    Raises:
-        UserError: batch norm would see one image at a time.
-    """
-    world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
-    if cfg.SOLVER.IMS_PER_BATCH // (world * pieces) > 1:
-        return
-    names = [
-        name.split(".")[0]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and not (isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm) and world > 1)
-    ]
-    if names:
-        keys = dict.fromkeys(NORM_KEYS.get(name, name) for name in names)
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} gives each of {world} processes x {pieces} pieces "
-            f"(SOLVER.ACCUMULATE) one image, of which batch norm cannot take statistics: raise IMS_PER_BATCH to at "
-            f"least {2 * world * pieces}, or set {' and '.join(keys)} to FrozenBN, GN or '' (SyncBN with several "
-            "processes)"
-        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
-import sys
 import threading
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.utils import comm
@@ -46,9 +46,15 @@ def _patient_group(world: Any) -> Any:
 
 
 class _Watch:
-    """A thread that waits for the next process's farewell, and ends this process if the connection breaks before."""
+    """A thread that waits for a message of the process of the next rank: that it has finished, or that the job fails.
 
-    def __init__(self) -> None:
+    A broken connection is a message, too. The processes are a ring, so every one is watched.
+    """
+
+    FINISHED, FAILED = 0.0, 1.0
+
+    def __init__(self, lost: Callable[[str], NoReturn]) -> None:
+        self.lost = lost
         self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.rank, self.world = comm.get_rank(), comm.get_world_size()
         self.leaving = False
@@ -57,42 +63,50 @@ class _Watch:
 
     def _wait(self) -> None:
         neighbour = (self.rank + 1) % self.world
+        message, cause = torch.zeros(1), ""
         try:
-            distributed.recv(torch.zeros(1), src=neighbour, group=self.group)
+            distributed.recv(message, src=neighbour, group=self.group)
         except Exception as error:  # gloo's errors have no class of their own
-            if self.leaving:
-                return
+            message, cause = torch.tensor([self.FAILED]), f" ({str(error).strip().splitlines()[0][:200]})"
+        if float(message) == self.FAILED and not self.leaving:
             # The main thread may be inside a collective of NCCL, which would wait for half an hour.
-            reason = str(error).strip().splitlines()[0][:200]
-            print(  # noqa: T201 (the last words of this process)
-                f"process {self.rank}: process {neighbour} of the job is gone ({reason}). The same command with "
-                "--resume continues from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
+            self.lost(
+                f"process {neighbour} of the job is gone{cause}. The same command with --resume continues from the "
+                "last checkpoint"
             )
-            os._exit(1)
+
+    def tell(self, message: float) -> None:
+        """Sends a message to the process that watches this one."""
+        self.leaving = True
+        distributed.send(torch.tensor([message]), dst=(self.rank - 1) % self.world, group=self.group)
 
     def leave(self) -> None:
-        self.leaving = True
-        distributed.send(torch.zeros(1), dst=(self.rank - 1) % self.world, group=self.group)
+        self.tell(self.FINISHED)
         self.thread.join()
 
 
 _watch: _Watch | None = None
 
 
-def watch_neighbour() -> None:
-    """From now on this process ends, with a sentence on stderr, when the process of the next rank is gone; so the job
-    ends as a whole within seconds, whoever started it. Every process must call it."""
+def watch_neighbour(lost: Callable[[str], NoReturn]) -> None:
+    """From now on `lost` is called in a thread, with a sentence, when the process of the next rank is gone. As it ends
+    this process, the job ends as a whole within seconds, whatever started it. Every process must call this."""
     global _watch
     if comm.get_world_size() > 1:
-        _watch = _Watch()
+        _watch = _Watch(lost)
 
 
 def abandon_watch() -> None:
-    """This process is about to end with an error or a signal: it no longer minds what happens to the others."""
+    """This process is about to end with an error: it no longer minds what happens to the others."""
     if _watch is not None:
         _watch.leaving = True
+
+
+def pass_failure_on() -> None:
+    """Calls `lost` in the process that watches this one, and so, one after the other, in all processes of the job."""
+    if _watch is not None:
+        with contextlib.suppress(RuntimeError):  # it is gone itself
+            _watch.tell(_watch.FAILED)
 
 
 def stop_watching() -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage
 from torch import nn
 
 from part_robust.attacks import AttackError
-from part_robust.engine import PartCheckpointer, PartTrainer
+from part_robust.engine import PartCheckpointer, PartTrainer, failures
 from part_robust.engine.failures import NonFiniteStep, Preempted
 from part_robust.engine.safe_loading import UnsafeCheckpoint, check_pickle
+from part_robust.engine.step import ScaledStepTrainer, StepScaler, build_step_trainer
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 
 QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
@@ -99,23 +99,39 @@ def test_every_family_obeys(toy_data, tmp_path, caplog, model, training):
         trainer.train()
 
 
-def test_gradients_of_a_skipped_step_are_what_a_grad_scaler_skips(toy_data, tmp_path):
-    """float16 needs a CUDA device; the scaler itself does not."""
-    scaler = torch.amp.GradScaler("cpu")
-    trainer = poisoned(tmp_path, {}, "SOLVER.NON_FINITE", "skip")
-    step, optimizer = trainer._trainer.model, trainer._trainer.optimizer
-    step.scaler = scaler
-    batch = next(iter(trainer.data_loader))
-    before = weights(trainer)
-    trainer.finite_steps.keep_buffers()
-    scaler.scale(sum(step(batch).values())).backward()
-    step.loss = step.loss * float("nan")
-    with EventStorage():
-        trainer.finite_steps.after_backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert trainer._trainer.skipped
-    assert torch.equal(weights(trainer), before) and scaler.get_scale() < 65536
+@pytest.fixture
+def float16(monkeypatch):
+    """Trainings with a GradScaler, which `poisoned` builds: the real one of float16 asks for a CUDA device."""
+
+    def build(cfg, model, loader, optimizer):
+        plain = build_step_trainer(cfg, model, loader, optimizer)
+        scaler = plain.model.scaler = StepScaler("cpu", init_scale=1024.0)
+        return ScaledStepTrainer(plain.model, loader, optimizer, zero_grad_before_forward=True, grad_scaler=scaler)
+
+    monkeypatch.setattr("part_robust.engine.trainer.build_step_trainer", build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # of detectron2's AMPTrainer
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_grad_scaler_leaves_the_step_out_and_keeps_its_scale(toy_data, tmp_path, float16, pieces):
+    options = ["SOLVER.NON_FINITE", "skip", "SOLVER.MAX_ITER", 3, "SOLVER.ACCUMULATE", pieces]
+    trainer = poisoned(tmp_path / "skip", {1}, *options)
+    seen = []
+    trainer.register_hooks([Remember(seen)])
+    trainer.train()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.isfinite(seen[2]).all()
+    assert trainer._trainer.grad_scaler.get_scale() == 1024.0
+    with pytest.raises(NonFiniteStep, match=r"iteration 1: .*\d+\.png"):
+        poisoned(tmp_path / "stop", {1}, "SOLVER.ACCUMULATE", pieces).train()
+
+
+def test_gradients_that_overflow_at_every_scale_end_the_training(toy_data, tmp_path, float16, monkeypatch):
+    monkeypatch.setattr(failures, "SCALE_PERIOD", 1)
+    trainer = poisoned(tmp_path, {}, "SOLVER.MAX_ITER", 100)
+    trainer._trainer.grad_scaler.load_state_dict(trainer._trainer.grad_scaler.state_dict() | {"scale": 2.0**-9})
+    next(trainer.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteStep, match=r"iteration 2: .*not finite numbers at any loss scale.*bfloat16"):
+        trainer.train()
 
 
 def test_skipping_has_an_end(toy_data, tmp_path):

@@ -13,7 +13,6 @@ from part_robust.engine.step import TrainingStep, split
 from part_robust.engine.weight_average import WeightAverage
 from part_robust.engine.weight_perturbation import WeightPerturbation
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
-from part_robust.utils.errors import UserError
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 
 # Nothing in the model depends on batch-mates or on chance.
@@ -282,28 +281,3 @@ def test_activation_checkpointing_names_its_key(toy_data, tmp_path):
     for parts, message in ((["stem"], "knows backbone, encoder, decoder"), (["encoder"], "no encoder")):
         with pytest.raises(ValueError, match=message):
             PartTrainer(run_cfg(tmp_path, "MODEL.ACTIVATION_CHECKPOINTING", parts, model="resnet"))
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "keys"),
-    [
-        ("resnet", [], ["MODEL.RESNETS.NORM"]),
-        (
-            "deeplab_two_headed",
-            [],
-            ["MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.PART_CLASSIFIER.HEAD_NORM"],
-        ),
-        ("deeplab_two_headed", ["MODEL.RESNETS.NORM", "FrozenBN"], ["MODEL.PART_CLASSIFIER.HEAD_NORM"]),
-        ("resnet", ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 4], ["MODEL.RESNETS.NORM"]),
-    ],
-)
-def test_one_image_at_a_time_is_refused_with_batch_norm(toy_data, tmp_path, model, options, keys):
-    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH") as error:
-        PartTrainer(run_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 1, *options, model=model))
-    assert all(key in str(error.value) for key in keys)
-    assert ("MODEL.RESNETS.NORM" in str(error.value)) == ("MODEL.RESNETS.NORM" in keys)
-
-
-def test_one_image_at_a_time_is_allowed_without_batch_norm(toy_data, tmp_path):
-    cfg = run_cfg(tmp_path, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.MAX_ITER", 1, *STEADY, model="deeplab_two_headed")
-    PartTrainer(cfg).train()
