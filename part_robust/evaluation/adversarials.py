@@ -19,6 +19,7 @@ from torch import Tensor
 
 from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
+from part_robust.evaluation.conversion import host_outputs
 
 MODES = ("", "npz", "png")
 
@@ -91,10 +92,11 @@ def save_adversarials(
 def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
     """What is compared when the images are scored again: `prediction` (N,) and `pixels_right` (N,), those there are."""
     arrays = {}
+    outputs = host_outputs(outputs)
     if "class_logits" in outputs[0]:
-        arrays["prediction"] = np.array([int(output["class_logits"].argmax()) for output in outputs])
-    if "sem_seg" in outputs[0] or "instances" in outputs[0]:
-        arrays["pixels_right"] = label_counts(outputs, items, num_parts).right.cpu().numpy()
+        arrays["prediction"] = torch.stack([output["class_logits"] for output in outputs]).argmax(dim=1).numpy()
+    if "labels" in outputs[0] or "instances" in outputs[0]:
+        arrays["pixels_right"] = label_counts(outputs, items, num_parts).right.numpy()
     return arrays
 
 

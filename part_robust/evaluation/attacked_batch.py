@@ -16,7 +16,8 @@ from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
 from part_robust.attacks.class_losses import class_margin
-from part_robust.evaluation.conversion import predicted_labels
+from part_robust.evaluation.conversion import host_outputs, predicted_labels
+from part_robust.utils.transfer import to_device
 
 
 @dataclass
@@ -29,8 +30,9 @@ class Cost:
         backwards: images whose gradient was taken.
         seconds: wall time.
         blind: images whose gradient was zero throughout.
-        history: (S,), the sum over images of the loss at each step of the first run; images that left the batch keep
-            the last loss they had. None for attacks that record none.
+        histories: (S, M) each, the loss of M images at each step of the first run, NaN where an image had left, on the
+            device; empty for attacks that record none.
+        steps: S.
     """
 
     images: int = 0
@@ -38,15 +40,16 @@ class Cost:
     backwards: int = 0
     seconds: float = 0.0
     blind: int = 0
-    history: np.ndarray | None = None
+    histories: list[Tensor] = field(default_factory=list)
+    steps: int = 0
 
 
 @dataclass
 class Outcome:
     """Attributes:
-    images: (N, 3, H, W), attacked where `done`, the originals elsewhere.
-    done: bool (N,).
-    distance: (N,), of attacks that look for the smallest perturbation; NaN where not done.
+    images: (N, 3, H, W), attacked where `done`, the originals elsewhere; on the device.
+    done: bool (N,), on the host.
+    distance: (N,), of attacks that look for the smallest perturbation; NaN where not done; on the device.
     cost: of the attack on the images that are done.
     """
 
@@ -57,14 +60,15 @@ class Outcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view`.
+    """A batch inside `attack_view`. Images stay on the model's device; outputs and whatever is decided by them are on
+    the host, by one copy for each set of outputs.
 
     Attributes:
         items: the mapper's dicts.
         images: (N, 3, H, W), the originals.
         padding: bool (N, H, W) or None.
-        labels: int64 (N,), true classes.
-        clean: the model's output of each original.
+        labels: int64 (N,), true classes, on the host.
+        clean: the model's output of each original, as `host_outputs` gives it.
         outcomes: by the attack's name.
         forwards: images sent through the model outside of attacks.
     """
@@ -80,8 +84,7 @@ class AttackedBatch:
         self.items = items
         self.num_parts = num_parts
         self.images, self.padding = inner.preprocess(items)
-        device = self.images.device
-        self.labels = torch.tensor([item["class_id"] for item in items], device=device)
+        self.labels = torch.tensor([item["class_id"] for item in items])
         self.keys = torch.tensor([item["image_id"] for item in items], dtype=torch.int64)
         self.outcomes: dict[str, Outcome] = {}
         self.forwards = 0
@@ -96,23 +99,30 @@ class AttackedBatch:
 
     @property
     def has_parts(self) -> bool:
-        return "sem_seg" in self.clean[0] or "instances" in self.clean[0]
+        return "labels" in self.clean[0] or "instances" in self.clean[0]
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> list[dict]:
-        """Everything the model says about the images (N, 3, H, W)."""
+        """Everything the model says about the images (N, 3, H, W), on the host."""
         self.forwards += len(images)
-        return self.inner.inference(images, self.padding)
+        return host_outputs(self.inner.inference(images, self.padding))
 
     @torch.no_grad()
     def class_logits(self, images: Tensor, rows: Tensor) -> Tensor:
-        """(M, C) logits of the images at `rows`, int64 (M,), by the shortest path."""
+        """(M, C) logits on the host of the images at `rows`, int64 (M,), by the shortest path."""
         self.forwards += len(rows)
-        padding = None if self.padding is None else self.padding[rows]
-        return self.inner.class_logits(images[rows], padding=padding)
+        padding = self.padding
+        if len(rows) < len(self):
+            rows = self.on_device(rows)
+            images, padding = images[rows], None if padding is None else padding[rows]
+        return self.inner.class_logits(images, padding=padding).cpu()
+
+    def on_device(self, values: Tensor) -> Tensor:
+        """Indices or flags of the host beside the images."""
+        return to_device({"": values}, self.images.device)[""]
 
     def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> Outcome:
-        """Runs the attack on those of the images `wanted`, bool (N,), that it has not been run on yet.
+        """Runs the attack on those of the images `wanted`, bool (N,) on the host, that it has not been run on yet.
 
         An attack of ours gives an image the same result in any batch, so it does not matter who asked for it first.
         `starts` (N, 3, H, W) are where it begins instead of a random point.
@@ -120,24 +130,25 @@ class AttackedBatch:
         if name not in self.outcomes:
             self.outcomes[name] = Outcome(self.images.clone(), torch.zeros_like(wanted))
         outcome = self.outcomes[name]
-        index = (wanted & ~outcome.done).nonzero()[:, 0]
-        if not len(index):
+        chosen = (wanted & ~outcome.done).nonzero()[:, 0]
+        if not len(chosen):
             return outcome
         start = time.perf_counter()
-        rows = index.tolist()
+        rows = chosen.tolist()
+        index = self.on_device(chosen)
         begin = None if starts is None else starts[index]
         items = [self.items[row] for row in rows]
         result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=begin)
         outcome.images[index] = result.images
-        outcome.done[index] = True
+        outcome.done[chosen] = True
         cost = outcome.cost
         cost.images += len(rows)
         cost.forwards += result.forwards
         cost.backwards += result.backwards
-        cost.blind += int(result.zero_gradient.sum()) if attack.threat_model.eps > 0 else 0
+        cost.blind += result.num_zero_gradient if attack.threat_model.eps > 0 else 0
         if result.history is not None:
-            total = _sum_of_first_run(result.history, attack.steps)
-            cost.history = total if cost.history is None else cost.history + total
+            cost.steps = attack.steps
+            cost.histories.append(result.history[: attack.steps])
         if result.distance is not None:
             if outcome.distance is None:
                 outcome.distance = torch.full((len(self),), float("nan"), device=self.images.device)
@@ -146,10 +157,11 @@ class AttackedBatch:
         return outcome
 
 
-def _sum_of_first_run(history: Tensor, steps: int) -> np.ndarray:
-    """(S,) from (runs * S, M), NaN where an image had left; such an image keeps its last loss, 0 if it had none."""
-    losses = history[:steps].double().cpu().numpy()
-    # A run that everyone left before its end is shorter.
+def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:
+    """Sum over the images (S,) of a history on the host (at most S, M), NaN where an image had left; such an image
+    keeps its last loss, 0 if it had none."""
+    losses = history.double().numpy()
+    # A run that all images left before its end is shorter.
     losses = np.pad(losses, ((0, steps - len(losses)), (0, 0)), constant_values=np.nan)
     for step in range(1, len(losses)):
         gone = np.isnan(losses[step])
@@ -185,17 +197,17 @@ class LabelCounts:
 
 
 def label_counts(outputs: Sequence[Mapping], items: list[dict], num_parts: int) -> LabelCounts:
-    """Counts of a batch; images without part labels have none."""
+    """Counts of a batch, on the host; images without part labels have none."""
     labels = num_parts + 1
     size = tuple(items[0]["sem_seg"].shape)
-    prediction = torch.stack([predicted_labels(output, num_parts, size) for output in outputs])
-    truth = torch.stack([item["sem_seg"] for item in items]).to(prediction.device)
-    unlabelled = torch.tensor([item["part_supervision"] == "none" for item in items], device=truth.device)
+    prediction = torch.stack([predicted_labels(output, num_parts, size) for output in host_outputs(outputs)])
+    truth = torch.stack([item["sem_seg"] for item in items]).cpu()
+    unlabelled = torch.tensor([item["part_supervision"] == "none" for item in items])
     counts = (truth < labels) & (truth >= 0) & ~unlabelled[:, None, None]
 
     def histogram(index: Tensor, where: Tensor) -> Tensor:
-        # A bin of its own per image and label, and one more for what does not count.
-        offset = labels * torch.arange(len(items), device=index.device)[:, None, None]
+        # A bin for each image and label, and one more for what does not count.
+        offset = labels * torch.arange(len(items))[:, None, None]
         flat = torch.where(where, index + offset, labels * len(items)).flatten()
         return torch.bincount(flat, minlength=labels * len(items) + 1)[:-1].view(len(items), labels)
 

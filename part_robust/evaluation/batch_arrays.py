@@ -20,10 +20,18 @@ import torch
 from detectron2.evaluation import DatasetEvaluators
 from torch import Tensor
 
-from part_robust.evaluation.attacked_batch import AttackedBatch, LabelCounts, label_counts, margins, object_share
+from part_robust.evaluation.attacked_batch import (
+    AttackedBatch,
+    LabelCounts,
+    label_counts,
+    margins,
+    object_share,
+    sum_of_losses,
+)
 from part_robust.evaluation.journal import BatchArrays
 from part_robust.evaluation.pictures import picture_arrays
 from part_robust.evaluation.tiers import Tier, TierResult
+from part_robust.utils.transfer import to_host
 
 
 def describe_batch(
@@ -43,7 +51,7 @@ def describe_batch(
     """
     arrays: BatchArrays = {
         "images.image_id": batch.keys.numpy(),
-        "images.label": batch.labels.cpu().numpy(),
+        "images.label": batch.labels.numpy(),
         "images.object_share": object_share(batch.items, batch.num_parts),
         "costs.evaluation.forwards": np.array(batch.forwards),
     }
@@ -68,21 +76,32 @@ def describe_batch(
             arrays[f"images.fooled.{name}"] = fooled.cpu().numpy() | earlier
     for eps, standing in curve.items():
         arrays[f"images.curve.{eps:g}"] = standing.cpu().numpy()
+    measured = to_host(_measured_on_device(batch))
     for name, outcome in batch.outcomes.items():
         arrays[f"images.done.{name}"] = outcome.done.cpu().numpy()
         if outcome.distance is not None:
-            arrays[f"images.distance.{name}"] = outcome.distance.cpu().numpy()
+            arrays[f"images.distance.{name}"] = measured[f"{name}.distance"].numpy()
         cost = outcome.cost
         arrays[f"costs.{name}.images"] = np.array(cost.images)
         arrays[f"costs.{name}.forwards"] = np.array(cost.forwards)
         arrays[f"costs.{name}.backwards"] = np.array(cost.backwards)
         arrays[f"costs.{name}.blind"] = np.array(cost.blind)
         arrays[f"costs.{name}.seconds"] = np.array(cost.seconds)
-        if cost.history is not None:
-            arrays[f"costs.{name}.history"] = cost.history
+        if cost.histories:
+            sums = [sum_of_losses(measured[f"{name}.{i}"], cost.steps) for i in range(len(cost.histories))]
+            arrays[f"costs.{name}.history"] = np.sum(sums, axis=0)
     if results:
         arrays.update(picture_arrays(batch, next(iter(results.values())), sample))
     return arrays
+
+
+def _measured_on_device(batch: AttackedBatch) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, outcome in batch.outcomes.items():
+        found |= {f"{name}.{number}": history for number, history in enumerate(outcome.cost.histories)}
+        if outcome.distance is not None:
+            found[f"{name}.distance"] = outcome.distance
+    return found
 
 
 def _rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> Iterator[tuple[str, list[dict]]]:

@@ -7,8 +7,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from part_robust.evaluation.classification import ClassificationEvaluator
+from part_robust.evaluation.conversion import host_outputs
 from part_robust.evaluation.part_detection import PartDetectionEvaluator
 from part_robust.evaluation.part_segmentation import PartSegmentationEvaluator
+
+
+class HostEvaluators(DatasetEvaluators):
+    """Evaluators that share one copy of a batch's outputs from the device (`host_outputs`)."""
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        super().process(inputs, host_outputs(outputs))
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -35,4 +43,4 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         evaluators.append(PartSegmentationEvaluator(metadata.thing_classes))
         if cfg.TEST.PART_BOX_AP:
             evaluators.append(PartDetectionEvaluator(metadata.thing_classes))
-    return DatasetEvaluators(evaluators)
+    return HostEvaluators(evaluators)

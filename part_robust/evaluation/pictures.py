@@ -16,6 +16,7 @@ from part_robust.evaluation.attacked_batch import AttackedBatch, margins
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.evaluation.journal import BatchArrays
 from part_robust.evaluation.tiers import TierResult
+from part_robust.utils.transfer import to_host
 
 # Images among which the pictures are chosen; all of them would be too many to keep.
 SAMPLE = 48
@@ -43,12 +44,13 @@ def picture_arrays(batch: AttackedBatch, result: TierResult, sample: Collection[
         found = [predicted_labels(outputs[row], batch.num_parts, size).cpu() for row in rows]
         return torch.stack(found).numpy().astype(np.int16)
 
+    index = batch.on_device(torch.tensor(rows))
+    images = to_host({"clean": batch.images[index].round().byte(), "attacked": result.images[index]})
     true_parts = torch.stack([batch.items[row]["sem_seg"] for row in rows])
     arrays = {
         "image_id": batch.keys.numpy()[rows],
-        "label": batch.labels[rows].cpu().numpy(),
-        "clean": batch.images[rows].round().byte().cpu().numpy(),
-        "attacked": result.images[rows].cpu().numpy(),
+        "label": batch.labels[rows].numpy(),
+        **{name: value.numpy() for name, value in images.items()},
         "true_parts": torch.where(true_parts > batch.num_parts, -1, true_parts).cpu().numpy().astype(np.int16),
         "parts_before": parts(batch.clean),
         "parts_after": parts(result.outputs),

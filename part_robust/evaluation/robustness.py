@@ -36,7 +36,7 @@ class AttackedModel(nn.Module):
         with attack_view(self.model, self.attack.full_gradient) as inner:
             result, padding = attack_batch(self.attack, inner, batched_inputs, keys)
             self.images_attacked += len(batched_inputs)
-            self.zero_gradient_images += int(result.zero_gradient.sum())
+            self.zero_gradient_images += result.num_zero_gradient
             with torch.no_grad():
                 return inner.inference(result.images, padding)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import Attack, ThreatModel
+from part_robust.attacks.state import where
 from part_robust.evaluation.attacked_batch import AttackedBatch, LabelCounts, label_counts, margins
 
 KINDS = ("full", "class", "parts")
@@ -99,7 +100,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
     worst_margin, wrong = margins(clean, batch.labels)
     standing = torch.ones_like(wrong) if everything else ~wrong
     broken = torch.zeros_like(wrong) if everything else wrong
-    images, broken_by = batch.images.clone(), torch.full_like(batch.labels, -1)
+    images, broken_by = batch.images, torch.full_like(batch.labels, -1)
     verdicts = {name: torch.zeros_like(wrong) for name in tier.attacks}
     for index, (name, attack) in enumerate(tier.attacks.items()):
         rows = standing.nonzero()[:, 0]
@@ -111,8 +112,8 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
         margin, fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])
         first = everything and index == 0  # the image itself is no result in this protocol
         take = (fooled & ~broken[rows]) | ((fooled == broken[rows]) & (margin > worst_margin[rows])) | first
-        taken = rows[take]
-        images[taken] = outcome.images[taken]
+        taken = torch.zeros_like(wrong).index_fill(0, rows[take], True)
+        images = where(batch.on_device(taken), outcome.images, images)
         worst_margin[taken] = margin[take]
         newly = rows[fooled & ~broken[rows]]
         broken_by[newly] = index
@@ -126,7 +127,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
 def _worst_parts(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
     clean = label_counts(batch.clean, batch.items, batch.num_parts)
     labelled = clean.pixels > 0
-    images, outputs = batch.images.clone(), list(batch.clean)
+    images, outputs = batch.images, list(batch.clean)
     broken_by, worst = torch.full_like(batch.labels, -1), clean.right.clone()
     verdicts, counts, outputs_by_attack = {}, {}, {}
     for index, (name, attack) in enumerate(tier.attacks.items()):
@@ -140,7 +141,7 @@ def _worst_parts(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
         take = counts[name].right < worst
         worst = torch.where(take, counts[name].right, worst)
         broken_by = torch.where(take, index, broken_by)
-        images = torch.where(take.view(-1, 1, 1, 1), outcome.images, images)
+        images = where(batch.on_device(take), outcome.images, images)
         for row in take.nonzero()[:, 0].tolist():
             outputs[row] = outputs_by_attack[name][row]
     return TierResult(images, outputs, broken_by, verdicts, counts, outputs_by_attack)

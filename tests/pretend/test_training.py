@@ -1,0 +1,83 @@
+"""Two iterations of every model family under every feature of training, on the pretend device as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+
+from part_robust.engine import PartTrainer, optimizer
+from tests.engine.test_trainer import run_cfg
+from tests.pretend.device import assert_same_as_on_cpu, pretend_device
+from tests.toy import MODELS
+
+ATTACKED = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.STEPS", 1, "ATTACK.TRAIN.PART_LOSS_ON", "both"]
+GUARD = [*("ATTACK.TRAIN.GUARD.PERIOD", 2), *("ATTACK.TRAIN.GUARD.IMAGES", 2), *("ATTACK.TRAIN.GUARD.STEPS", 1)]
+# Features are combined so that every family meets each of them.
+FEATURES = {
+    "PGD, TRADES, AWP, guard": [
+        *(*ATTACKED, *GUARD, "ATTACK.TRAIN.METHOD", "trades"),
+        *("ATTACK.TRAIN.AWP.GAMMA", 0.01, "ATTACK.TRAIN.AWP.WARMUP_ITERS", 1),
+    ],
+    "N-FGSM, MART, EMA, pieces": [
+        *(*ATTACKED, "ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "mart", "ATTACK.TRAIN.MATCH_ON", "clean"),
+        *("SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2),
+    ],
+    "clean": [],
+    "bfloat16": [*ATTACKED, "ATTACK.TRAIN.PRECISION", "bfloat16", "SOLVER.AMP.ENABLED", True],
+}
+# Fewer layers, and on the CPU the implementation of deformable attention that a device takes.
+SMALL = [
+    *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
+    *("MODEL.DINO.MS_DEFORM_ATTN", "embedding_bag", "MODEL.MASK_DINO.MS_DEFORM_ATTN", "embedding_bag"),
+    *(
+        "SOLVER.MAX_ITER",
+        2,
+        "SOLVER.BASE_LR",
+        1e-4,
+        "SEED",
+        5,
+        "DATASETS.VAL",
+        (),
+        "DATASETS.TEST",
+        (),
+        "SOLVER.AMP.DTYPE",
+        "bfloat16",
+    ),
+]
+
+
+def options(model: str, features: str) -> list:
+    """What the family can do of them: without a class no divergence of classes, without queries no matching."""
+    values = FEATURES[features]
+    chosen = dict(zip(values[::2], values[1::2], strict=True))
+    if "segmenter" in model or "detector" in model:
+        chosen.pop("ATTACK.TRAIN.METHOD", None)
+    if "dino" not in model:
+        chosen.pop("ATTACK.TRAIN.MATCH_ON", None)
+    return [*SMALL, *(item for pair in chosen.items() for item in pair)]
+
+
+def two_iterations(folder: Path, model: str, device: str, opts: list) -> dict[str, torch.Tensor]:
+    """The state of the model after them."""
+    seed_all_rng(0)
+    trainer = PartTrainer(run_cfg(folder / device, "MODEL.DEVICE", device, *opts, model=model))
+    trainer.train()
+    assert trainer.iter == 2
+    return dict(trainer.model.state_dict())
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("model", MODELS)
+def test_training(toy_data, tmp_path, monkeypatch, model, features):
+    opts = options(model, features)
+    if "bfloat16" not in features:
+        # A fused optimizer, which "bfloat16" runs, rounds differently.
+        monkeypatch.setattr(optimizer, "FUSED_ON", ())
+        assert_same_as_on_cpu(lambda device: two_iterations(tmp_path, model, device, opts))
+        return
+    with pretend_device():  # CPU and CUDA compute other operators in it
+        state = two_iterations(tmp_path, model, "cuda", opts)
+        assert all(bool(value.isfinite().all()) for value in state.values())
