@@ -15,7 +15,15 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    for name in ("timing", "bench_attack", "bench_attention", "bench_dino", "bench_mask_dino", "crosscheck_attacks"):
+    for name in (
+        "timing",
+        "bench_attack",
+        "bench_attention",
+        "bench_dino",
+        "bench_mask_dino",
+        "crosscheck_attacks",
+        "bench_gpu",
+    ):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("benchmark", TOOLS / "benchmark.py")
     module = importlib.util.module_from_spec(spec)
