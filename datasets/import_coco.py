@@ -16,10 +16,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from part_robust.data.preparation.import_coco import import_coco
-from part_robust.data.preparation.import_coco_classes import CsvClasses, class_from_folder, read_class_rule
-from part_robust.data.preparation.import_coco_report import REASONS, Tally
-from part_robust.data.preparation.import_coco_samples import DIVIDE, ImportSettings, Source
+from part_robust.data.importers.classes import CsvClasses, class_from_folder, read_class_rule
+from part_robust.data.importers.report import REASONS, Tally
+from part_robust.data.importers.run import import_coco
+from part_robust.data.importers.samples import DIVIDE, ImportSettings, Source
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,11 +16,11 @@ import logging
 import sys
 from pathlib import Path
 
-from part_robust.data.preparation.import_folders import read_folders
-from part_robust.data.preparation.import_items import group_by_pattern, import_items
-from part_robust.data.preparation.import_part_imagenet_pp import read_part_imagenet_pp
-from part_robust.data.preparation.import_pascal_part import image_folder, read_pascal_part
-from part_robust.data.preparation.import_tools import read_tool_json
+from part_robust.data.importers.coco import read_tool_json
+from part_robust.data.importers.folders import read_folders
+from part_robust.data.importers.items import group_by_pattern, import_items
+from part_robust.data.importers.part_imagenet_pp import read_part_imagenet_pp
+from part_robust.data.importers.pascal_part import image_folder, read_pascal_part
 from part_robust.data.preparation.pipeline import default_workers, file_hash
 from part_robust.data.preparation.report import Tally
 

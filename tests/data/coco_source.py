@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from part_robust.data.preparation.import_coco import import_coco
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import ImportSettings, Source
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.run import import_coco
+from part_robust.data.importers.samples import ImportSettings, Source
 
 ROOT = Path(__file__).parents[2]
 CAR_RULE = ROOT / "datasets" / "rules" / "car_view.yaml"

@@ -12,9 +12,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from part_robust.data.check import check_images
+from part_robust.data.importers.classes import class_from_folder
+from part_robust.data.importers.report import REASONS
 from part_robust.data.part_json import load_part_json
-from part_robust.data.preparation.import_coco_classes import class_from_folder
-from part_robust.data.preparation.import_coco_report import REASONS
 from part_robust.data.validation import violations
 from tests.data.coco_source import (
     CAR_PART_NAMES,

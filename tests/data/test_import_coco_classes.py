@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from part_robust.data.preparation.import_coco_classes import CsvClasses, class_from_folder, read_class_rule
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import Source
+from part_robust.data.importers.classes import CsvClasses, class_from_folder, read_class_rule
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.samples import Source
 from tests.data.coco_source import (
     CAR_PART_NAMES,
     CAR_RULE,
@@ -69,7 +69,7 @@ def test_broken_csv(tmp_path, text, message):
 
 def test_tables_are_asked_before_images_are_decoded(tmp_path, monkeypatch):
     source = write_source(tmp_path, ["a.png"], [annotation(1)])
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_samples.read_picture", lambda path: pytest.fail())
+    monkeypatch.setattr("part_robust.data.importers.samples.read_picture", lambda path: pytest.fail())
     with pytest.raises(ValueError, match="have no folder"):
         run(source, tmp_path / "out", class_from_folder)
     with pytest.raises(ValueError, match="no row"):

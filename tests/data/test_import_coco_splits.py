@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from part_robust.data.check import check_images
+from part_robust.data.importers.classes import class_from_folder
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.samples import Source
+from part_robust.data.importers.splits import divide, join, near_pairs
 from part_robust.data.part_json import load_part_json
-from part_robust.data.preparation.import_coco_classes import class_from_folder
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import Source
-from part_robust.data.preparation.import_coco_splits import divide, join, near_pairs
 from part_robust.data.validation import violations
 from tests.data.coco_source import (
     annotation,
@@ -163,8 +163,8 @@ def test_near_pairs_counts_bits():
 
 
 def test_too_many_images_for_near_are_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_splits.NEAR_LIMIT", 7)
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_samples.read_picture", lambda path: pytest.fail())
+    monkeypatch.setattr("part_robust.data.importers.splits.NEAR_LIMIT", 7)
+    monkeypatch.setattr("part_robust.data.importers.samples.read_picture", lambda path: pytest.fail())
     with pytest.raises(ValueError, match="takes at most 7 images, not 8"):
         run(many(tmp_path, 8), tmp_path / "out", class_from_folder, group_by="near")
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from part_robust.data.preparation.import_items import Item
-from part_robust.data.preparation.import_tools import read_tool_json
+from part_robust.data.importers.coco import read_tool_json
+from part_robust.data.importers.items import Item
 from part_robust.data.preparation.report import Tally
 
 

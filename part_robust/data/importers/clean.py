@@ -14,7 +14,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from part_robust.data.preparation.import_coco_report import Tally
+from part_robust.data.importers.report import Tally
 from part_robust.data.validation import violations
 
 BOX_OFF = 2.0  # pixels between a given box and its mask's that still count as rounding

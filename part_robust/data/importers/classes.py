@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from part_robust.data.preparation.import_coco_report import Tally
+from part_robust.data.importers.report import Tally
 
 # (file names of one source, their part names) -> class names, None where an image has none.
 ClassSource = Callable[[Sequence[str], Sequence[set[str]]], list[str | None]]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from part_robust.data.importers.clean import ignored_region
+from part_robust.data.importers.report import markdown
+from part_robust.data.importers.samples import ImportSettings, Sample
 from part_robust.data.part_shapes.samples import write_file
-from part_robust.data.preparation.import_coco_annotations import ignored_region
-from part_robust.data.preparation.import_coco_report import markdown
-from part_robust.data.preparation.import_coco_samples import ImportSettings, Sample
 from part_robust.data.validation import violations
 
 GENERATOR = "import_coco"

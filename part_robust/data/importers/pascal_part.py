@@ -14,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from part_robust.data.preparation.import_items import Item, ItemPart, MaskFile
+from part_robust.data.importers.items import Item, ItemPart, MaskFile
 from part_robust.data.preparation.report import Tally
 
 _NUMBER = re.compile(r"_\d+$")

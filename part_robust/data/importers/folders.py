@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from part_robust.data.preparation.import_items import Item, ItemPart, MaskFile
+from part_robust.data.importers.items import Item, ItemPart, MaskFile
 from part_robust.data.preparation.report import Tally
 
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

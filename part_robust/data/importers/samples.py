@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 from tqdm import tqdm
 
-from part_robust.data.preparation.import_coco_annotations import ForeignImage, clean_annotations, read_images
-from part_robust.data.preparation.import_coco_classes import ClassSource, shown
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_splits import Picture, read_picture
+from part_robust.data.importers.classes import ClassSource, shown
+from part_robust.data.importers.clean import ForeignImage, clean_annotations, read_images
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.splits import Picture, read_picture
 
 DIVIDE = "fractions"  # split name of the sources whose images the fractions divide
 SPLITS = ("train", "val", "test")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from part_robust.data.preparation.import_items import Item, ItemPart
+from part_robust.data.importers.items import Item, ItemPart
 from part_robust.data.preparation.report import Tally
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from part_robust.data.preparation.import_coco_annotations import part_names, read_coco
-from part_robust.data.preparation.import_coco_classes import (
+from part_robust.data.importers.classes import (
     ClassRule,
     ClassSource,
     CsvClasses,
@@ -24,10 +23,11 @@ from part_robust.data.preparation.import_coco_classes import (
     read_class_parts,
     shown,
 )
-from part_robust.data.preparation.import_coco_output import check_output, header, part_jsons, write_all
-from part_robust.data.preparation.import_coco_report import REASONS, Tally, class_counts
-from part_robust.data.preparation.import_coco_samples import DIVIDE, SPLITS, ImportSettings, Sample, Source, read_source
-from part_robust.data.preparation.import_coco_splits import divide, join, name_keys, near_pairs, require_few
+from part_robust.data.importers.clean import part_names, read_coco
+from part_robust.data.importers.output import check_output, header, part_jsons, write_all
+from part_robust.data.importers.report import REASONS, Tally, class_counts
+from part_robust.data.importers.samples import DIVIDE, SPLITS, ImportSettings, Sample, Source, read_source
+from part_robust.data.importers.splits import divide, join, name_keys, near_pairs, require_few
 
 logger = logging.getLogger(__name__)
 
