@@ -7,7 +7,7 @@ The format is COCO instances json whose categories are parts, with `classes[]`, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,14 +228,14 @@ def _check_segmentation(segmentation: Any, image: Mapping) -> Iterator[str]:
             good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
             if not good or not all(_is_number(value) for value in polygon):
                 yield f"segmentation[{index}] must be a polygon [x, y, x, y, ...] of 3 or more points"
-            elif _has_size(image) and not _is_near(polygon, image):
+            elif _has_size(image) and not is_near(polygon, image["height"], image["width"]):
                 size = f"{image['width']} x {image['height']}"
                 yield f"segmentation[{index}] reaches far outside the image of {size} pixels: clip it"
 
 
-def _is_near(polygon: list, image: Mapping) -> bool:
-    """Polygons may stick out by up to a side of the image, what is outside is cut; beyond, it is another image's."""
-    sides = ((polygon[0::2], image["width"]), (polygon[1::2], image["height"]))
+def is_near(polygon: Sequence[float], height: int, width: int) -> bool:
+    """Whether a polygon [x, y, ...] sticks out by at most a side of the image: beyond, it is another image's."""
+    sides = ((polygon[0::2], width), (polygon[1::2], height))
     return all(-side <= min(values) and max(values) <= 2 * side for values, side in sides)
 
 
@@ -253,6 +253,11 @@ def _check_rle(rle: Any, image: Mapping, may_be_empty: bool = True) -> Iterator[
             yield f"has counts that do not fill its {image['height']} x {image['width']} pixels: encode it again"
         elif not may_be_empty and not runs[1::2].any():
             yield "has no pixel: leave the annotation out"
+
+
+def is_sound_rle(rle: Mapping, height: int, width: int) -> bool:
+    """Whether a compressed RLE is one of an image of this size; pycocotools would read beyond the end of a cut one."""
+    return not any(_check_rle(rle, {"height": height, "width": width}))
 
 
 def _run_lengths(counts: str) -> np.ndarray | None:

@@ -1,66 +1,134 @@
-"""The class of each image: from a table, from its folder, or from a rule over the parts that are annotated."""
+"""The class of each image: from its folder, its name, a table, the tool's own file, or the annotated parts."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import yaml
-
+from part_robust.data.importers.class_rule import read_class_rule, shown
+from part_robust.data.importers.items import Item, plain_name
 from part_robust.data.importers.report import Tally
 
-# (file names of one source, their part names) -> class names, None where an image has none.
-ClassSource = Callable[[Sequence[str], Sequence[set[str]]], list[str | None]]
+# Items of one source -> class names, None where an image has none.
+ClassSource = Callable[[Sequence[Item]], list[str | None]]
 
-CONDITIONS = ("all_of", "any_of", "none_of", "at_least")
+# Folders that hold images of every class.
+_GENERAL_FOLDERS = frozenset(
+    ("images", "image", "imgs", "img", "photos", "pictures", "data", "default", "upload", "jpegimages", "train")
+    + ("training", "valid", "validation", "val", "test", "testing")
+)
+CLASS_FROM = "folder, tag, supercategory, attribute:NAME, name:REGEX, csv:FILE, rule:FILE or always:CLASS"
 
 
-def shown(names: Sequence[str]) -> str:
-    """The first three."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def read_declaration(path: Path, option: str) -> Any:
-    """Parses a json or yaml file.
+def class_source(text: str, tally: Tally, skip_unclassed: bool = False) -> ClassSource:
+    """The source that a --class-from names.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not yaml.
+        FileNotFoundError, ValueError: it names none, or a file that cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{option} {path} does not exist")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option} {path} is not valid yaml or json: {error}") from error
+    kind, _, value = text.partition(":")
+    plain = {"folder": class_from_folder, "tag": class_from_tag, "supercategory": class_from_supercategory}
+    if text in plain:
+        return plain[text]
+    if kind == "attribute" and value:
+        return lambda items: [_most_common(_attribute(raw, value) for raw in item.raw) for item in items]
+    if kind == "always" and value:
+        return lambda items: [value] * len(items)
+    if kind == "name" and value:
+        return class_from_name(value)
+    if kind == "csv" and value:
+        return CsvClasses(Path(value), tally, skip_unclassed)
+    if kind == "rule" and value:
+        return read_class_rule(Path(value))
+    raise ValueError(f"--class-from must be {CLASS_FROM}, got {text!r}")
 
 
-# --- folder ---
-
-
-def class_from_folder(file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
+def class_from_folder(items: Sequence[Item]) -> list[str | None]:
     """`dogs/7.jpg` is of class `dogs`: the folder the image lies in.
 
     Raises:
-        ValueError: some file names have no folder.
+        ValueError: some file names have no folder, or all lie in one that means no class.
     """
-    flat = [name for name in file_names if "/" not in name]
+    flat = [item.file_name for item in items if "/" not in item.file_name]
     if flat:
         raise ValueError(
-            f"--class-from folder: {len(flat)} of {len(file_names)} file names have no folder, first: {shown(flat)}. "
+            f"--class-from folder: {len(flat)} of {len(items)} file names have no folder, first: {shown(flat)}. "
             "Name the class with --class-csv or --class-rule"
         )
-    return [PurePosixPath(name).parent.name for name in file_names]
+    folders: list[str | None] = [PurePosixPath(item.file_name).parent.name for item in items]
+    found = {str(folder) for folder in folders}
+    if len(found) == 1 and found & {name for name in found if name.lower() in _GENERAL_FOLDERS}:
+        raise ValueError(
+            f"--class-from folder: all {len(items)} images lie in the folder {found.pop()!r}, which names no class. "
+            f"Name the class otherwise: --class-from {CLASS_FROM}"
+        )
+    return folders
 
 
-# --- table ---
+def class_from_tag(items: Sequence[Item]) -> list[str | None]:
+    """The class that the tool's own file gives the image (CVAT's tags, Label Studio's choices, ...)."""
+    return [item.label for item in items]
+
+
+def class_from_supercategory(items: Sequence[Item]) -> list[str | None]:
+    """The supercategory of most of the image's parts.
+
+    Raises:
+        ValueError: no part has one.
+    """
+    labels = [_most_common(str(raw.get("supercategory") or "") for raw in item.raw) for item in items]
+    if items and not any(labels):
+        raise ValueError(
+            f"--class-from supercategory: none of the parts of {len(items)} images has a supercategory. Name the class "
+            f"otherwise: --class-from {CLASS_FROM}"
+        )
+    return labels
+
+
+def class_from_name(pattern: str) -> ClassSource:
+    """What the first group of a regular expression (else all of it) finds in the file name.
+
+    Raises:
+        ValueError: no regular expression.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--class-from name:{pattern} is no regular expression: {error}") from error
+
+    def find(items: Sequence[Item]) -> list[str | None]:
+        found = [expression.search(item.file_name) for item in items]
+        missing = [item.file_name for item, match in zip(items, found, strict=True) if match is None]
+        if missing:
+            raise ValueError(
+                f"--class-from name:{pattern} finds nothing in {len(missing)} of {len(items)} file names, first: "
+                f"{shown(missing)}"
+            )
+        return [match.group(1 if expression.groups else 0) for match in found if match is not None]
+
+    return find
+
+
+def _attribute(raw: dict, name: str) -> str:
+    """Text of a text attribute, name of a check box that is ticked."""
+    attributes = raw.get("attributes")
+    value = attributes.get(name) if isinstance(attributes, dict) else None
+    return name if value is True else str(value) if value not in (None, False, "") else ""
+
+
+def _most_common(values: Iterable[str]) -> str | None:
+    """The most frequent value that is not empty; of several equally frequent ones the first in the alphabet."""
+    counts = Counter(value for value in values if value)
+    return min(counts, key=lambda value: (-counts[value], value), default=None)
 
 
 class CsvClasses:
     """Table with the columns `file_name` and `class`; further columns are ignored.
+
+    A row may give the bare name of a file where only one image has it.
 
     Args:
         path: csv file with a header.
@@ -73,31 +141,41 @@ class CsvClasses:
     """
 
     def __init__(self, path: Path, tally: Tally, skip_unclassed: bool = False) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"--class-csv {path} does not exist")
         self.path, self.tally, self.skip_unclassed = path, tally, skip_unclassed
         self.rows: dict[str, str] = {}
         self.used: set[str] = set()
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file_name", "class"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path} must have the columns file_name and class, has {reader.fieldnames}")
-            for row in reader:
-                name, label = (row["file_name"] or "").strip().replace("\\", "/"), (row["class"] or "").strip()
-                if not name or not label:
-                    raise ValueError(f"{path}, line {reader.line_num}: file_name and class must not be empty")
-                if self.rows.setdefault(name, label) != label:
-                    raise ValueError(f"{path}: {name} is both {self.rows[name]!r} and {label!r}")
+        for line, row in read_table(path, ("file_name", "class"), "--class-csv"):
+            name, label = plain_name(row["file_name"]), row["class"]
+            if not name or not label:
+                raise ValueError(f"{path}, line {line}: file_name and class must not be empty")
+            if self.rows.setdefault(name, label) != label:
+                raise ValueError(f"{path}: {name} is both {self.rows[name]!r} and {label!r}")
 
-    def __call__(self, file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        missing = [name for name in file_names if name not in self.rows]
+    def __call__(self, items: Sequence[Item]) -> list[str | None]:
+        bare = Counter(PurePosixPath(item.file_name).name for item in items)
+        labels: list[str | None] = []
+        missing, shared = [], []
+        for item in items:
+            name = PurePosixPath(item.file_name).name
+            row = item.file_name if item.file_name in self.rows else name
+            if row != item.file_name and row in self.rows and bare[name] > 1:
+                shared.append(item.file_name)
+            elif row in self.rows:
+                self.used.add(row)
+            else:
+                missing.append(item.file_name)
+            labels.append(self.rows.get(row))
+        if shared:
+            raise ValueError(
+                f"{self.path}: the bare name of {shown(shared)} is that of several images: give the file_name with "
+                "its folder"
+            )
         if missing and not self.skip_unclassed:
             raise ValueError(
-                f"{self.path} has no row for {len(missing)} of {len(file_names)} images, first: {shown(missing)}. "
+                f"{self.path} has no row for {len(missing)} of {len(items)} images, first: {shown(missing)}. "
                 "Add the rows (file_name as in the json), or leave such images out with --skip-unclassed"
             )
-        self.used.update(file_names)
-        return [self.rows.get(name) for name in file_names]
+        return labels
 
     def count_unused(self) -> None:
         for name in self.rows:
@@ -105,151 +183,33 @@ class CsvClasses:
                 self.tally.add("table_row_without_image", name)
 
 
-# --- rule ---
-
-
-@dataclass(frozen=True)
-class Clause:
-    """One `rules` entry: its class, and what must hold of the set of annotated parts."""
-
-    label: str
-    all_of: frozenset[str]
-    none_of: frozenset[str]
-    at_least: tuple[tuple[int, frozenset[str]], ...]  # any_of is one of these with count 1
-
-    def holds(self, parts: set[str]) -> bool:
-        return (
-            self.all_of <= parts
-            and not self.none_of & parts
-            and all(len(group & parts) >= count for count, group in self.at_least)
-        )
-
-
-@dataclass(frozen=True)
-class ClassRule:
-    """First clause that holds names the class; see docs/import_coco.md for the file."""
-
-    path: Path
-    clauses: tuple[Clause, ...]
-    unmatched: str  # "skip", "error", or a class
-
-    @property
-    def class_names(self) -> list[str]:
-        """In the order of the file."""
-        default = [] if self.unmatched in ("skip", "error") else [self.unmatched]
-        return list(dict.fromkeys([clause.label for clause in self.clauses] + default))
-
-    def check_parts(self, part_names: Sequence[str]) -> None:
-        """Raises ValueError where the rule names a part that no json has."""
-        used = {
-            part
-            for clause in self.clauses
-            for part in clause.all_of.union(clause.none_of, *(group for _, group in clause.at_least))
-        }
-        unknown = sorted(used - set(part_names))
-        if unknown:
-            raise ValueError(
-                f"--class-rule {self.path} names parts that the json does not have: {', '.join(unknown)}. "
-                f"It has: {', '.join(part_names)}"
-            )
-
-    def __call__(self, file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        labels = [next((clause.label for clause in self.clauses if clause.holds(found)), None) for found in parts]
-        missing = [name for name, label in zip(file_names, labels, strict=True) if label is None]
-        if missing and self.unmatched == "error":
-            raise ValueError(
-                f"--class-rule {self.path}: no clause holds for {len(missing)} of {len(file_names)} images, first: "
-                f"{shown(missing)}. Add clauses, a default class, or `unmatched: skip`"
-            )
-        if self.unmatched not in ("skip", "error"):
-            return [label or self.unmatched for label in labels]
-        return labels
-
-
-def read_class_rule(path: Path) -> ClassRule:
-    """Reads a rule file.
+def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tuple[int, dict[str, str]]]:
+    """(line number, row) of a csv file with a header, blanks around the values removed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a key is unknown or missing, or a value has another type.
+        ValueError: not UTF-8, or a column is missing.
     """
-    data = read_declaration(path, "--class-rule")
-    if not isinstance(data, Mapping) or not isinstance(data.get("rules"), list) or not data["rules"]:
-        raise ValueError(f"--class-rule {path} must have a list `rules` with at least one entry")
-    unknown = sorted(set(data) - {"groups", "rules", "unmatched"})
-    if unknown:
-        raise ValueError(f"--class-rule {path}: unknown keys {', '.join(unknown)}; known: groups, rules, unmatched")
-    if not isinstance(data.get("unmatched"), str):
-        raise ValueError(f"--class-rule {path} must say `unmatched`: skip, error, or the class of all other images")
-    clauses = tuple(_clause(entry, f"--class-rule {path}, rules[{i}]") for i, entry in enumerate(data["rules"]))
-    return ClassRule(path, clauses, data["unmatched"])
-
-
-def _clause(entry: Any, where: str) -> Clause:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("class"), str):
-        raise ValueError(f"{where} must have a `class`, a name")
-    unknown = sorted(set(map(str, entry)) - {"class", *CONDITIONS})
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known: class, {', '.join(CONDITIONS)}")
-    if len(entry) == 1:
-        raise ValueError(f"{where} has no condition; for a default class write `unmatched: {entry['class']}`")
-    at_least = []
-    if "any_of" in entry:
-        at_least.append((1, frozenset(_names(entry["any_of"], f"{where}, any_of"))))
-    wanted = entry.get("at_least", [])
-    for item in [wanted] if isinstance(wanted, Mapping) else wanted:
-        if not isinstance(item, Mapping) or set(item) != {"count", "of"} or not isinstance(item["count"], int):
-            raise ValueError(f"{where}: at_least must be {{count: NUMBER, of: [PART, ...]}} or a list of these")
-        at_least.append((item["count"], frozenset(_names(item["of"], f"{where}, at_least"))))
-    return Clause(
-        label=entry["class"],
-        all_of=frozenset(_names(entry.get("all_of", []), f"{where}, all_of")),
-        none_of=frozenset(_names(entry.get("none_of", []), f"{where}, none_of")),
-        at_least=tuple(at_least),
-    )
-
-
-def _names(value: Any, where: str) -> Iterator[str]:
-    """Part names of a list that may hold lists, so that yaml aliases of groups can be joined."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _names(item, where)
-    else:
-        raise ValueError(f"{where} must be a list of part names, is {value!r}")
-
-
-# --- which parts a class owns ---
-
-
-def read_class_parts(path: Path, part_names: Sequence[str]) -> dict[str, list[str]]:
-    """Reads {class: [part, ...]} (json or yaml); classes keep the file's order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another shape, or unknown parts.
-    """
-    data = read_declaration(path, "--class-parts")
-    if not isinstance(data, Mapping) or not data or not all(isinstance(parts, list) for parts in data.values()):
-        raise ValueError(f"--class-parts {path} must map each class to the list of its parts")
-    result = {}
-    for label, parts in data.items():
-        unknown = [str(part) for part in parts if part not in part_names]
-        if unknown:
-            raise ValueError(f"--class-parts {path}: class {label!r} has unknown parts: {shown(unknown)}")
-        result[str(label)] = [part for part in part_names if part in parts]
-    return result
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} {path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} {path} is not written in UTF-8 ({error.reason}): save it as UTF-8") from error
+    reader = csv.DictReader(text.splitlines())
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise ValueError(f"{path} must have the columns {' and '.join(columns)}, has {reader.fieldnames}")
+    return [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
 
 
 def known_only(class_source: ClassSource, known: Sequence[str]) -> ClassSource:
     """The same source, which raises ValueError where it names a class that is not known; [] knows all."""
 
-    def checked(file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        labels = class_source(file_names, parts)
-        for name, label in zip(file_names, labels, strict=True):
+    def checked(items: Sequence[Item]) -> list[str | None]:
+        labels = class_source(items)
+        for item, label in zip(items, labels, strict=True):
             if known and label is not None and label not in known:
-                raise ValueError(f"unknown class {label!r} of {name}: the classes are {', '.join(known)}")
+                raise ValueError(f"unknown class {label!r} of {item.file_name}: the classes are {', '.join(known)}")
         return labels
 
     return checked

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from part_robust.data.importers.coco import read_tool_json
-from part_robust.data.importers.items import Item
-from part_robust.data.preparation.report import Tally
+from part_robust.data.importers.coco import coco_contents, read_coco
+from part_robust.data.importers.items import Contents, Item, tool_contents
+from part_robust.data.importers.report import Tally
 
 
-def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> list[Item]:
+def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> Contents:
     """Items of the data set; images are expected at `<wnid>/<file name>`.
 
     Args:
@@ -25,6 +25,7 @@ def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> l
 
     Raises:
         FileNotFoundError: no json of a wanted class.
+        ValueError: a json is broken.
     """
     files = {path.stem: path for path in sorted((root / "json").glob("n*.json"))}
     missing = [wnid for wnid in classes if wnid not in files]
@@ -33,10 +34,16 @@ def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> l
             f"{root / 'json'} lacks {', '.join(missing[:5]) or 'all'} <wnid>.json files: download PartImageNet++ from "
             "https://huggingface.co/datasets/lixiao20/PartImageNetPP"
         )
-    items = []
-    for wnid in tqdm(classes or list(files), desc="reading annotations", unit="class"):
-        for item in read_tool_json(files[wnid], f"always:{wnid}", tally):
-            name = f"{wnid}/{PurePosixPath(item.file_name).name}"
-            parts = [part._replace(name=f"{wnid}:{part.name.split(':')[-1]}") for part in item.parts]
-            items.append(item._replace(key=name, file_name=name, parts=parts))
-    return items
+    items: list[Item] = []
+    for wnid in tqdm(classes or list(files), desc="reading annotations", unit="class", disable=None):
+        ids = Tally()  # ids from 0 are the format's own, no defect
+        found = coco_contents(files[wnid], read_coco(files[wnid]), ids)
+        tally.extend(event for event in ids.events if event[0] not in ("image_id", "category_id", "annotation_id"))
+        for item in found.items:
+            item.file_name = f"{wnid}/{PurePosixPath(item.file_name).name}"
+            item.label = wnid
+            for raw in item.raw:
+                raw["part"] = f"{wnid}:{raw['part'].split(':')[-1]}"
+                raw["no_box"] = "bbox" not in raw
+            items.append(item)
+    return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))

@@ -1,4 +1,4 @@
-"""Imports plain COCO part files plus a class per image into the part format (docs/import_coco.md).
+"""The one pipeline of all imports: reader -> items -> checks and repairs -> classes -> splits -> files and report.
 
 Nothing is written before everything is read and checked; the files are the same bytes on every run.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -15,21 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from part_robust.data.importers.classes import (
-    ClassRule,
-    ClassSource,
-    CsvClasses,
-    known_only,
-    read_class_parts,
-    shown,
-)
-from part_robust.data.importers.clean import part_names, read_coco
-from part_robust.data.importers.output import check_output, header, part_jsons, write_all
-from part_robust.data.importers.report import REASONS, Tally, class_counts
-from part_robust.data.importers.samples import DIVIDE, SPLITS, ImportSettings, Sample, Source, read_source
-from part_robust.data.importers.splits import divide, join, name_keys, near_pairs, require_few
+from part_robust.data.importers.class_rule import ClassRule, read_class_parts, shown
+from part_robust.data.importers.classes import ClassSource, CsvClasses, known_only
+from part_robust.data.importers.coco import coco_contents, read_coco
+from part_robust.data.importers.items import DIVIDE, Contents, Source
+from part_robust.data.importers.labels import label_space
+from part_robust.data.importers.output import Style, check_output, config_hash, header, part_jsons, write_all
+from part_robust.data.importers.report import REASONS, Tally, class_counts, counted_text
+from part_robust.data.importers.samples import SPLITS, ImportSettings, Sample, read_samples
+from part_robust.data.importers.splits import divide, divide_by_hash, join, name_keys, near_pairs, require_few
 
 logger = logging.getLogger(__name__)
+
+_CLASS_PARTS = ("auto", "training", "supercategory", "used")
 
 
 def import_coco(
@@ -39,33 +38,64 @@ def import_coco(
     settings: ImportSettings,
     tally: Tally,
     force: bool = False,
+    workers: int = 1,
 ) -> dict:
-    """Reads, checks and writes `output`/annotations/<split>.json, report.json and report.md.
+    """Imports plain COCO files: `run_import` with their reader.
+
+    Raises:
+        FileNotFoundError, ValueError: as `run_import`; or a json is broken.
+    """
+    _fractions(settings.fractions)
+    _check_settings(sources, settings)
+    contents = [coco_contents(s.json_file, read_coco(s.json_file), tally) for s in sources]
+    return run_import(sources, contents, output, class_source, settings, tally, force=force, workers=workers)
+
+
+def run_import(
+    sources: Sequence[Source],
+    contents: Sequence[Contents],
+    output: Path,
+    class_source: ClassSource,
+    settings: ImportSettings,
+    tally: Tally,
+    style: Style | None = None,
+    force: bool = False,
+    workers: int = 1,
+) -> dict:
+    """Checks, divides and writes `output`/annotations/<split>.json, report.json and report.md.
 
     Args:
-        sources: COCO files, all with the parts of one label space (united by name).
+        sources: files or folders, all with the parts of one label space (united by name).
+        contents: what the reader found in each.
         output: folder to write; split files of an earlier import are replaced.
         class_source: names the class of every image.
         settings: see `ImportSettings`.
-        tally: the one `class_source` counts into.
-        force: also replace split files that something else wrote.
+        tally: the one that the reader and `class_source` count into.
+        style: how the files look.
+        force: also replace split files that something else wrote, and remove those that this import does not replace.
+        workers: processes that decode images; the result does not depend on it.
 
     Returns:
         The report, as written to report.json.
 
     Raises:
-        FileNotFoundError: a json, the image root, or images are missing.
-        ValueError: something in the input or the settings is wrong; one sentence says what.
+        FileNotFoundError: the image root, or images are missing.
+        ValueError: something in the input or the settings is wrong, or nothing is left; one sentence says what.
+        RuntimeError: a worker process died.
     """
+    style = style or Style()
     fractions = _fractions(settings.fractions)
     _check_settings(sources, settings)
-    data = [read_coco(source.json_file) for source in sources]
     if settings.group_by == "near":
-        require_few(sum(len(content["images"]) for content in data))
-    names = _part_names(sources, data)
+        require_few(sum(len(found.items) for found in contents))
+    names = list(dict.fromkeys(name for found in contents for name in found.parts))
+    if not names:
+        raise ValueError(
+            f"{sources[0].json_file} has no category that could be a part (counted: {counted_text(tally)}): add parts"
+        )
     listed = list(settings.class_names)
     given_parts = None
-    if settings.class_parts not in ("auto", "training", "supercategory"):
+    if settings.class_parts not in _CLASS_PARTS:
         given_parts = read_class_parts(Path(settings.class_parts), names)
         listed = listed or list(given_parts)
     if isinstance(class_source, ClassRule):
@@ -78,45 +108,63 @@ def import_coco(
     checked, needs_parts = known_only(class_source, listed), isinstance(class_source, ClassRule)
     samples = [
         sample
-        for source, content in zip(sources, data, strict=True)
-        for sample in read_source(source, content, root, checked, needs_parts, settings, tally)
+        for source, found in zip(sources, contents, strict=True)
+        for sample in read_samples(source, found, root, checked, needs_parts, settings, tally, workers)
     ]
     if isinstance(class_source, CsvClasses):
         class_source.count_unused()
-    used = {part["part"] for sample in samples for part in sample.image.parts}
+    used = {name for sample in samples for name in sample.image.part_names}
     for name in names:
         if name not in used:
             tally.add("category_without_annotations", name)
-    samples = _split(samples, fractions, settings, tally)
+    _require_parts(sources, samples, contents, tally)
+    samples = _split(samples, fractions, settings, style, tally)
     by_split = {split: [sample for sample in samples if sample.split == split] for split in _split_order(samples)}
-    _require_images(sources, by_split, fractions, tally)
+    if style.masks == "rle":
+        by_split = {split: sorted(members, key=lambda sample: sample.key) for split, members in by_split.items()}
+    _require_images(sources, by_split, fractions, style, tally)
 
-    supercategories = _supercategories(data)
-    classes, origin = _class_parts(samples, names, supercategories, listed, settings)
-    if given_parts is not None:
-        classes, origin = {label: given_parts[label] for label in listed}, f"--class-parts {settings.class_parts}"
-    files = part_jsons(by_split, names, supercategories, classes, header(data, samples, settings), settings)
-    check_output(output, files, force)
-    report = {
+    labels = label_space(samples, names, _supercategories(contents), listed, given_parts, settings)
+    digest = config_hash([found.described for found in contents], samples, settings)
+    image_root = os.path.relpath(root, (output / "annotations").resolve())
+    files = part_jsons(by_split, labels, header(digest, settings, style, image_root), settings, style)
+    stale = check_output(output, files, style, force)
+    report = _report(sources, contents, by_split, labels.class_parts, labels.origin, settings, tally)
+    report["image_root"] = "images" if settings.copy_images else os.path.relpath(root, output.resolve())
+    report["annotations"] = {split: len(content["annotations"]) for split, content in files.items()}
+    if style.masks == "rle":
+        report |= {"counted": {"all": _flat(report)}, "per_class": report["images"], "title": style.title}
+    write_all(output, files, report, samples if settings.copy_images else (), stale, style)
+    _warn(report, by_split, fractions, sources)
+    return report
+
+
+def _report(
+    sources: Sequence[Source],
+    contents: Sequence[Contents],
+    by_split: Mapping[str, Sequence[Sample]],
+    classes: Mapping[str, Sequence[str]],
+    origin: str,
+    settings: ImportSettings,
+    tally: Tally,
+) -> dict:
+    """The report, keys in the order of the file."""
+    return {
         "sources": [
-            {
-                "json": s.title,
-                "split": s.split,
-                **{k: len(d[k]) for k in ("images", "annotations", "categories")},
-            }
-            for s, d in zip(sources, data, strict=True)
+            {"json": s.title, "split": s.split, **found.counts} for s, found in zip(sources, contents, strict=True)
         ],
-        "image_root": "images" if settings.copy_images else os.path.relpath(root, output.resolve()),
+        "image_root": "",
         "settings": asdict(settings),
         "images": class_counts(list(classes), {split: [s.label for s in found] for split, found in by_split.items()}),
-        "annotations": {split: len(content["annotations"]) for split, content in files.items()},
+        "annotations": {},
         "classes": classes,
         "class_parts_from": origin,
         **tally.by_kind(),
     }
-    write_all(output, files, report, samples if settings.copy_images else ())
-    _warn(report)
-    return report
+
+
+def _flat(report: Mapping) -> dict:
+    return {reason: entry for kind in ("skipped", "repaired", "noted") for reason, entry in report[kind].items()}
 
 
 def _fractions(texts: Sequence[str]) -> dict[str, Fraction]:
@@ -140,26 +188,17 @@ def _check_settings(sources: Sequence[Source], settings: ImportSettings) -> None
         raise ValueError(f"--class-part-share must be 0..1, is {settings.class_part_share}")
 
 
-def _part_names(sources: Sequence[Source], data: Sequence[Mapping]) -> list[str]:
-    """Parts in the order of the first json's category ids, then what later ones add."""
-    found = [part_names(s.json_file, d, Tally()).values() for s, d in zip(sources, data, strict=True)]
-    names = list(dict.fromkeys(name for listed in found for name in listed if name is not None))
-    if not names:
-        raise ValueError(f"{sources[0].json_file} has no category that could be a part")
-    return names
-
-
-def _supercategories(data: Sequence[Mapping]) -> dict[str, str]:
-    """{part: object it belongs to}, for the categories that say so."""
+def _supercategories(contents: Sequence[Contents]) -> dict[str, str]:
+    """{part: object it belongs to}; the first source that says so decides."""
     found: dict[str, str] = {}
-    for category in (category for content in data for category in content["categories"]):
-        if category.get("supercategory"):
-            found.setdefault(str(category["name"]).strip(), str(category["supercategory"]).strip())
+    for entry in contents:
+        for name, supercategory in entry.supercategories.items():
+            found.setdefault(name, supercategory)
     return found
 
 
 def _split(
-    samples: list[Sample], fractions: Mapping[str, Fraction], settings: ImportSettings, tally: Tally
+    samples: list[Sample], fractions: Mapping[str, Fraction], settings: ImportSettings, style: Style, tally: Tally
 ) -> list[Sample]:
     """Sets group and split of every sample; leaves out what would leak into a given split."""
     contents = [sample.picture.content for sample in samples]
@@ -167,7 +206,8 @@ def _split(
     for low, high in near:
         if contents[low] != contents[high]:
             tally.add("near_duplicate", f"{samples[high].name} like {samples[low].name}")
-    keys = name_keys([sample.name for sample in samples], settings.group_by)
+    is_hashed = style.division == "hash"
+    keys = name_keys([sample.name for sample in samples], settings.group_by, everywhere=not is_hashed)
     groups = join(len(samples), [contents, keys, [sample.name for sample in samples]], near)
     first: dict[str, Sample] = {}
     given: set[int] = set()
@@ -192,7 +232,14 @@ def _split(
         else:
             kept.append(sample)
     free = [sample for sample in kept if sample.split == DIVIDE]
-    chosen = divide([s.name for s in free], [s.label for s in free], [s.group for s in free], fractions, settings.seed)
+    free_groups = [sample.group for sample in free]
+    if is_hashed:
+        key_of = {sample.name: key for sample, key in zip(samples, keys, strict=True)}
+        chosen = divide_by_hash(
+            [s.key for s in free], [key_of[s.name] for s in free], free_groups, fractions, settings.seed
+        )
+    else:
+        chosen = divide([s.name for s in free], [s.label for s in free], free_groups, fractions, settings.seed)
     for sample, split in zip(free, chosen, strict=True):
         sample.split = split
     return kept
@@ -203,56 +250,67 @@ def _split_order(samples: Iterable[Sample]) -> list[str]:
     return [*(split for split in SPLITS if split in found), *sorted(found - set(SPLITS))]
 
 
+def _require_parts(
+    sources: Sequence[Source], samples: Sequence[Sample], contents: Sequence[Contents], tally: Tally
+) -> None:
+    """Raises ValueError where no image is left, or no part of any of them."""
+    where = ", ".join(str(source.json_file) for source in sources)
+    if not samples:
+        remedy = "name the class with --class-from" if tally.counts["no_class"] else "look at the first of them"
+        raise ValueError(f"{where}: no image is left (counted: {counted_text(tally)}){_first(tally)}: {remedy}")
+    had_parts = any(found.counts.get("annotations", 1) for found in contents)
+    if had_parts and not any(sample.image.parts for sample in samples):
+        raise ValueError(
+            f"{where}: none of the parts could be used (counted: {counted_text(tally)}){_first(tally)}: correct the "
+            "file, or name another one"
+        )
+
+
+def _first(tally: Tally) -> str:
+    """The first example of what was left out."""
+    for reason, (kind, _) in REASONS.items():
+        if kind == "skipped" and tally.counts[reason]:
+            return f", first {tally.examples[reason][0]}"
+    return ""
+
+
 def _require_images(
-    sources: Sequence[Source], by_split: Mapping[str, Sequence[Sample]], fractions: Mapping[str, Fraction], tally: Tally
+    sources: Sequence[Source],
+    by_split: Mapping[str, Sequence[Sample]],
+    fractions: Mapping[str, Fraction],
+    style: Style,
+    tally: Tally,
 ) -> None:
     needed = {source.split for source in sources if source.split != DIVIDE}
-    if any(source.split == DIVIDE for source in sources):
+    if any(source.split == DIVIDE for source in sources) and style.division == "classes":
         needed |= {split for split, share in fractions.items() if share > 0}
     empty = sorted(needed - set(by_split))
     if empty:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.counts.items())
         raise ValueError(
-            f"no image is left for split {empty[0]} (counted: {reasons or 'nothing'}): import more images, or change "
+            f"no image is left for split {empty[0]} (counted: {_reasons(tally.counts)}): import more images, or change "
             "--split-fractions"
         )
 
 
-def _class_parts(
-    samples: Sequence[Sample],
-    names: Sequence[str],
-    supercategories: Mapping[str, str],
-    listed: Sequence[str],
-    settings: ImportSettings,
-) -> tuple[dict[str, list[str]], str]:
-    """{class: its parts} in class order, and a phrase that says where that comes from."""
-    labels = list(listed) or sorted({sample.label for sample in samples})
-    foreign = [name for name in names if supercategories.get(name) not in labels]
-    if settings.class_parts == "supercategory" and foreign:
-        raise ValueError(
-            f"--class-parts supercategory: the supercategory of {foreign[0]!r} is "
-            f"{supercategories.get(foreign[0])!r}, which is none of the classes {shown(labels)}; use --class-parts "
-            "training or a file"
-        )
-    if not foreign and settings.class_parts != "training":
-        parts = {label: [name for name in names if supercategories[name] == label] for label in labels}
-        return parts, "the json's supercategory"
-    training = [sample for sample in samples if sample.split == "train"] or list(samples)
-    result = {}
-    for label in labels:
-        members = [{part["part"] for part in sample.image.parts} for sample in training if sample.label == label]
-        needed = max(settings.class_part_share * len(members), 1)
-        result[label] = [name for name in names if sum(name in parts for parts in members) >= needed]
-    share = f"in at least {settings.class_part_share:.0%}" if settings.class_part_share else "in any"
-    return result, f"parts annotated {share} of the class's training images"
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "nothing"
 
 
-def _warn(report: Mapping) -> None:
+def _warn(
+    report: Mapping,
+    by_split: Mapping[str, Sequence[Sample]],
+    fractions: Mapping[str, Fraction],
+    sources: Sequence[Source],
+) -> None:
     """What a user must know before training, once more where it is seen."""
     for split, counts in report["images"].items():
         without = [name for name, count in counts.items() if not count]
         if without:
             logger.warning("split %s has no image of class %s", split, shown(without))
+    if any(source.split == DIVIDE for source in sources):
+        for split, share in fractions.items():
+            if share > 0 and split not in by_split:
+                logger.warning("split %s is empty: no json was written for it", split)
     for kind, reason in (("noted", "duplicate_across_given_splits"), ("noted", "box_only"), ("skipped", "no_class")):
         if reason in report[kind]:
             logger.warning("%d %s", report[kind][reason]["count"], REASONS[reason][1])
