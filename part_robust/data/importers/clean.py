@@ -14,9 +14,7 @@ from pycocotools import mask as coco_mask
 from part_robust.data.importers.items import Item, MaskFile
 from part_robust.data.importers.numbers import as_number, is_number, is_set
 from part_robust.data.importers.report import Tally
-from part_robust.data.validation import is_near, is_sound_rle
-
-BOX_OFF = 2.0  # pixels between a given box and its mask's that still count as rounding
+from part_robust.data.mask_validation import BOX_OFF, is_near, is_sound_rle
 
 
 def clean_item(item: Item, crowd: str, tally: Tally) -> None:
