@@ -316,9 +316,9 @@ AGREEMENT = "disagrees with the segmentation, whose box is {}: correct one of th
     [
         (FULL_RLE, [0, 0, SIZE, SIZE], f"bbox [0, 0, 32, 32] {AGREEMENT.format([4.0, 4.0, 8.0, 8.0])}"),
         (FULL_RLE, [4, 4, 11, 8], f"bbox [4, 4, 11, 8] {AGREEMENT.format([4.0, 4.0, 8.0, 8.0])}"),
-        ([POLYGON], [20, 20, 8, 8], f"bbox [20, 20, 8, 8] {AGREEMENT.format([4.0, 4.0, 8.0, 8.0])}"),
+        ([POLYGON], [20, 20, 8, 8], f"bbox [20, 20, 8, 8] {AGREEMENT.format([5.0, 4.0, 7.0, 7.0])}"),
         ([[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], [4, 4, 1, 1], "segmentation covers no pixel of the image"),
-        ([[-9, 4, -2, 4, -2, 9]], [0, 4, 2, 5], "segmentation covers no pixel of the image"),
+        ([[-9, 4, -5, 4, -5, 9]], [0, 4, 4, 5], "segmentation covers no pixel of the image"),
         # A spike too thin for a pixel does not make the box of the pixels wrong.
         ([[4, 4, 12, 4, 12, 12, 4, 12, 4, 8.1, 0.5, 8, 4, 7.9]], [4, 4, 8, 8], None),
         ([[0.5, 0.1, 0.9, 0.1, 0.9, 0.8]], [0.5, 0.1, 0.4, 0.7], "segmentation covers no pixel of the image"),
