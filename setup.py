@@ -1,6 +1,7 @@
 """Package declaration. Exact tested versions: requirements.txt; `make install` does the whole set-up.
 
-detectron2 is not declared as a requirement because package registries do not have it: see tools/install.py.
+detectron2 is not declared as a requirement because package registries do not have it, and it compiles against a torch
+that is installed already: see README.md and tools/install.py.
 """
 
 import re
@@ -25,9 +26,32 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The part_robust authors",
+    project_urls={
+        "Detectron2": "https://github.com/facebookresearch/detectron2",
+        "Thesis": "https://www2.eecs.berkeley.edu/Pubs/TechRpts/2023/EECS-2023-153.html",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords="adversarial robustness, part segmentation, image classification, detectron2",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["part_robust", "part_robust.*"]),
-    package_data={"part_robust": ["py.typed"]},
+    # configs/ becomes part_robust/configs (part_robust/config/files.py).
+    packages=[*find_packages(include=["part_robust", "part_robust.*"]), "part_robust.configs"],
+    package_dir={"part_robust.configs": "configs"},
+    package_data={"part_robust": ["py.typed"], "part_robust.configs": ["**/*.yaml"]},
+    entry_points={"console_scripts": ["part-robust = part_robust.cli:main"]},
     install_requires=runtime_requirements(),
     extras_require={
         # The official AutoAttack, to score a model with code that is not ours.

@@ -1,13 +1,15 @@
 """Every command in README.md and the pages of docs/, datasets/ and configs/ is one that can be typed.
 
-Its script or module exists and its own parser takes the arguments; KEY VALUE pairs name keys of the config and values
-of their type; configs, tests and pages that are named exist, as do attacks, tiers, tables and models. Nothing is run
-beyond that. Words that stand for a user's own (`...`, `<folder>`, paths below output/, photo.jpg) may be anything.
+Its script, module or command of `part-robust` exists and its own parser takes the arguments; KEY VALUE pairs name keys
+of the config and values of their type; configs, tests and pages that are named exist, as do attacks, tiers, tables and
+models. Nothing is run beyond that. Words for what is a user's own (`...`, `<folder>`, paths below output/, photo.jpg)
+may be anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import re
 import runpy
@@ -19,11 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.cli import COMMANDS
+from part_robust.config import attack_spec, find_config, get_part_robust_cfg
+from part_robust.runs.suites import suite_runs, table_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "datasets/README.md", "configs/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
-PROGRAMS = ("python", "pip", "make", "torchrun", "srun", "for", "done")
+PROGRAMS = ("python", "part-robust", "pip", "make", "torchrun", "srun", "for", "done")
 # Of the repository; what is below output/ and most of datasets/ is made by a user.
 OURS = re.compile(r"(?<![\w/.])(?:configs|tools|docs|tests|datasets/rules)/[\w/.]+\.\w+")
 
@@ -41,8 +45,9 @@ def snippets(page: str) -> list[str]:
     prose = re.sub(r"^```(\w*)\n(.*?)^```", take, page, flags=re.MULTILINE | re.DOTALL)
     found += [block for block in re.findall(r"(?:^ {4}\S.*\n(?: {4,}.*\n)*)", prose, re.MULTILINE) if is_command(block)]
     prose = re.sub(r"^ {4}.*\n", "", prose, flags=re.MULTILINE)
-    # A script alone is named in a line, not called.
-    found += [code for code in re.findall(r"`([^`]+)`", prose) if is_command(code) and not code.endswith(".py")]
+    # A script or the command alone is named in a line, not called.
+    named = (".py", "part-robust", "part_robust")
+    found += [code for code in re.findall(r"`([^`]+)`", prose) if is_command(code) and not code.endswith(named)]
     return found
 
 
@@ -78,7 +83,7 @@ class Parsed(BaseException):
 @pytest.fixture
 def check(monkeypatch):
     """Raises AssertionError, or what the script's own parser or the config raise, for a command that is wrong."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # of tools/benchmark.py
     monkeypatch.chdir(ROOT)
 
     def refuse(parser: argparse.ArgumentParser, message: str) -> None:
@@ -118,20 +123,33 @@ def check(monkeypatch):
             with pytest.raises(Parsed) as parsed:
                 get_args_parser().parse_args(rest)
             launched = parsed.value.arguments
-            check_words(["python", launched.training_script, *launched.training_script_args])
+            module = ["-m"] if launched.module else []
+            check_words(["python", *module, launched.training_script, *launched.training_script_args])
         elif program == "make":
             assert all(makes(word) for word in rest), f"the Makefile has no {rest}"
         elif program == "pip":
             extras = re.findall(r"part_robust\[(\w+)\]", " ".join(rest))
-            assert rest[0] == "install" and len(extras) == len(rest) - 1, f"{rest} is none of our packages"
+            wanted = [word for word in rest[1:] if word not in ("torch", "torchvision", "--no-build-isolation")]
+            ours = [word for word in wanted if re.fullmatch(r"part_robust\[\w+\]|git\+(\.\.\.|https://\S+)", word)]
+            assert rest[0] == "install" and ours == wanted, f"{rest} is none of our packages"
             assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), f"no extra {extras}"
+        elif program == "python" and rest[:2] == ["-m", "part_robust"]:
+            check_words(["part-robust", *rest[2:]])
+        elif program == "part-robust" and rest != ["--help"]:
+            assert rest[0] in COMMANDS, f"part-robust has no command {rest[0]}"
+            command = COMMANDS[rest[0]]
+            script = f"tools/{command.module.removeprefix('cli.')}.py"
+            module = importlib.import_module(f"part_robust.{command.module}")
+            with pytest.raises(Parsed) as parsed:
+                module.main([*command.first, *rest[1:]])
+            check_arguments(script, parsed.value.arguments)
         elif program == "python" and rest[:2] == ["-m", "pytest"]:
             assert (ROOT / rest[2]).exists(), f"{rest[2]} does not exist"
         elif program == "python" and rest[0] == "-m":
             assert importlib.util.find_spec(rest[1]), f"no module {rest[1]}"
             if rest[2:]:
                 arguments_of(rest[1], rest[2:], is_module=True)
-        else:
+        elif program != "part-robust":
             script, *given = rest if program == "python" else words
             assert re.fullmatch(r"(tools|datasets)/\w+\.py", script), f"{program} is no program that pages may use"
             assert (ROOT / script).is_file(), f"{script} does not exist"
@@ -155,19 +173,17 @@ def check_arguments(script: str, args: argparse.Namespace) -> None:
     """What the parser alone cannot know."""
     opts = list(getattr(args, "opts", None) or [])
     if script == "tools/reproduce.py":
-        import suites
-
         opts = list(args.words)
         if args.suite:
-            suites.suite_runs(args.suite, args.only)
+            suite_runs(args.suite, args.only)
         else:
-            suites.table_runs(opts.pop(0), args.only)
+            table_runs(opts.pop(0), args.only)
     if opts[-1:] == ["..."]:
         # Pairs, or a value, that the reader knows.
         del opts[-2 if len(opts) % 2 == 0 else -1 :]
     config = getattr(args, "config_file", None)
     if config and not config.startswith("output/") and config != "...":
-        assert Path(config).is_file(), f"{config} does not exist"
+        find_config(config)
     else:
         config = None
     cfg = get_part_robust_cfg(config, opts)
@@ -233,6 +249,11 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
         ("python tools/demo.py photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),
         ("python tools/reproduce.py --suite thesis_4", "invalid choice: 'thesis_4'"),
         ("python tools/reproduce.py part_shapes_deeplab --only deeplab_pixle", "deeplab_pixle"),
+        ("part-robust trian", "no command trian"),
+        ("torchrun --nproc-per-node 2 -m part_robust trian", "no command trian"),
+        ("part-robust train --config-file paco/resnet51.yaml", "resnet51.yaml does not exist"),
+        ("part-robust evaluate --config-file paco/resnet50.yaml TEST.TEIR standard", "TEST.TEIR"),
+        ("part-robust demo photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),
         ("python tools/benchmark.py dino --part 3 --mask-loss dense", "--mask-loss"),
         ("python tools/report.py", "required"),
         ("python datasets/import_coco.py --json x.json --class-rule datasets/rules/cars.yaml", "cars.yaml"),
@@ -249,5 +270,5 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
     ],
 )
 def test_a_broken_command_is_noticed(command, reason, check):
-    with pytest.raises((AssertionError, KeyError, ValueError), match=reason):
+    with pytest.raises((AssertionError, FileNotFoundError, KeyError, ValueError), match=reason):
         check(shlex.split(command))

@@ -24,11 +24,11 @@ def install(monkeypatch):
 
 def test_versions_stand_in_one_place(install):
     sections = install.read_requirements()
-    assert list(sections) == ["build", "torch", "detectron2", "runtime", "dev"]
+    assert list(sections) == ["build", "torch", "detectron2", "runtime", "indirect", "dev"]
     assert sections["torch"] == ["torch==2.11.0", "torchvision==0.26.0"]
     assert sections["detectron2"] == [PINNED]
     assert "setuptools<82" in sections["build"]
-    for line in sections["torch"] + sections["runtime"] + sections["dev"]:
+    for line in sections["torch"] + sections["runtime"] + sections["indirect"] + sections["dev"]:
         assert re.match(r"[\w-]+==[\w.]+(; python_version .+)?$", line), "exact tested versions"
 
 

@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Modules of tools/, by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    monkeypatch.chdir(ROOT)  # the tool goes there itself
-    return importlib.import_module
+    """Modules behind the tool, by name."""
+    monkeypatch.chdir(ROOT)
+    places = {"reproduce": "cli", **dict.fromkeys(("suites", "tables", "thesis_numbers", "thesis_tables"), "runs")}
+    return lambda name: importlib.import_module(f"part_robust.{places[name]}.{name}")
 
 
 def accuracies(clean: float, attacked: float, pixels: float | None = None) -> dict:
@@ -107,7 +107,7 @@ def test_corrections_of_the_thesis(tool):
 
 
 def test_tables_of_records(tool, monkeypatch, tmp_path):
-    suites, run_tables = tool("suites"), tool("run_tables")
+    suites, run_tables = tool("suites"), tool("tables")
     records = {
         "deeplab_two_headed": accuracies(81.25, 3.0, 70.0),
         "deeplab_two_headed_adv": accuracies(75.0, 47.0, 72.0),
@@ -143,7 +143,7 @@ def test_tables_of_records(tool, monkeypatch, tmp_path):
 
 
 def test_attacks_in_words(tool):
-    words = tool("run_tables").attack_words
+    words = tool("tables").attack_words
     settings = build_attack({"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best", "RESTARTS": 5}).describe()
     assert words(settings) == (
         "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, 5 restarts, random start, best iterate"
@@ -154,7 +154,7 @@ def test_attacks_in_words(tool):
 
 
 def test_numbers_in_files(tool):
-    text = tool("run_tables").comma_separated([["a", 67.80000000000001, None, 3]], ["model", "acc.", "AP", "n"])
+    text = tool("tables").comma_separated([["a", 67.80000000000001, None, 3]], ["model", "acc.", "AP", "n"])
     assert text == "model,acc.,AP,n\na,67.8,,3\n"
 
 
@@ -224,7 +224,7 @@ def test_dry_run_without_the_data(tool, tmp_path, monkeypatch):
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 1 and "make_part_shapes" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "make-part-shapes" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
@@ -238,7 +238,7 @@ def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "resnet50 failed: " in error and str(output / "resnet50" / "console.txt") in error
     assert "resnet50_adv left out" in error and not (output / "resnet50_adv").exists()
-    assert "make_part_shapes" in (output / "resnet50" / "console.txt").read_text()
+    assert "make-part-shapes" in (output / "resnet50" / "console.txt").read_text()
 
 
 def test_phases_are_plain_text(tool):

@@ -12,18 +12,9 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from part_robust.modeling.counts import with_counts
+from part_robust.runs import thesis_figures as figures
 from part_robust.visualize import part_colors
 from tests.toy import tiny_cfg
-
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import thesis_figures
-
-    return thesis_figures
 
 
 @pytest.fixture
@@ -46,7 +37,7 @@ def make_record(toy_data, tmp_path):
     return make
 
 
-def test_all_figures(figures, make_record, tmp_path):
+def test_all_figures(make_record, tmp_path):
     records = {
         ("deeplab_segmenter_boxes", "clean"): make_record("deeplab_segmenter"),
         ("dino_detector", "clean"): make_record("dino_detector"),
@@ -60,7 +51,7 @@ def test_all_figures(figures, make_record, tmp_path):
     assert "<svg" in vector.read_text()
 
 
-def test_predictions(figures, make_record):
+def test_predictions(make_record):
     model = figures.Model(make_record("deeplab_two_headed"), count=3)
     truth, clean, attacked = model.truth(), model.predict(), model.predict(attacked=True)
     assert all(item["sem_seg"].unique().numel() > 1 for item in model.items), "images without parts show nothing"
@@ -71,7 +62,7 @@ def test_predictions(figures, make_record):
     assert len(clean.classes) == 3 and clean.classes[0].endswith("%")
 
 
-def test_true_masks_beside_a_model_of_painted_boxes(figures, make_record, monkeypatch):
+def test_true_masks_beside_a_model_of_painted_boxes(make_record, monkeypatch):
     class Told(figures.PartDatasetMapper):
         """The toy's parts are their boxes: here painted ones are seen by a label."""
 
@@ -89,14 +80,14 @@ def test_true_masks_beside_a_model_of_painted_boxes(figures, make_record, monkey
     assert (painted.truth().labels == masks.truth().labels).all()
 
 
-def test_missing_checkpoint_is_named(figures, make_record):
+def test_missing_checkpoint_is_named(make_record):
     record = make_record("deeplab_segmenter")
     Path(record["checkpoint"]["path"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"deeplab_segmenter\.pth"):
         figures.Model(record)
 
 
-def test_outlines(figures):
+def test_outlines():
     found = Instances((32, 32))
     found.pred_boxes = Boxes(torch.tensor([[2.0, 2.0, 10.0, 10.0], [4.0, 16.0, 28.0, 30.0]]))
     found.scores, found.pred_classes = torch.tensor([0.1, 0.9]), torch.tensor([0, 1])

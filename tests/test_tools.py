@@ -86,7 +86,7 @@ def test_missing_paco_says_what_and_how(tmp_path):
     done = call("train_net", "--config-file", config, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path, datasets=tmp_path)
     assert done.returncode == 1
     assert str(tmp_path / "paco" / "annotations" / "train.json") in done.stderr
-    assert "python datasets/prepare_paco.py" in done.stderr
+    assert "part-robust prepare-paco" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 

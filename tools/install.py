@@ -99,7 +99,7 @@ def main() -> None:
     ours = (venv / MARKER).exists()
 
     sections = read_requirements()
-    for name in ("build", "torch", "detectron2", "runtime", "dev"):
+    for name in ("build", "torch", "detectron2", "runtime", "indirect", "dev"):
         if name == "detectron2":
             install_detectron2(python, sections[name][0])
             continue

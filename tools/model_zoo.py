@@ -1,39 +1,9 @@
 #!/usr/bin/env python
-"""Writes the page of the model zoo from the records of evaluations.
+"""`part-robust zoo-page` of this checkout; see part_robust/cli/model_zoo.py."""
 
-python tools/model_zoo.py output/part_shapes --output output/zoo.md
-python tools/model_zoo.py output/part_shapes_small --made-by "python tools/reproduce.py --suite part_shapes_small"
-
-A folder stands for its robustness.json, or for all below it. Models with a class head, the most robust first.
-"""
-
-import argparse
-import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from part_robust.evaluation.html_report import find_records, write_zoo
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", nargs="+", metavar="RECORD_OR_FOLDER", help="robustness.json, or a folder with some")
-    parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"), help="page to write")
-    parser.add_argument(
-        "--made-by",
-        action="append",
-        default=[],
-        metavar="COMMAND",
-        help="shown on the page, before the one that made it",
-    )
-    args = parser.parse_args(arguments)
-    commands = [*args.made_by, shlex.join(["python", "tools/model_zoo.py", *args.records])] if args.made_by else []
-    print(write_zoo(find_records(args.records), args.output, commands))
-
+from part_robust.cli.model_zoo import main
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(main())

@@ -1,38 +1,9 @@
 #!/usr/bin/env python
-"""Writes report.md and report.html beside each record of an evaluation, and a leaderboard of several.
+"""`part-robust report` of this checkout; see part_robust/cli/report.py."""
 
-    python tools/report.py output/part_shapes/deeplab_two_headed_adv
-    python tools/report.py output/part_shapes --output output/leaderboard
-
-The pages need no network and no other file. A folder stands for its robustness.json, or for all below it.
-"""
-
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from part_robust.evaluation.html_report import find_records, write_leaderboard, write_report
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", nargs="+", metavar="RECORD_OR_FOLDER", help="robustness.json, or a folder with some")
-    parser.add_argument("--output", help="folder of the leaderboard; default: the folder that holds all records")
-    return parser.parse_args()
-
-
-def main(arguments: argparse.Namespace) -> None:
-    records = find_records(arguments.records)
-    for record in records:
-        print(*write_report(record), sep="\n")
-    if len(records) > 1:
-        folder = arguments.output or os.path.commonpath([record.resolve().parent for record in records])
-        print(*write_leaderboard(records, Path(folder)), sep="\n")
-
+from part_robust.cli.report import main
 
 if __name__ == "__main__":
-    try:
-        main(parse_arguments())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(main())

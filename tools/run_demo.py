@@ -1,68 +1,9 @@
 #!/usr/bin/env python
-"""`make demo`: the main job on the built-in data, in about ten minutes on two cores.
+"""`make demo` of this checkout; see part_robust/cli/run_demo.py."""
 
-Draws PartShapes, trains a plain ResNet and a Two-Headed part model, first clean and then against a PGD attacker,
-evaluates all four on clean and attacked test images, and writes a table, a report for each, and a picture.
-Interrupted, it goes on where it was; finished, it only prints the table again.
-"""
+import sys
 
-import argparse
-import os
-import time
-from pathlib import Path
-
-import torch
-from tabulate import tabulate
-
-from part_robust.config import get_part_robust_cfg
-from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.experiment import Phase, headline, run_phase
-
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = {"resnet50": "ResNet, no parts", "deeplab_two_headed": "DeepLabv3+ Two-Headed"}
-TRAININGS = {"": "clean", "_adv": "adversarial"}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
-    opts = parser.parse_args().opts
-    os.chdir(ROOT)
-    start = time.time()
-    torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1))
-
-    data = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes"
-    make_part_shapes(data)
-    rows = []
-    for model, title in MODELS.items():
-        for suffix, training in TRAININGS.items():
-            config = f"configs/part_shapes/{model}{suffix}.yaml"
-            record = run_phase(Phase(f"{title}, {training} training", config, opts))
-            rows.append([title, training, *headline(record).values()])
-
-    # After the runs: matplotlib is slow to import and not needed before.
-    from visualize_attack import draw
-
-    weights = "output/part_shapes/deeplab_two_headed_adv/model_best.pth"
-    cfg = get_part_robust_cfg("configs/part_shapes/deeplab_two_headed_adv.yaml", [*opts, "MODEL.WEIGHTS", weights])
-    picture = draw(cfg, cfg.ATTACK.EVAL[0], 6, "output/part_shapes/attack.png")
-
-    threat = f"PGD-{cfg.ATTACK.SPECS[cfg.ATTACK.EVAL[0]].STEPS}, L-inf 8/255"
-    headers = [
-        "model",
-        "training",
-        "clean acc. %",
-        f"robust acc. % ({threat})",
-        "pixel acc. %",
-        "attacked pixel acc. %",
-    ]
-    table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
-    Path("output/part_shapes/table.md").write_text(table + "\n")
-    print(f"\n{table}\n")
-    print(f"table: output/part_shapes/table.md   picture: {picture}")
-    print("full reports: output/part_shapes/<run>/robustness.json")
-    print(f"{(time.time() - start) / 60:.1f} minutes")
-
+from part_robust.cli.run_demo import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,65 +1,9 @@
 #!/usr/bin/env python
-"""Trains or evaluates a part model.
+"""`part-robust train` of this checkout; see part_robust/cli/train_net.py."""
 
-    python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed.yaml
-    python tools/train_net.py --config-file configs/part_shapes/deeplab_two_headed_adv.yaml --two-phase
-    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
-    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
-
-Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, --audit: the dear
-checks of an evaluation, too, and --backend: whose code attacks the class in an evaluation. KEY VALUE pairs that change
-the config come last. Also under torchrun and srun (docs/scaling.md).
-"""
-
-import argparse
-import functools
 import sys
-from collections.abc import Callable
 
-from detectron2.engine import default_argument_parser
-
-from part_robust.engine import end_process_group, evaluate, launch, prepare_two_phases, sentence, setup, train
-
-
-def main(args: argparse.Namespace) -> None:
-    try:
-        run = prepare_two_phases(args) if args.two_phase else prepare(args)
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        sys.exit(sentence(error))
-    run()
-    end_process_group()
-
-
-def prepare(args: argparse.Namespace) -> Callable[[], object]:
-    if args.audit:
-        if not args.eval_only:
-            raise ValueError("--audit checks an evaluation: it goes with --eval-only and TEST.TIER")
-        args.opts = [*args.opts, "TEST.AUDIT", "True"]
-    if args.backend:
-        if not args.eval_only:
-            raise ValueError("--backend says whose attacks evaluate: it goes with --eval-only and TEST.TIER")
-        args.opts = [*args.opts, "TEST.BACKEND", args.backend]
-    cfg = setup(args)
-    return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)
-
+from part_robust.cli.train_net import main
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--two-phase",
-        action="store_true",
-        help="train clean first (x.yaml beside x_adv.yaml), then adversarially from its best weights; the same command "
-        "again goes on where it was interrupted",
-    )
-    parser.add_argument(
-        "--audit",
-        action="store_true",
-        help="with --eval-only and TEST.TIER: the dear checks, too (docs/checks.md); the same as TEST.AUDIT True",
-    )
-    parser.add_argument(
-        "--backend",
-        help="with --eval-only and TEST.TIER: own, or autoattack (pip install part_robust[aa]), the official code "
-        "for attacks on the class (docs/evaluation.md); the same as TEST.BACKEND",
-    )
-    launch(main, parser.parse_args())
+    sys.exit(main())

@@ -1,80 +1,9 @@
 #!/usr/bin/env python
-"""Shows what an attack does to a model: image, perturbation, predicted parts and label before and after.
+"""`part-robust visualize-attack` of this checkout; see part_robust/cli/visualize_attack.py."""
 
-    python tools/visualize_attack.py --config-file configs/part_shapes/deeplab_two_headed.yaml --attack pgd20 \
-        --output output/attack.png MODEL.WEIGHTS output/part_shapes/deeplab_two_headed/model_best.pth
-"""
+import sys
 
-import argparse
-
-import torch
-from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
-
-from part_robust.attacks import attack_batch, attack_view
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
-from part_robust.engine import PartCheckpointer
-from part_robust.engine.setup import import_modules
-from part_robust.engine.trainer import build_attacks
-from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--attack", default=None, help="name in ATTACK.SPECS; default: the first of ATTACK.EVAL")
-    parser.add_argument("--count", type=int, default=6, help="images, spread evenly over DATASETS.TEST")
-    parser.add_argument("--output", default="output/attack.png", help="PNG or JPEG to write")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
-    return parser.parse_args()
-
-
-def draw(cfg, attack_name: str, count: int, output: str) -> str:
-    """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
-    attack = build_attacks(cfg, [attack_name])[attack_name]
-    name = cfg.DATASETS.TEST[0]
-    taxonomy = get_taxonomy(name)
-    records = DatasetCatalog.get(name)
-    mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=name)
-    batch = [mapper(record) for record in records[:: max(len(records) // count, 1)][:count]]
-
-    model = build_model(cfg)
-    PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
-    keys = torch.tensor([item["image_id"] for item in batch])
-    with attack_view(model, attack.full_gradient) as inner, torch.no_grad():
-        images, padding = inner.preprocess(batch)
-        with torch.enable_grad():
-            result, _ = attack_batch(attack, inner, batch, keys)
-        outputs = [inner.inference(images, padding), inner.inference(result.images, padding)]
-
-    rows, labels = [], []
-    for index, item in enumerate(batch):
-        clean, attacked = (x[index].permute(1, 2, 0).cpu().numpy() for x in (images, result.images))
-        truth = taxonomy.class_names[item["class_id"]]
-        panels = [Panel(clean.round().astype("uint8"), f"true: {truth}")]
-        for image, batch_output, when in ((clean, outputs[0], "clean"), (attacked, outputs[1], "attacked")):
-            found = batch_output[index]
-            if when == "attacked":
-                panels.append(Panel(amplify(attacked - clean, attack.threat_model.eps), "perturbation"))
-            picture = image.round().astype("uint8")
-            if "sem_seg" in found:
-                prediction = found["sem_seg"].argmax(dim=0).cpu().numpy()
-                labels.append(prediction)
-                picture = overlay_parts(picture, prediction, taxonomy.num_parts)
-            title = when
-            if "class_logits" in found:
-                probability, guess = found["class_logits"].softmax(dim=0).max(dim=0)
-                title = f"{when}: {taxonomy.class_names[int(guess)]} {100 * float(probability):.0f}%"
-            panels.append(Panel(picture, title))
-        rows.append(panels)
-    return str(save_grid(rows, output, legend_patches(labels, taxonomy.part_names)))
-
+from part_robust.cli.visualize_attack import main
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    config = get_part_robust_cfg(arguments.config_file, arguments.opts)
-    print(draw(config, arguments.attack or config.ATTACK.EVAL[0], arguments.count, arguments.output))
+    sys.exit(main())

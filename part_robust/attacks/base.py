@@ -22,6 +22,7 @@ from part_robust.attacks.problem import Forward, PlainForward, Problem
 from part_robust.attacks.state import Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel
+from part_robust.utils.transfer import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class AttackResult:
     zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
         and the result says nothing about robustness. False for images that left before the first step, and for
         attacks that use no gradient.
+    num_zero_gradient: how many images that are, known on the host.
     fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
     forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
     backwards: images whose gradient was taken, counted likewise.
@@ -50,6 +52,7 @@ class AttackResult:
 
     images: Tensor
     zero_gradient: Tensor
+    num_zero_gradient: int
     fooled: Tensor | None = None
     forwards: int = 0
     backwards: int = 0
@@ -207,15 +210,20 @@ class Attack(ABC):
         history: list[Tensor] = []
         best, standing = self._originals(problem)
         best = self.search(standing, best, scored, history)
-        problem.threat_model.verify(best.images, images)
-        blind = best.zero_gradient
+        zero_gradient = best.zero_gradient
         if attackable is not None:
-            blind = blind & attackable.to(blind.device)
-        if self.uses_gradient and problem.threat_model.eps > 0:
-            self._warn_if_blind(blind)
+            zero_gradient = zero_gradient & attackable.to(zero_gradient.device)
+        # The only wait for the device in an attack without early stopping.
+        flags = to_host({"allowed": problem.threat_model.allowed(best.images, images), "zero_gradient": zero_gradient})
+        if not flags["allowed"].all():
+            problem.threat_model.verify(best.images, images)
+        number = int(flags["zero_gradient"].sum())
+        if number and self.uses_gradient and problem.threat_model.eps > 0:
+            self._warn_of_zero_gradient(number, len(images))
         return AttackResult(
             images=best.images,
-            zero_gradient=blind,
+            zero_gradient=zero_gradient,
+            num_zero_gradient=number,
             fooled=best.fooled,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,
@@ -303,16 +311,14 @@ class Attack(ABC):
         whole.put(place, self.outcome(state))
         return whole
 
-    def _warn_if_blind(self, zero_gradient: Tensor) -> None:
-        blind = int(zero_gradient.sum())
-        if blind:
-            log_every_n_seconds(
-                logging.WARNING,
-                f"{type(self).__name__}: {blind} of {len(zero_gradient)} images got an all-zero gradient at every "
-                "step; their result says nothing about robustness (saturated or detached logits?)",
-                n=60,
-                name=logger.name,
-            )
+    def _warn_of_zero_gradient(self, number: int, images: int) -> None:
+        log_every_n_seconds(
+            logging.WARNING,
+            f"{type(self).__name__}: {number} of {images} images got an all-zero gradient at every "
+            "step; their result says nothing about robustness (saturated or detached logits?)",
+            n=60,
+            name=logger.name,
+        )
 
     def describe(self) -> dict:
         """Everything a reader needs to repeat the attack, for reports."""

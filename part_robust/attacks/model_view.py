@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from part_robust.attacks.base import Attack, AttackResult
 from part_robust.attacks.objective import Objective
 from part_robust.attacks.open_queries import OpenQueries, open_queries
+from part_robust.utils.transfer import to_device
 
 
 @contextmanager
@@ -104,18 +105,26 @@ class ModelView:
         padding = None if self.padding is None else self.padding[index]
         return ModelView(self.inner, self.objective, batched_inputs, self.images[index], padding, self.query_factor)
 
-    def targets(self) -> Tensor:
-        """What the objective compares with: labels (N,), or label maps (N, H, W)."""
-        if self.objective.reads == "part_logits":
-            return torch.stack([item["sem_seg"] for item in self.batched_inputs]).to(self.images.device)
-        return torch.tensor([item["class_id"] for item in self.batched_inputs], device=self.images.device)
+    def call_arguments(self, keys: Tensor) -> dict[str, Tensor]:
+        """Arguments of `Attack.__call__` that belong to the images, by one copy to their device.
 
-    def attackable(self) -> Tensor | None:
-        """bool (N,), False for images of which the objective says nothing; None where it says something of all."""
-        if self.objective.reads == "class_logits":
-            return None
-        joint = self.objective.options.get("joint", False)
-        return torch.tensor([joint or item.get("part_supervision") != "none" for item in self.batched_inputs])
+        Args:
+            keys: int64 (N,).
+
+        Returns:
+            `keys`; `targets` that the objective compares with, labels (N,) or label maps (N, H, W); and, for objectives
+            of the parts, `attackable`, bool (N,), False for images without part labels.
+        """
+        host = {"keys": keys}
+        if self.objective.reads == "part_logits":
+            host["targets"] = torch.stack([item["sem_seg"] for item in self.batched_inputs])
+        else:
+            host["targets"] = torch.tensor([item["class_id"] for item in self.batched_inputs])
+        if self.objective.reads != "class_logits":
+            joint = self.objective.options.get("joint", False)
+            labelled = [joint or item.get("part_supervision") != "none" for item in self.batched_inputs]
+            host["attackable"] = torch.tensor(labelled)
+        return to_device(host, self.images.device)
 
 
 def attack_batch(
@@ -145,11 +154,9 @@ def attack_batch(
     result = attack(
         view,
         images,
-        view.targets(),
-        keys=keys,
         padding=padding,
         scored=scored,
         starts=starts,
-        attackable=view.attackable(),
+        **view.call_arguments(keys),
     )
     return result, padding

@@ -90,15 +90,21 @@ class ThreatModel:
         flat = gradient.flatten(1)
         return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
 
-    def verify(self, adversarial: Tensor, images: Tensor) -> None:
-        """Raises:
-        ThreatModelViolation: a perturbation is too long, a pixel is out of range or not a number.
-        """
+    def allowed(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """bool (N,), False where a perturbation is too long, a pixel is out of range or not a number."""
         tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 resolves 1.5e-5 per pixel
-        distance = self.distance(adversarial, images)
         in_range = ((adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)).flatten(1).all(dim=1)
-        allowed = (distance <= self.eps + tolerance) & in_range  # False for NaN, too
+        return (self.distance(adversarial, images) <= self.eps + tolerance) & in_range  # False for NaN, too
+
+    def verify(self, adversarial: Tensor, images: Tensor) -> None:
+        """Checks that all images are `allowed`.
+
+        Raises:
+            ThreatModelViolation: one is not.
+        """
+        allowed = self.allowed(adversarial, images)
         if not bool(allowed.all()):
+            distance = self.distance(adversarial, images)
             index = int((~allowed).nonzero()[0])
             raise ThreatModelViolation(
                 f"image {index} of the batch: {self.norm} distance {float(distance[index]):.4f} (allowed {self.eps}), "

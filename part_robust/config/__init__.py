@@ -14,11 +14,18 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust.config.attacks import add_attack, add_test, attack_spec
+from part_robust.config.files import LOADER, find_config, read_config_file, zoo_configs, zoo_folder
 from part_robust.config.models import add_model
 
-__all__ = ["add_part_robust_config", "attack_spec", "config_values", "get_part_robust_cfg"]
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+__all__ = [
+    "add_part_robust_config",
+    "attack_spec",
+    "config_values",
+    "find_config",
+    "get_part_robust_cfg",
+    "zoo_configs",
+    "zoo_folder",
+]
 
 
 def add_part_robust_config(cfg: CfgNode) -> None:
@@ -121,18 +128,21 @@ def _add_input(cfg: CfgNode) -> None:
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
     """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
     step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
-    SOLVER.EPOCHS 1.
+    SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
+
+    Args:
+        config_file: a path, or a name among the package's configs, "paco/mask_dino_simple.yaml" (`find_config`).
+        opts: KEY VALUE pairs.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: the file or one of its bases does not exist.
         KeyError: an unknown key, named in the message.
+        ValueError: a value of the wrong type.
     """
     cfg = get_cfg()
     add_part_robust_config(cfg)
     if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"config file {config_file} does not exist")
-        cfg.merge_from_file(str(config_file))
+        cfg.merge_from_other_cfg(CfgNode(read_config_file(find_config(config_file))))
     try:
         cfg.merge_from_list(_numbers(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
@@ -169,4 +179,4 @@ def config_values(text: str) -> dict[str, object]:
             return {prefix: node}
         return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
 
-    return walk(yaml.load(text, Loader=_LOADER) or {}, "")
+    return walk(yaml.load(text, LOADER) or {}, "")

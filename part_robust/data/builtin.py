@@ -17,30 +17,29 @@ BUILTIN: dict[str, tuple[str, str | None, str]] = {
     "part_shapes": (
         "part_shapes",
         "images",
-        "Draw it with: python datasets/make_part_shapes.py --root {folder}",
+        "Draw it with: part-robust make-part-shapes --root {folder}",
     ),
     "paco": (
         "paco",
         None,
-        "Prepare PACO with: python datasets/prepare_paco.py --output {folder} (see datasets/README.md)",
+        "Prepare PACO with: part-robust prepare-paco --output {folder} (see datasets/README.md)",
     ),
     "part_imagenet": (
         "part_imagenet",
         None,
-        "Prepare PartImageNet with: python datasets/prepare_part_imagenet.py --output {folder} "
-        "(see datasets/README.md)",
+        "Prepare PartImageNet with: part-robust prepare-part-imagenet --output {folder} (see datasets/README.md)",
     ),
     "part_imagenet_158": (
         "part_imagenet_158",
         None,
-        "Prepare it with: python datasets/prepare_part_imagenet.py --classes imagenet --output {folder} "
+        "Prepare it with: part-robust prepare-part-imagenet --classes imagenet --output {folder} "
         "(see datasets/README.md)",
     ),
     "car_parts": (
         "car_parts",
         "images",
         "With the Car Parts data set (docs/import_coco.md) in the folder RAW, import it with: "
-        "python datasets/import_coco.py --json RAW/trainingset/annotations.json RAW/testset/annotations.json "
+        "part-robust import-coco --json RAW/trainingset/annotations.json RAW/testset/annotations.json "
         "--image-root RAW/trainingset/JPEGImages RAW/testset/JPEGImages --split fractions test "
         "--split-fractions 0.85 0.15 0 --group-by near --class-rule datasets/rules/car_view.yaml "
         "--class-part-share 0.1 --copy-images --output {folder}",

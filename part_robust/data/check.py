@@ -1,4 +1,4 @@
-"""`python -m part_robust.data.check FILE [--image-root DIR]`: prints every violation of the part format.
+"""Prints every violation of the part format in a json: `python -m part_robust.data.check FILE [--image-root DIR]`.
 
 Exit code 0 when the file is good, 1 otherwise.
 """
@@ -52,7 +52,7 @@ def summary(data: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m part_robust.data.check", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--image-root", type=Path, help="also open every image and compare its size")
     args = parser.parse_args(arguments)

@@ -102,7 +102,7 @@ class AdversarialLoader:
         changed = attacked + batch[count:]
         if self.keep_clean:
             changed = [{**item, "image_clean": old["image"]} for item, old in zip(changed, batch, strict=True)]
-        blind = float(torch.cat([result.zero_gradient for result in results]).float().mean())
+        blind = sum(result.num_zero_gradient for result in results) / count
         self._watch_gradient(blind)
         if has_event_storage():
             storage = get_event_storage()

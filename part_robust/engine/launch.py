@@ -28,6 +28,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from part_robust.attacks import AttackError
 from part_robust.engine.checkpoint import CheckpointMismatch
 from part_robust.engine.failures import SIGNALS, NonFiniteStep
+from part_robust.engine.output_lock import OutputInUse
 from part_robust.engine.overfitting_guard import CatastrophicOverfitting
 from part_robust.engine.phases import OtherRun
 from part_robust.engine.safe_loading import UnsafeCheckpoint
@@ -42,6 +43,7 @@ MENDABLE = (
     JournalMismatch,
     NonFiniteStep,
     OtherRun,
+    OutputInUse,
     UnsafeCheckpoint,
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from part_robust.config import get_part_robust_cfg
+from part_robust.config import find_config, get_part_robust_cfg
 from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
 
@@ -66,7 +66,7 @@ def phase_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, argpa
     cfg = get_part_robust_cfg(args.config_file, args.opts)
     if not cfg.ATTACK.TRAIN.ENABLED:
         raise ValueError(f"--two-phase needs the config of the adversarial phase, {args.config_file} trains clean")
-    path = Path(args.config_file)
+    path = find_config(args.config_file)
     neighbour = path.with_name(path.name.replace("_adv", ""))
     has_neighbour = path.stem.endswith("_adv") and neighbour.is_file()
     clean, adversarial = copy.copy(args), copy.copy(args)

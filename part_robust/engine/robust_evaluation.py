@@ -41,6 +41,7 @@ from part_robust.evaluation.report import file_sha256
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.gradients import cuts_gradient
+from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +239,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         before = fingerprint(getattr(model, "module", model)) if comm.is_main_process() else {}
         merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
         if merged is None:
+            wait_for_all()
             continue
         results = metrics_of(plan, merged, evaluators)
         record = describe_evaluation(plan, merged, results, _device(model))
@@ -245,6 +247,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
             record["transfer"] = transferred
         add_checks(cfg, model, dataset, records, plan, merged, record, before)
+        wait_for_all()
         warnings += plan_warnings(plan, merged)
         if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
             warnings.append(
@@ -264,7 +267,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
 
 
 def _open(folder: Path, identity: dict[str, str], resume: bool) -> Journal:
-    """The main process looks, and all hear of it if something is wrong."""
+    """Rank 0 opens the journal; its error is raised on every rank."""
     problem: Exception | None = None
     if comm.is_main_process():
         try:
@@ -274,7 +277,7 @@ def _open(folder: Path, identity: dict[str, str], resume: bool) -> Journal:
     problem = comm.all_gather(problem)[0]
     if problem is not None:
         raise problem
-    journal = Journal(folder)
+    journal = Journal(folder, identity)
     journal.folder.mkdir(parents=True, exist_ok=True)  # on other machines
     return journal
 

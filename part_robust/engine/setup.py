@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import math
 import os
@@ -19,24 +18,35 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
-from part_robust.config import get_part_robust_cfg
-from part_robust.data import register_builtin, register_from_config
+from part_robust.config import find_config
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
-from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
+from part_robust.run_config import load_config
+from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of a run, complete and frozen; logs to OUTPUT_DIR and writes config.yaml there. Raises as
-    `complete_config`."""
+    """Config of a run, complete and frozen; locks OUTPUT_DIR, logs to it and writes config.yaml there.
+
+    `train` and `evaluate` release the lock when they end.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: same as `complete_config`.
+        OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
+    """
     cfg = complete_config(args)
+    lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     _close_logs()
+    if args.config_file:
+        # detectron2 opens the file for its log.
+        args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     return cfg
@@ -48,11 +58,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
     """
-    cfg = get_part_robust_cfg(args.config_file, args.opts)
-    import_modules(cfg)
-    register_builtin()
-    register_from_config(cfg)
-    cfg = with_counts(cfg)
+    cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         set_schedule(cfg)
         check_training(cfg)
@@ -91,19 +97,6 @@ def check_training(cfg: CfgNode) -> None:
         training_attack(cfg)
 
 
-def import_modules(cfg: CfgNode) -> None:
-    """Imports cfg.IMPORTS: the user's own heads, segmenters and attacks register themselves.
-
-    Raises:
-        ImportError: one cannot be imported.
-    """
-    for name in cfg.IMPORTS:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"IMPORTS names {name!r}: {error}. Is its folder in PYTHONPATH?") from error
-
-
 def _close_logs() -> None:
     """Takes the handlers of an earlier run in this process away: lines would come twice, and in both folders."""
     for name in ("fvcore", "detectron2", "part_robust"):
@@ -117,7 +110,7 @@ def _close_logs() -> None:
 def end_process_group() -> None:
     """Waits for all processes, then takes the group down: a process that just exits can abort its neighbours."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        comm.synchronize()
+        wait_for_all()
         torch.distributed.destroy_process_group()
 
 
@@ -147,10 +140,13 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
         logger.warning(
             "DATASETS.VAL is empty: the best checkpoint is chosen on DATASETS.TEST, whose numbers are then optimistic"
         )
-    trainer = PartTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return getattr(trainer, "_last_eval_results", None)
+    try:
+        trainer = PartTrainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        return getattr(trainer, "_last_eval_results", None)
+    finally:
+        release_output(cfg.OUTPUT_DIR)
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
@@ -163,6 +159,13 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
+    try:
+        return _evaluate(cfg, resume)
+    finally:
+        release_output(cfg.OUTPUT_DIR)
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
     model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.engine.weight_perturbation import WeightPerturbation
+from part_robust.layers.constants import constant
+from part_robust.utils.transfer import to_device, to_host
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -126,10 +128,11 @@ def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str
         return shares
     names = list(found[0])
     counts = torch.stack([torch.stack([own[name].count.float() for name in names]) for own in found])
+    counts = to_device({"counts": counts}, next(inner.parameters()).device)["counts"]
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(counts)
-    # As global_mean_weight: where there is next to nothing to count, losses are divided by the least.
-    least = counts.new_tensor([found[0][name].least for name in names])
+    # Same as `global_mean_weight`: where there is next to nothing to count, losses are divided by the least.
+    least = constant(tuple(float(found[0][name].least) for name in names), counts.dtype, counts.device)
     for share, row in zip(shares, counts.maximum(least) / counts.sum(dim=0).maximum(least), strict=True):
         share |= dict(zip(names, row.unbind(), strict=True))
     return shares
@@ -140,9 +143,10 @@ class _QuietOnSkip:
 
     skipped = False
 
-    def _write_metrics(self, *args: Any, **kwargs: Any) -> None:
+    def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
         if not self.skipped:
-            super()._write_metrics(*args, **kwargs)  # type: ignore[misc]
+            # One copy for all losses, where detectron2 makes one for each.
+            super()._write_metrics(to_host(loss_dict), *args, **kwargs)  # type: ignore[misc]
 
 
 class StepTrainer(_QuietOnSkip, SimpleTrainer):

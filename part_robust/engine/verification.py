@@ -15,7 +15,7 @@ from torch import nn
 
 from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, register_builtin, register_from_config
+from part_robust.data import PartDatasetMapper
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.evaluation_checks import set_checks
 from part_robust.engine.trainer import PartTrainer
@@ -23,6 +23,7 @@ from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.record import check_rescored
 from part_robust.evaluation.report import file_sha256, write_json
+from part_robust.run_config import complete
 
 
 @dataclass
@@ -55,6 +56,7 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
 
     Raises:
         FileNotFoundError: no record, or no checkpoint.
+        ImportError: a module of IMPORTS cannot be imported.
         ValueError: no adversarial images in it, or another checkpoint than the one that was evaluated.
     """
     path = folder / "robustness.json"
@@ -66,8 +68,6 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
     cfg = get_part_robust_cfg()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(record["config"]))
     cfg.MODEL.WEIGHTS = weights or record["checkpoint"]["path"]
-    register_builtin()
-    register_from_config(cfg)
     expected = record["checkpoint"]["sha256"]
     if expected is None:
         raise ValueError(f"{path} is of random weights, which nobody else can have")
@@ -77,7 +77,7 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
         raise ValueError(
             f"checkpoint {cfg.MODEL.WEIGHTS} {what}, the evaluated one has {expected[:16]}...: give it as --weights"
         )
-    return cfg, record
+    return complete(cfg), record
 
 
 def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:

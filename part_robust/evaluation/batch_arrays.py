@@ -166,12 +166,14 @@ class Merged:
         """Sum over the batches; 0 where none has it."""
         return np.sum([batch[name] for batch in self.batches if name in batch], axis=0)
 
-    def evaluate(self, row: str, evaluators: DatasetEvaluators) -> dict[str, dict[str, float]]:
-        """Task -> metrics of a row. For the main process: the evaluators' own gathering finds nothing elsewhere."""
-        evaluators.reset()
+    def score(self, row: str, evaluators: DatasetEvaluators) -> dict[str, dict[str, float]]:
+        """Task -> metrics of a row, computed without any collective, as rank 0 has all batches."""
+        results: dict[str, dict[str, float]] = {}
         for number, evaluator in enumerate(evaluators._evaluators):
             prefix = f"evaluators.{row}.{number}."
-            for batch in self.batches:
-                partial = {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
-                evaluator.absorb(partial)  # type: ignore[attr-defined]
-        return dict(evaluators.evaluate() or {})
+            partials = [
+                {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
+                for batch in self.batches
+            ]
+            results |= evaluator.score_merged(partials)  # type: ignore[attr-defined]
+        return results

@@ -6,11 +6,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
+import torch
+from torch import Tensor
+
+from part_robust.evaluation.mergeable import MergeableEvaluator
 
 
-class ClassificationEvaluator(DatasetEvaluator):
+class ClassificationEvaluator(MergeableEvaluator):
     """Results: `{"classification": {"accuracy", "class_mean_accuracy", "num_images", "accuracy-<class>"...}}`, percent.
 
     Records are keyed by image id, so the numbers are the same for any batch size, order and process count.
@@ -22,27 +24,38 @@ class ClassificationEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._predictions: dict[int, tuple[int, int]] = {}
+        # Predicted classes of whole batches, on the model's device until they are needed.
+        self._waiting: list[tuple[list[tuple[int, int]], Tensor]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for item, output in zip(inputs, outputs, strict=True):
-            self._predictions[item["image_id"]] = (item["class_id"], int(output["class_logits"].argmax()))
+        if inputs:
+            guesses = torch.stack([output["class_logits"] for output in outputs]).argmax(dim=1)
+            self._waiting.append(([(item["image_id"], item["class_id"]) for item in inputs], guesses))
+
+    def _collect(self) -> dict[int, tuple[int, int]]:
+        """Image id -> true and predicted class; one copy from the device for all batches since the last call."""
+        if self._waiting:
+            guesses = torch.cat([guess for _, guess in self._waiting]).tolist()
+            truths = [pair for pairs, _ in self._waiting for pair in pairs]
+            for (image_id, truth), guess in zip(truths, guesses, strict=True):
+                self._predictions[image_id] = (truth, guess)
+            self._waiting = []
+        return self._predictions
 
     def partial(self) -> dict[str, np.ndarray]:
-        """What was processed since `reset`, for `absorb`: int64 (N, 3) of image id, true and predicted class."""
-        records = [(image_id, *pair) for image_id, pair in sorted(self._predictions.items())]
+        """Returns what was processed since `reset`: int64 (N, 3) of image id, true and predicted class."""
+        records = [(image_id, *pair) for image_id, pair in sorted(self._collect().items())]
         return {"records": np.array(records, dtype=np.int64).reshape(-1, 3)}
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
-        """Adds what another evaluator's `partial` returned."""
         self._predictions.update({image_id: (truth, guess) for image_id, truth, guess in partial["records"].tolist()})
 
-    def evaluate(self) -> OrderedDict | None:
-        gathered = comm.gather(self._predictions, dst=0)
-        if not comm.is_main_process():
-            return None
-        predictions: dict[int, tuple[int, int]] = {}
-        for part in gathered:
-            predictions.update(part)
+    def score(self) -> OrderedDict:
+        """
+        Raises:
+            ValueError: no image was processed.
+        """
+        predictions = self._collect()
         if not predictions:
             raise ValueError("no image was evaluated: is the data set empty?")
         truth, guess = np.array([predictions[key] for key in sorted(predictions)]).T

@@ -21,16 +21,28 @@ logger = logging.getLogger(__name__)
 
 BatchArrays = dict[str, np.ndarray]
 
+# The array of a batch's file that holds the hash of the identity.
+KEY = "journal.identity"
+
 
 class JournalMismatch(ValueError):
     """The journal in the folder is of another evaluation."""
 
 
 class Journal:
-    """A folder with `journal.json`, which says whose batches these are, and a file for each batch."""
+    """A folder with `journal.json`, the identity of the evaluation, and a file for each batch.
 
-    def __init__(self, folder: str | Path) -> None:
+    Every batch holds a hash of the identity, so that batches of two evaluations that write into one folder do not mix.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            folder: of the journal alone.
+            identity: of the evaluation that writes batches or reads its own; None to read all there are.
+        """
         self.folder = Path(folder)
+        self._key = None if identity is None else _hash(json.dumps(dict(identity), sort_keys=True))
 
     @classmethod
     def open(cls, folder: str | Path, identity: Mapping[str, str], resume: bool) -> Journal:
@@ -46,7 +58,7 @@ class Journal:
         Raises:
             JournalMismatch: with `resume`, the folder holds another evaluation's batches.
         """
-        journal = cls(folder)
+        journal = cls(folder, identity)
         found = journal.identity()
         if found is not None and resume:
             changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
@@ -73,27 +85,44 @@ class Journal:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
-        """Adds a batch; the file's name comes from its images, so processes never meet."""
-        digest = hashlib.sha256(",".join(map(str, image_ids)).encode()).hexdigest()[:16]
+        """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file."""
+        digest = _hash(",".join(map(str, image_ids)) + (self._key or ""))[:16]
+        key = {} if self._key is None else {KEY: np.array(self._key)}
         path = self.folder / f"batch_{digest}.npz"
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, **batch)  # type: ignore[arg-type]
+            np.savez(file, **batch, **key)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
     def batches(self) -> list[BatchArrays]:
-        """All batches, in a fixed order. A file that cannot be read is left out, so its images are done again."""
-        found = []
+        """All batches of this evaluation, in a fixed order.
+
+        A file that cannot be read is deleted, so its images are evaluated again. Batches of another identity are left
+        out; those that an earlier version wrote have none and are taken, as `open` has compared journal.json.
+        """
+        found, others = [], 0
         for path in sorted(self.folder.glob("batch_*.npz")):
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    found.append({key: file[key] for key in file.files})
+                    batch = {key: file[key] for key in file.files}
             except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
                 logger.warning("%s cannot be read (%s): its images are evaluated again", path, error)
                 path.unlink()
+                continue
+            key = batch.pop(KEY, None)
+            if self._key is None or key is None or str(key) == self._key:
+                found.append(batch)
+            else:
+                others += 1
+        if others:
+            logger.warning("%s: %d batches are of another evaluation and are left out", self.folder, others)
         return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -13,19 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt  # pycocotools' own where detectron2 built no faster one
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from detectron2.utils import comm
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import Tensor
 
 from part_robust.evaluation.conversion import predicted_boxes
 from part_robust.evaluation.image_parts import ImageParts, pack, unpack
+from part_robust.evaluation.mergeable import MergeableEvaluator
 
 
-class PartDetectionEvaluator(DatasetEvaluator):
+class PartDetectionEvaluator(MergeableEvaluator):
     """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent, and the
     same as "part_mask" where the model's `instances` have `pred_masks`.
 
@@ -104,7 +103,6 @@ class PartDetectionEvaluator(DatasetEvaluator):
         )
 
     def partial(self) -> dict[str, np.ndarray]:
-        """What was processed since `reset`, for `absorb`: plain arrays."""
         arrays = {"unlabelled": np.array(sorted(self._unlabelled), dtype=np.int64)}
         for task, images in (("box", self._images), ("mask", self._masks)):
             if images or task == "box":
@@ -112,27 +110,16 @@ class PartDetectionEvaluator(DatasetEvaluator):
         return arrays
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
-        """Adds what another evaluator's `partial` returned."""
         self._unlabelled.update(partial["unlabelled"].tolist())
         for task, images in (("box", self._images), ("mask", self._masks)):
             own = {name.removeprefix(f"{task}."): x for name, x in partial.items() if name.startswith(f"{task}.")}
             if own:
                 images.update(unpack(own))
 
-    def evaluate(self) -> OrderedDict | None:
-        gathered = comm.gather((self._images, self._masks, self._unlabelled), dst=0)
-        if not comm.is_main_process():
-            return None
-        images: dict[int, ImageParts] = {}
-        masks: dict[int, ImageParts] = {}
-        unlabelled: set[int] = set()
-        for own_images, own_masks, own_unlabelled in gathered:
-            images.update(own_images)
-            masks.update(own_masks)
-            unlabelled |= own_unlabelled
-        counts = {"num_images": float(len(images)), "num_unlabelled_images": float(len(unlabelled))}
+    def score(self) -> OrderedDict:
+        counts = {"num_images": float(len(self._images)), "num_unlabelled_images": float(len(self._unlabelled))}
         results = OrderedDict()
-        for task, records in (("part_box", images), ("part_mask", masks)):
+        for task, records in (("part_box", self._images), ("part_mask", self._masks)):
             if records or task == "part_box":
                 headline, per_part = _average_precision(records, self.part_names)
                 results[task] = {**headline, **counts, **per_part}

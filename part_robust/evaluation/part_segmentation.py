@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from torch import Tensor
 
 from part_robust.evaluation.conversion import predicted_labels
+from part_robust.evaluation.mergeable import MergeableEvaluator
 
 
-class PartSegmentationEvaluator(DatasetEvaluator):
+class PartSegmentationEvaluator(MergeableEvaluator):
     """Results: `{"part_seg": {"pixel_accuracy", "mIoU", ..., "IoU-<part>"...}}`, percent.
 
     One confusion matrix over the whole data set. Ignored pixels count nowhere; images without part labels are left out
@@ -46,7 +45,7 @@ class PartSegmentationEvaluator(DatasetEvaluator):
             self._confusion = matrix if self._confusion is None else self._confusion + matrix
 
     def partial(self) -> dict[str, np.ndarray]:
-        """What was processed since `reset`, for `absorb`: the entries of the confusion matrix that are not 0."""
+        """Returns the entries of the confusion matrix that are not 0, and how many images are labelled or not."""
         labels = len(self.label_names)
         flat = np.zeros(0, dtype=np.int64) if self._confusion is None else self._confusion.cpu().numpy().ravel()
         index = np.flatnonzero(flat)
@@ -56,7 +55,6 @@ class PartSegmentationEvaluator(DatasetEvaluator):
         }
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
-        """Adds what another evaluator's `partial` returned."""
         labels = len(self.label_names)
         own = torch.zeros(labels, labels, dtype=torch.int64) if self._confusion is None else self._confusion
         truth, prediction, count = torch.from_numpy(partial["entries"]).to(own.device).T
@@ -64,14 +62,12 @@ class PartSegmentationEvaluator(DatasetEvaluator):
         self._images += int(partial["images"][0])
         self._unlabelled += int(partial["images"][1])
 
-    def evaluate(self) -> OrderedDict | None:
+    def score(self) -> OrderedDict:
         labels = len(self.label_names)
-        own = torch.zeros(labels, labels, dtype=torch.int64) if self._confusion is None else self._confusion.cpu()
-        gathered = comm.gather((own.numpy(), self._images, self._unlabelled), dst=0)
-        if not comm.is_main_process():
-            return None
-        matrices, images, unlabelled = zip(*gathered, strict=True)
-        return OrderedDict(part_seg=self._metrics(np.sum(matrices, axis=0), sum(images), sum(unlabelled)))
+        matrix = np.zeros((labels, labels), dtype=np.int64)
+        if self._confusion is not None:
+            matrix = self._confusion.cpu().numpy()
+        return OrderedDict(part_seg=self._metrics(matrix, self._images, self._unlabelled))
 
     def _metrics(self, matrix: np.ndarray, images: int, unlabelled: int) -> dict[str, float]:
         hits = np.diag(matrix)

@@ -24,6 +24,7 @@ from part_robust.evaluation.eps_curve import curve_attack_name, run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
 from part_robust.evaluation.progress import Progress
 from part_robust.evaluation.tiers import Tier, run_tier
+from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def run_plan(
     Returns:
         All batches on the main process, None on others.
     """
+    prepare_to_wait()
     earlier = journal.batches() if comm.is_main_process() else []
     finished = {int(image_id) for batch in earlier for image_id in batch["images.image_id"]}
     done: set[int] = comm.all_gather(finished)[0]
@@ -116,6 +118,7 @@ def run_plan(
     except KeyboardInterrupt:
         logger.warning("Stopped; what is done is in %s: the same command with --resume goes on", journal.folder)
         raise
+    wait_for_all()
     gathered = comm.gather(own, dst=0)
     if not comm.is_main_process():
         return None

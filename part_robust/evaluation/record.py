@@ -34,7 +34,7 @@ def metrics_of(plan: Plan, merged: Merged, evaluators: DatasetEvaluators) -> Res
     results: Results = {}
     for row in plan.rows():
         suffix = "" if row == "clean" else f"_{row}"
-        for task, metrics in merged.evaluate(row, evaluators).items():
+        for task, metrics in merged.score(row, evaluators).items():
             results[f"{task}{suffix}"] = metrics
     return results
 

@@ -29,6 +29,30 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     return x.clamp(min=eps).log() - (1.0 - x).clamp(min=eps).log()
 
 
+def paired_generalized_iou(first: Tensor, second: Tensor, eps: float = 1e-6) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., 2019) of boxes in the same place of both arguments.
+
+    The values and gradients of `torchvision.ops.generalized_box_iou_loss`, without its boolean index, for which the
+    host waits.
+
+    Args:
+        first: (..., 4) xyxy.
+        second: (..., 4) xyxy.
+        eps: added to both denominators, so that degenerate boxes give finite values.
+
+    Returns:
+        (...), -1..1.
+    """
+    inner = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    outer = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    # Products of two numbers written out: the gradient of `prod` looks for zeros, for which the host waits as well.
+    intersection = (inner[..., 0] * inner[..., 1]).where((inner > 0).all(dim=-1), 0.0)
+    sides_1, sides_2 = (boxes[..., 2:] - boxes[..., :2] for boxes in (first, second))
+    union = sides_1[..., 0] * sides_1[..., 1] + sides_2[..., 0] * sides_2[..., 1] - intersection
+    hull = outer[..., 0] * outer[..., 1]
+    return intersection / (union + eps) - (hull - union) / (hull + eps)
+
+
 def pairwise_generalized_iou(first: Tensor, second: Tensor, eps: float = 1e-6) -> Tensor:
     """Generalised IoU (Rezatofighi et al., 2019) of every pair, for batches of boxes.
 

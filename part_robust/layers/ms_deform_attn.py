@@ -6,6 +6,7 @@ head, S pixels of all levels together, fine to coarse and row by row.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.layers.constants import constant
 from part_robust.layers.sparse_sampling import SparseSampling
 
 Shapes = Sequence[tuple[int, int]]
@@ -77,12 +79,18 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     return result.view(images, queries, heads * channels).to(value.dtype)
 
 
+def level_sizes(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(L, 2), width and height of each level."""
+    return constant(tuple((w, h) for h, w in shapes), dtype, device)
+
+
 def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four pixels around each location: their index among the S, int64 (N, Q, H, L, P * 4), and what they count
     for (N, Q, H, L, P * 4): bilinear share x attention weight, 0 outside of the map."""
     device = locations.device
-    size = torch.tensor([(w, h) for h, w in shapes], device=device)
-    start = torch.tensor([0, *(h * w for h, w in shapes[:-1])], device=device).cumsum(dim=0)
+    size = level_sizes(shapes, torch.int64, device)
+    starts = tuple(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
+    start = constant(starts, torch.int64, device)
     position = locations * size[:, None].to(locations.dtype) - 0.5
     low = position.detach().floor()
     fraction = position - low
@@ -177,7 +185,7 @@ class MSDeformAttn(nn.Module):
         # (N, Q, 1, L * P * 2), a head's row of offsets: broadcasts over two numbers would be slow.
         center = self._per_point(reference[..., :2])
         if reference.shape[-1] == 2:
-            size = torch.tensor([(w, h) for h, w in shapes], device=query.device, dtype=offsets.dtype)
+            size = level_sizes(shapes, offsets.dtype, query.device)
             locations = center + offsets / self._per_point(size)
         else:
             locations = center + offsets * self._per_point(reference[..., 2:] * (0.5 / self.points))

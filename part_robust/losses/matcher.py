@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, pairwise_generalized_iou
 
@@ -30,6 +32,7 @@ class PartBoxes:
         known: bool (N,), False for images without part labels, which teach nothing.
         complete: bool (N,), False where parts may be missing: there a prediction without a true part is not wrong.
         masks: of the same parts, for models that predict masks.
+        counts: present parts of each image, known on the host; None: counted on the device where they are needed.
     """
 
     labels: Tensor
@@ -38,6 +41,11 @@ class PartBoxes:
     known: Tensor
     complete: Tensor
     masks: TrueMasks | None = None
+    counts: tuple[int, ...] | None = None
+
+    def count(self) -> tuple[int, ...]:
+        """Present parts of each image."""
+        return tuple(self.present.sum(dim=1).tolist()) if self.counts is None else self.counts
 
 
 @dataclass
@@ -52,14 +60,13 @@ class Matching:
 def pad_part_boxes(
     labels: Sequence[Tensor], boxes: Sequence[Tensor], known: Tensor, complete: Tensor | None = None
 ) -> PartBoxes:
-    """Pads per-image labels (G_n,) and boxes (G_n, 4); images that are not `known` get none."""
+    """Pads per-image labels (G_n,) and boxes (G_n, 4); images that are not `known` have no present parts."""
     counts = torch.tensor([len(own) for own in labels], device=known.device)
-    present = torch.arange(int(counts.max()), device=known.device) < counts[:, None]
-    present_boxes = present[..., None].expand(-1, -1, 4)
-    all_labels, all_boxes = torch.cat(list(labels)), torch.cat(list(boxes))
+    padded = pad_sequence(list(labels), batch_first=True)
+    present = torch.arange(padded.shape[1], device=known.device) < counts[:, None]
     return PartBoxes(
-        labels=torch.zeros_like(present, dtype=torch.int64).masked_scatter(present, all_labels),
-        boxes=torch.zeros_like(present_boxes, dtype=all_boxes.dtype).masked_scatter(present_boxes, all_boxes),
+        labels=padded,
+        boxes=pad_sequence(list(boxes), batch_first=True),
         present=present & known[:, None],
         known=known,
         complete=known if complete is None else known & complete,
@@ -122,24 +129,22 @@ class HungarianMatcher:
             masks: cross-entropy and dice loss of masks, (T, N, Q, G) each.
             kept: bool (T, N, Q, G), pairs that come before all others, at any cost.
 
-        Raises:
-            ValueError: a cost is not finite, so the model has diverged.
+        Returns:
+            A matching in any case: where predictions are not finite numbers, so is the loss of any matching, and the
+            caller deals with that.
         """
         cost = self.cost(logits, boxes, targets)
         if masks is not None:
             cost = cost + self.mask_cost * masks[0] + self.dice_cost * masks[1]
-        cost = cost.cpu()
-        if not torch.isfinite(cost).all():
-            raise ValueError("part predictions are not finite: the model has diverged, lower SOLVER.BASE_LR")
         if kept is not None:
-            cost = cost.double() - 1e6 * kept.cpu()  # far more than any cost
-        sets, images, _, true = cost.shape
-        query = torch.zeros(sets, images, true, dtype=torch.int64)
-        matched = torch.zeros(sets, images, true, dtype=torch.bool)
-        counts = targets.present.sum(dim=1).tolist()
-        for number, image_costs in enumerate(cost.numpy()):
-            for image, count in enumerate(counts):
+            cost = cost.double() - 1e6 * kept  # far more than any cost
+        # One copy to the host, and one back: -1 for parts without a query.
+        costs = cost.nan_to_num(nan=0.0).cpu().numpy()
+        sets, images, _, true = costs.shape
+        query = np.full((sets, images, true), -1)
+        for number, image_costs in enumerate(costs):
+            for image, count in enumerate(targets.count()):
                 rows, columns = linear_sum_assignment(image_costs[image, :, :count])
-                query[number, image, torch.from_numpy(columns)] = torch.from_numpy(rows)
-                matched[number, image, torch.from_numpy(columns)] = True
-        return Matching(query.to(logits.device), matched.to(logits.device))
+                query[number, image, columns] = rows
+        found = torch.from_numpy(query).to(logits.device)
+        return Matching(found.clamp(min=0), found >= 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def global_mean_weight(count: Tensor, least: float = 1.0) -> Tensor:
+def global_mean_weight(count: Tensor, least: float | Tensor = 1.0) -> Tensor:
     """1 / (mean of `count` over the processes), with a total of at least `least`, that of one element.
 
     Sums divided by it and averaged over processes (as DistributedDataParallel does with gradients) are the mean over

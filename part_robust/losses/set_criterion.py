@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
-from part_robust.layers.box_ops import cxcywh_to_xyxy
+from part_robust.layers.box_ops import cxcywh_to_xyxy, paired_generalized_iou
+from part_robust.layers.constants import constant
 from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss, PredictedMasks
 from part_robust.losses.matcher import HungarianMatcher, Matching, PartBoxes
 from part_robust.losses.part_segmentation import global_mean_weight
@@ -133,7 +134,7 @@ class SetCriterion:
         own = boxes.gather(2, matching.query[..., None].expand(-1, -1, -1, 4))
         true = targets.boxes.to(boxes.dtype).expand_as(own)
         distance = (own - true).abs().sum(dim=-1)
-        overlap = generalized_box_iou_loss(cxcywh_to_xyxy(own), cxcywh_to_xyxy(true), eps=1e-6)
+        overlap = 1.0 - paired_generalized_iou(cxcywh_to_xyxy(own), cxcywh_to_xyxy(true))
         result["box"] = distance.where(matching.matched, 0.0).sum(dim=-1)
         result["giou"] = overlap.where(matching.matched, 0.0).sum(dim=-1)
         if self.mask_loss is not None:
@@ -179,24 +180,48 @@ class SetCriterion:
         found = parts.clamp(max=num_queries)
         return (found + self.no_object_weight * (num_queries - found) * complete).sum()
 
+    def normalizers(self, targets: PartBoxes, groups_of_sums: Sequence[Mapping[str, Tensor] | None]) -> list[Tensor]:
+        """What `batch_losses` divides by, for several groups of sets, from one exchange between the processes.
+
+        The exchange takes place in every process, whatever its images hold, and always has the same size.
+
+        Args:
+            targets: of this process's images.
+            groups_of_sums: `sums` of each group of sets; None for a group that this process does not have, such as
+                denoising queries where no image has a true part.
+
+        Returns:
+            For each group (2,): 1 / the true parts of the whole batch, and 1 / by how much a set's queries count
+            together (softmax class loss; 1 otherwise). Both times the number of processes, for
+            `DistributedDataParallel` averages over these.
+        """
+        parts = targets.present.sum()[None].float()
+        if self.no_object_weight is None:
+            weight = global_mean_weight(parts)
+            return [torch.cat([weight, torch.ones_like(weight)]) for _ in groups_of_sums]
+        # All sets of a group count the same: each true part finds one query, and no prediction changes the others.
+        counts = [parts[0] * 0.0 if sums is None else sums["class_count"][0].sum() for sums in groups_of_sums]
+        least = constant((1.0, *[self.no_object_weight] * len(counts)), torch.float32, parts.device)
+        weights = global_mean_weight(torch.cat([parts, torch.stack(counts).float()]), least)
+        return [torch.stack([weights[0], own]) for own in weights[1:]]
+
     def batch_losses(
-        self, sums: Mapping[str, Tensor], targets: PartBoxes, groups: int = 1, prefix: str = "loss_part_"
+        self, sums: Mapping[str, Tensor], normalizer: Tensor, groups: int = 1, prefix: str = "loss_part_"
     ) -> dict[str, Tensor]:
         """Weighted scalars: mean (or sum) over the T sets, over the true parts of the whole batch and all processes; of
         the softmax class loss the mean over the queries instead.
 
         Args:
             sums: of `sums`.
-            targets: of the same images.
-            groups: how often each true part was asked for (denoising groups).
+            normalizer: (2,), of `normalizers`.
+            groups: how many denoising queries each true part has.
             prefix: of the names.
         """
-        scale = global_mean_weight(targets.present.sum()) / groups
         losses = {}
         for name, weight in self.weights.items():
-            own = scale
+            own = normalizer[0] / groups
             if name == "class" and self.no_object_weight is not None:
-                own = global_mean_weight(sums["class_count"].sum(dim=1), least=self.no_object_weight)
+                own = normalizer[1]
             sets = own * sums[name].sum(dim=1)
             losses[prefix + name] = weight * (sets.sum() if self.sum_sets else sets.mean())
         return losses

@@ -18,7 +18,7 @@ from part_robust.losses.adversarial import TrainingObjective
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
-from part_robust.modeling.preprocess import class_targets, clean_images, padding_mask, part_targets, stack_images
+from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
 from part_robust.modeling.registry import (
     ClassHead,
     LabelCount,
@@ -164,7 +164,7 @@ class PartClassifier(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
-        return stack_images(batched_inputs, self.device), padding_mask(batched_inputs, self.device)
+        return preprocess(batched_inputs, self.device)
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images - self.pixel_mean) / self.pixel_std
@@ -177,9 +177,8 @@ class PartClassifier(nn.Module):
 
     def losses(self, images: Tensor, padding: Tensor | None, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Weighted losses of one batch: `loss_cls` and what the objective adds, and the segmenter's own names."""
-        targets = part_targets(batched_inputs, self.device) if self.segmenter is not None else None
-        labels = class_targets(batched_inputs, self.device) if self.head is not None else None
-        clean = clean_images(batched_inputs, self.device)
+        learned = training_targets(batched_inputs, self.device, self._target_fields, self.head is not None)
+        targets, labels, clean = learned.parts, learned.labels, learned.clean
         on_clean, on_attacked = self.objective.part_weights()
         if clean is None:  # nothing was attacked, or nobody asks for what was before
             on_attacked = 1.0
@@ -212,7 +211,14 @@ class PartClassifier(nn.Module):
         """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
-        return self.segmenter.label_counts(part_targets(batched_inputs, self.device))
+        # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
+        return self.segmenter.label_counts(
+            part_targets(batched_inputs, torch.device("cpu"), self.segmenter.target_fields)
+        )
+
+    @property
+    def _target_fields(self) -> tuple[str, ...] | None:
+        return None if self.segmenter is None else self.segmenter.target_fields
 
     def _training_pass(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from part_robust.modeling.preprocess import class_targets, part_targets
+from part_robust.modeling.preprocess import training_targets
 from part_robust.modeling.registry import PartOutput
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def part_loss_view(
         raise ValueError("attack objectives part_loss and joint need a model that learns parts: use cross_entropy")
     if joint and head is None:
         raise ValueError("attack objective joint needs a class head: use part_loss")
-    targets = part_targets(batched_inputs, model.device)
-    labels = class_targets(batched_inputs, model.device)
+    learned = training_targets(batched_inputs, model.device, segmenter.target_fields, classes=joint)
+    targets, labels = learned.parts, learned.labels
 
     def parts_of(images: Tensor) -> tuple[dict[str, Tensor], PartOutput]:
         features = model.backbone(model.normalize(images))

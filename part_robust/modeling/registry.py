@@ -6,6 +6,7 @@ h w pixels of a feature or prediction map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 PART_SEGMENTER_REGISTRY = Registry("PART_SEGMENTER")
 PART_SEGMENTER_REGISTRY.__doc__ = """
@@ -49,19 +51,66 @@ class PartOutput:
 
 @dataclass
 class PartTargets:
-    """Part labels of a batch.
+    """Part labels of a batch, on the model's device as far as the segmenter reads them (`PartSegmenter.target_fields`).
 
     Attributes:
-        sem_seg: int64 (N, H, W), `ignore_label` where nothing is known.
-        instances: one per image, on the model's device.
+        sem_seg: int64 (N, H, W), `ignore_label` where nothing is known; None if the segmenter does not read it.
+        instances: one per image. They stay in the memory of the host unless the segmenter reads "instances".
         labelled: bool (N,): images whose parts are annotated at all.
         complete: bool (N,): images whose parts are all annotated; None means all that are labelled.
+        parts: `PaddedParts` of the instances, on the device; None if the segmenter does not read them.
     """
 
-    sem_seg: Tensor
+    sem_seg: Tensor | None
     instances: list[Instances]
     labelled: Tensor
     complete: Tensor | None = None
+    parts: PaddedParts | None = None
+
+    def padded(self, masks: bool = False) -> PaddedParts:
+        """`parts`, padded here where only the instances are given. Their masks only with `masks`."""
+        if self.parts is None or (masks and self.parts.masks is None):
+            self.parts = PaddedParts.pad(self.instances, self.labelled.tolist(), masks)
+        return self.parts
+
+
+@dataclass
+class PaddedParts:
+    """The true parts of a batch in tensors of one size, 0 where an image has fewer than another.
+
+    Attributes:
+        classes: int64 (N, G).
+        boxes: float32 (N, G, 4), XYXY pixels.
+        present: bool (N, G), False for padding and for images without part labels.
+        counts: present parts of each image, known on the host.
+        masks: bool (N, G, H, W), where they are read.
+    """
+
+    classes: Tensor
+    boxes: Tensor
+    present: Tensor
+    counts: tuple[int, ...]
+    masks: Tensor | None = None
+
+    @classmethod
+    def pad(cls, instances: Sequence[Instances], labelled: Sequence[bool], masks: bool) -> PaddedParts:
+        """Pads the instances of a batch, on the device they are on.
+
+        Args:
+            instances: one per image, with `gt_classes`, `gt_boxes` and, with `masks`, `gt_masks`.
+            labelled: by image; parts of images that are not labelled are not present.
+            masks: pad the masks as well.
+        """
+        counts = tuple(len(own) if known else 0 for own, known in zip(instances, labelled, strict=True))
+        classes = pad_sequence([own.gt_classes for own in instances], batch_first=True)
+        present = torch.arange(classes.shape[1])[None] < torch.tensor(counts)[:, None]
+        return cls(
+            classes=classes,
+            boxes=pad_sequence([own.gt_boxes.tensor.float() for own in instances], batch_first=True),
+            present=present.to(classes.device),
+            counts=counts,
+            masks=pad_sequence([own.gt_masks.tensor for own in instances], batch_first=True) if masks else None,
+        )
 
 
 class LabelCount(NamedTuple):
@@ -79,9 +128,12 @@ class PartSegmenter(nn.Module):
             "joint" a segmenter also offers, of outputs made with targets, `image_losses(output, matching=None)`, the
             loss (N,) of each image for itself, and `match(output)`, which queries answer for which true parts, None
             where there are no queries.
+        target_fields: what the losses read of the targets, which is all that is copied to the device: "sem_seg",
+            "instances", "parts" (`PaddedParts`), and with it "masks".
     """
 
     attack_objective: str = "pixel_cross_entropy"
+    target_fields: tuple[str, ...] = ("sem_seg", "instances")
 
     def forward(
         self,

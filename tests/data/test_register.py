@@ -248,4 +248,4 @@ def test_error_says_how_to_make_the_data(catalog, tmp_path, data):
             f"dataset '{name}': annotation file {tmp_path / folder}/annotations/val.json does not exist. "
             + hint.format(folder=tmp_path / folder)
         )
-    assert "python datasets/" in hint and "{folder}" in hint
+    assert "part-robust " in hint and "{folder}" in hint

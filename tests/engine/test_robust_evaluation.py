@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
+from part_robust.data import register_part_dataset
 from part_robust.data.sample import sample_records
-from part_robust.engine import JournalMismatch, evaluate
+from part_robust.engine import JournalMismatch, end_process_group, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.modeling.counts import with_counts
@@ -272,3 +275,37 @@ def test_samples_are_nested_and_of_image_ids_alone():
     assert sample_records(records, 0) == sample_records(records, 99) == records
     with pytest.raises(ValueError, match=r"TEST\.NUM_IMAGES"):
         sample_records(records, -1)
+
+
+def _evaluate_in_one_of_two(arguments: tuple[str, str], text: str) -> None:
+    torch.set_num_threads(1)
+    register_part_dataset("toy_val", *arguments)
+    evaluate(CfgNode.load_cfg(text))
+    end_process_group()  # a process that just exits can abort its neighbour
+
+
+def test_two_processes_write_the_record_of_one(finished, config, toy_data, tmp_path):
+    """Tiers, parts, curve, saved images and checks; a tier evaluation used to wait for ever after its last image."""
+    cfg = config(tmp_path, *OPTS)
+    register = tuple(map(str, toy_data))
+    launch(_evaluate_in_one_of_two, 2, dist_url="auto", args=(register, cfg.dump()))
+    one, two = comparable(finished[0]), comparable(tmp_path)
+    assert two["evaluation"]["toy_val"].pop("device") == "2 x CPU"
+    assert one["evaluation"]["toy_val"].pop("device") == "1 x CPU"
+    assert_close(one, two)
+
+
+def assert_close(one, two, where: str = "") -> None:
+    """Equal but for the rounding of numbers, which depends on what is in a batch together."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_close(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for index, (left, right) in enumerate(zip(one, two, strict=True)):
+            assert_close(left, right, f"{where}[{index}]")
+    elif isinstance(one, float):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-4, nan_ok=True), where
+    else:
+        assert one == two, where

@@ -9,9 +9,10 @@ import pytest
 import torch
 from detectron2.evaluation import print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
 
 from part_robust.attacks import build_attack
-from part_robust.evaluation import ClassificationEvaluator, PartSegmentationEvaluator
+from part_robust.evaluation import ClassificationEvaluator, PartDetectionEvaluator, PartSegmentationEvaluator
 from part_robust.evaluation.part_segmentation import confusion
 from part_robust.evaluation.report import build_record, results_table, write_json
 
@@ -37,6 +38,29 @@ def test_accuracy():
 
 def test_an_image_counts_once():
     assert classify([0, 0, 1], [0, 0, 0], ids=[7, 7, 8])["num_images"] == 2.0
+
+
+def test_scoring_merged_batches_communicates_with_no_process(monkeypatch):
+    """Rank 0 scores the batches of all processes alone: a collective there would wait for ever."""
+    evaluators = [ClassificationEvaluator("ab"), PartSegmentationEvaluator("xy"), PartDetectionEvaluator("xy")]
+    partials = [evaluator.partial() for evaluator in evaluators]
+    partials[0] = {"records": np.array([[7, 0, 0], [8, 1, 0]])}
+    partials[1] = {"entries": np.array([[0, 0, 3], [1, 0, 1]]), "images": np.array([2, 1])}
+
+    def collective(*args, **kwargs):
+        raise AssertionError("a collective")
+
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for name in ("gather", "all_gather", "synchronize"):
+        monkeypatch.setattr(comm, name, collective)
+    classes, pixels, boxes = (
+        evaluator.score_merged([partial]) for evaluator, partial in zip(evaluators, partials, strict=True)
+    )
+    assert classes["classification"]["accuracy"] == 50.0
+    assert pixels["part_seg"]["pixel_accuracy"] == 75.0 and pixels["part_seg"]["num_unlabelled_images"] == 1.0
+    assert boxes["part_box"]["num_images"] == 0.0
+    with pytest.raises(AssertionError, match="a collective"):
+        evaluators[1].evaluate()
 
 
 def test_an_empty_data_set_is_an_error():

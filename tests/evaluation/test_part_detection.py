@@ -209,9 +209,10 @@ def test_order_batches_and_processes_do_not_matter(monkeypatch):
     first, second = PartDetectionEvaluator(PARTS), PartDetectionEvaluator(PARTS)
     for index in reversed(range(len(items))):
         (first if index % 3 else second).process(items[index : index + 1], outputs[index : index + 1])
-    parts = [(own._images, own._masks, own._unlabelled) for own in (second, first)]
-    monkeypatch.setattr("part_robust.evaluation.part_detection.comm.gather", lambda data, dst: parts)
+    monkeypatch.setattr("part_robust.evaluation.mergeable.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("part_robust.evaluation.mergeable.comm.gather", lambda data, dst: [data, first.partial()])
     assert second.evaluate()["part_box"] == expected
+    assert second.evaluate()["part_box"] == expected, "gathering leaves each process's own images as they were"
     first.reset()
     assert not first._images
 

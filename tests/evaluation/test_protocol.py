@@ -412,3 +412,16 @@ def test_impossible_plans():
 def test_no_images(tmp_path):
     with pytest.raises(ValueError, match="empty"):
         run(tmp_path, [])
+
+
+def test_batches_of_another_evaluation_in_the_same_folder_are_not_read(tmp_path, caplog):
+    """Two evaluations that write into one folder at the same time: each finds its own batches alone."""
+    first = Journal.open(tmp_path, {"checkpoint": "a"}, resume=False)
+    second = Journal(tmp_path, {"checkpoint": "b"})
+    for journal, value in ((first, 1), (second, 2)):
+        journal.write({"images.image_id": np.array([7, 8]), "value": np.array(value)}, [7, 8])
+    assert [int(batch["value"]) for batch in first.batches()] == [1]
+    assert [int(batch["value"]) for batch in second.batches()] == [2]
+    assert "1 batches are of another evaluation" in caplog.text
+    np.savez(tmp_path / "batch_old.npz", **{"images.image_id": np.array([9]), "value": np.array(3)})
+    assert sorted(int(batch["value"]) for batch in first.batches()) == [1, 3], "earlier versions wrote no identity"

@@ -6,15 +6,38 @@ import math
 
 import pytest
 import torch
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
-from part_robust.layers.box_ops import cxcywh_to_xyxy, inverse_sigmoid, pairwise_generalized_iou, xyxy_to_cxcywh
+from part_robust.layers.box_ops import (
+    cxcywh_to_xyxy,
+    inverse_sigmoid,
+    paired_generalized_iou,
+    pairwise_generalized_iou,
+    xyxy_to_cxcywh,
+)
 from part_robust.layers.position_encoding import box_embedding, sine_position
 
 
 def random_boxes(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return cxcywh_to_xyxy(torch.rand(*shape, 4, generator=generator) * torch.tensor([1.0, 1.0, 0.5, 0.5]))
+
+
+def test_paired_generalized_iou_has_torchvisions_values_and_gradients():
+    first, second = random_boxes(40), random_boxes(40)
+    second[:5] = first[:5]  # the same boxes
+    second[5:9, [2, 3]] = first[5:9, [0, 1]]  # boxes that touch in a corner
+    first[9:12, 2:] = first[9:12, :2]  # boxes without an area
+    grads = []
+    for loss in (
+        lambda a, b: 1.0 - paired_generalized_iou(a, b),
+        lambda a, b: generalized_box_iou_loss(a, b, eps=1e-6),
+    ):
+        a, b = first.clone().requires_grad_(True), second.clone().requires_grad_(True)
+        value = loss(a, b)
+        grads.append((value, *torch.autograd.grad(value.sum(), (a, b))))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_pairwise_generalized_iou():

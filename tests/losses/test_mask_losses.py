@@ -164,7 +164,8 @@ def test_no_part_and_more_parts_than_queries(parts, loss, no_object_weight):
     )
     predictions = PredictedParts(logits, own, predicted)
     assert criterion.match(predictions, targets).matched.sum(dim=-1).eq(min(parts, QUERIES)).all()
-    losses = criterion.batch_losses(criterion.sums(predictions, targets), targets)
+    sums = criterion.sums(predictions, targets)
+    losses = criterion.batch_losses(sums, criterion.normalizers(targets, [sums])[0])
     assert set(losses) == {f"loss_part_{name}" for name in ("class", "box", "giou", "mask", "dice")}
     sum(losses.values()).backward()
     for tensor in (logits, own, predicted.embedding, predicted.pixels):
@@ -184,7 +185,8 @@ def softmax_problem(known=(True, True), complete=(True, True)):
 
 def test_softmax_loss_is_pytorchs_weighted_mean():
     criterion, predictions, targets, found = softmax_problem()
-    losses = criterion.batch_losses(criterion.sums(predictions, targets, found), targets)
+    sums = criterion.sums(predictions, targets, found)
+    losses = criterion.batch_losses(sums, criterion.normalizers(targets, [sums])[0])
     weight = torch.tensor([1.0, 1.0, 1.0, 0.1])
     expected = []
     for t in range(SETS):

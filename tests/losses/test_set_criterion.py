@@ -74,8 +74,12 @@ def test_losses_equal_the_slow_loop():
             torch.testing.assert_close(sums["box"][t, n], F.l1_loss(own[rows], boxes[n][columns], reduction="sum"))
             giou = generalized_box_iou(cxcywh_to_xyxy(own[rows]), cxcywh_to_xyxy(boxes[n][columns])).diag()
             torch.testing.assert_close(sums["giou"][t, n], (1 - giou).sum(), atol=1e-4, rtol=1e-4)
-    losses = criterion().batch_losses(sums, targets)
+    losses = batch_losses(sums, targets)
     torch.testing.assert_close(losses["loss_part_box"], 5 * sums["box"].sum() / 2 / 5)  # 2 sets, 5 parts
+
+
+def batch_losses(sums, targets):
+    return criterion().batch_losses(sums, criterion().normalizers(targets, [sums])[0])
 
 
 def test_an_image_has_the_same_loss_in_any_company():
@@ -96,7 +100,7 @@ def test_unlabelled_images_teach_nothing():
     sum(value.sum() for value in sums.values()).backward()
     assert predictions.logits.grad[:, :2].any() and not predictions.logits.grad[:, 2].any()
     assert not predictions.boxes.grad[:, 2].any()
-    alone = criterion().batch_losses(sums, targets)
+    alone = batch_losses(sums, targets)
     assert float(alone["loss_part_box"]) == pytest.approx(float(5 * sums["box"].sum() / 2 / 2)), "2 parts are known"
 
 
@@ -113,7 +117,7 @@ def test_no_part_and_more_parts_than_queries(counts):
     predictions, targets, _, _ = problem(counts)
     matching = HungarianMatcher()(predictions.logits, predictions.boxes, targets)
     assert matching.matched.sum(dim=-1)[0].tolist() == [min(count, QUERIES) for count in counts]
-    losses = criterion().batch_losses(criterion().sums(predictions, targets), targets)
+    losses = batch_losses(criterion().sums(predictions, targets), targets)
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert torch.isfinite(predictions.boxes.grad).all()
@@ -127,7 +131,12 @@ def test_a_given_matching_is_used():
         torch.testing.assert_close(sums["box"][0, 0], (predictions.boxes[0, 0, query] - boxes[0][0]).abs().sum())
 
 
-def test_divergence_is_named():
+@pytest.mark.parametrize("broken", ["logits", "boxes"])
+def test_diverged_predictions_find_a_matching_and_a_loss_that_is_not_finite(broken):
+    """SOLVER.NON_FINITE decides what happens then."""
     predictions, targets, _, _ = problem()
-    with pytest.raises(ValueError, match="diverged"):
-        HungarianMatcher()(predictions.logits * float("nan"), predictions.boxes, targets)
+    setattr(predictions, broken, getattr(predictions, broken) * float("nan"))
+    matching = HungarianMatcher()(predictions.logits, predictions.boxes, targets)
+    assert torch.equal(matching.matched, targets.present.expand_as(matching.matched))
+    losses = batch_losses(criterion().sums(predictions, targets, matching), targets)
+    assert not torch.isfinite(sum(losses.values()))

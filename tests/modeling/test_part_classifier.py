@@ -143,10 +143,10 @@ def test_training_and_evaluation_see_the_same_pixels(batch):
 
 def test_padding_mask_from_the_letterbox():
     items = [{"image": torch.zeros(3, 4, 6), "content_size": (2, 6)}, {"image": torch.zeros(3, 4, 6)}]
-    mask = padding_mask(items, torch.device("cpu"))
+    mask = padding_mask(items)
     assert mask[0].tolist() == [[False] * 6] * 2 + [[True] * 6] * 2
     assert not mask[1].any()
-    assert padding_mask(items[1:], torch.device("cpu")) is None
+    assert padding_mask(items[1:]) is None
 
 
 def test_parameter_count_of_deeplab():

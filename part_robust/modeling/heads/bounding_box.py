@@ -59,7 +59,7 @@ class BoundingBoxHead(ClassHead):
         self.layers = nn.Sequential(
             nn.Conv2d(channels, hidden_dim, 1),  # a linear layer that any of the norms can follow
             nn.ReLU(),
-            get_norm(norm, hidden_dim),
+            get_norm(norm, hidden_dim) or nn.Identity(),
             nn.Flatten(),
             nn.Linear(hidden_dim, num_classes),
         )

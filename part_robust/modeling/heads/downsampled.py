@@ -47,10 +47,10 @@ class DownsampledHead(ClassHead):
         self.layers = nn.Sequential(
             nn.AdaptiveAvgPool2d(pool_size),
             nn.Conv2d(maps, channels, pool_size),
-            get_norm(norm, channels),
+            get_norm(norm, channels) or nn.Identity(),
             nn.ReLU(),
             nn.Conv2d(channels, hidden_dim, 1),  # a linear layer that any of the norms can follow
-            get_norm(norm, hidden_dim),
+            get_norm(norm, hidden_dim) or nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(hidden_dim, num_classes),

@@ -64,10 +64,10 @@ class SequentialHead(ClassHead):
         self.order = order
         features = num_queries * (num_parts + 4)
         self.layers = nn.Sequential(
-            get_norm(norm, features),
+            get_norm(norm, features) or nn.Identity(),
             nn.Conv2d(features, hidden_dim, 1),  # a linear layer between norms of maps of one pixel
             nn.ReLU(),
-            get_norm(norm, hidden_dim),
+            get_norm(norm, hidden_dim) or nn.Identity(),
             nn.Flatten(),
             nn.Linear(hidden_dim, num_classes),
         )

@@ -40,10 +40,10 @@ class TwoHeadedHead(ClassHead):
         self.in_feature = in_feature
         self.layers = nn.Sequential(
             nn.AdaptiveAvgPool2d(pool_size),
-            get_norm(norm, in_channels),
+            get_norm(norm, in_channels) or nn.Identity(),
             nn.ReLU(),
             nn.Conv2d(in_channels, hidden_dim, pool_size),
-            get_norm(norm, hidden_dim),
+            get_norm(norm, hidden_dim) or nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(hidden_dim, num_classes),

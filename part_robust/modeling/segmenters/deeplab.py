@@ -22,6 +22,8 @@ from part_robust.modeling.registry import (
 class DeepLabSegmenter(PartSegmenter):
     """Backbone features -> part logits at stride 4 (`MODEL.SEM_SEG_HEAD.COMMON_STRIDE`)."""
 
+    target_fields = ("sem_seg",)
+
     @configurable
     def __init__(self, *, head: nn.Module, ignore_label: int) -> None:
         """

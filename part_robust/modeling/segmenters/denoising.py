@@ -66,7 +66,7 @@ def make_denoising_queries(
         None if there is no true part in the batch or `number` is 0.
     """
     most = targets.present.shape[1]
-    if number == 0 or not targets.present.any():
+    if number == 0 or not any(targets.count()):
         return None
     device = targets.labels.device
     shape = (len(targets.labels), max(number // most, 1), 2, most)  # nearby first, then further off
@@ -108,7 +108,7 @@ def make_unified_denoising_queries(
         None if there is no true part in the batch, or an image has more than `number`.
     """
     most = targets.present.shape[1]
-    if most > number or not targets.present.any():
+    if most > number or not any(targets.count()):
         return None
     shape = (len(targets.labels), number // most, 1, most)
     labels = _flip(targets.labels, shape, num_classes, label_noise)

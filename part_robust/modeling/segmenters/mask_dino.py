@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.layers.box_ops import inverse_sigmoid, xyxy_to_cxcywh
+from part_robust.layers.constants import constant
 from part_robust.layers.mask_box import mask_bounds
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.mask_losses import DenseMaskLoss, PredictedMasks
@@ -46,6 +47,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     """
 
     attack_objective = "pixel_cross_entropy"
+    target_fields = ("sem_seg", "parts", "masks")
 
     @configurable
     def __init__(
@@ -315,7 +317,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         """Mask-enhanced boxes (N, Q, 4) of one set of masks: a threshold, which has no gradient."""
         found = masks.logits()[0] > 0
         height, width = found.shape[-2:]
-        size = torch.tensor([[height, width]], dtype=torch.float32, device=found.device)
+        size = constant(((height, width),), torch.float32, found.device)
         if padding_mask is not None:
             valid = F.interpolate((~padding_mask)[:, None].float(), size=(height, width), mode="nearest")[:, 0].bool()
             found = found & valid[:, None]
@@ -323,8 +325,9 @@ class MaskDinoSegmenter(QuerySegmenter):
         boxes, any_pixel = mask_bounds(found)
         if self.box_init == "mask2box":
             # Ends are the last pixels' indices, and an empty mask becomes the corner point (1, 1), as published.
-            boxes = boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-            boxes = boxes.where(any_pixel[..., None], boxes.new_tensor([1e8, 1e8, 0.0, 0.0]))
+            boxes = boxes - constant((0.0, 0.0, 1.0, 1.0), boxes.dtype, boxes.device)
+            nowhere = constant((1e8, 1e8, 0.0, 0.0), boxes.dtype, boxes.device)
+            boxes = boxes.where(any_pixel[..., None], nowhere)
         boxes = xyxy_to_cxcywh(boxes) / size.flip(-1).repeat(1, 2)[:, None]
         return inverse_sigmoid(boxes, EPS).sigmoid()
 
@@ -339,7 +342,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         parts = super().true_parts(targets, content_size)
         if mask_size is None:
             return parts
-        masks = nn.utils.rnn.pad_sequence([own.gt_masks.tensor for own in targets.instances], batch_first=True)
+        masks = targets.padded(masks=True).masks
         mask_loss = self.active_criterion.mask_loss
         assert mask_loss is not None
         known = mask_loss.prepare(masks, targets.sem_seg <= self.num_parts, mask_size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import xyxy_to_cxcywh
-from part_robust.losses.matcher import Matching, PartBoxes, pad_part_boxes
+from part_robust.losses.matcher import Matching, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
 from part_robust.modeling.registry import LabelCount, PartOutput, PartSegmenter, PartTargets, zero_loss
 from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_targets
@@ -76,6 +76,7 @@ class QuerySegmenter(PartSegmenter):
     """
 
     attack_objective = "part_loss"
+    target_fields = ("parts",)
     criterion: SetCriterion
     label_enc: nn.Embedding
     num_queries: int
@@ -87,15 +88,15 @@ class QuerySegmenter(PartSegmenter):
 
     def true_parts(self, targets: PartTargets, content_size: Tensor) -> PartBoxes:
         """The targets' boxes, cxcywh in 0..1 of the images without their padding."""
-        scale = content_size.flip(-1).repeat(1, 2)
-        return pad_part_boxes(
-            [own.gt_classes for own in targets.instances],
-            [
-                xyxy_to_cxcywh(own.gt_boxes.tensor.float() / s)
-                for own, s in zip(targets.instances, scale.expand(len(targets.instances), -1), strict=True)
-            ],
-            targets.labelled,
-            targets.complete,
+        parts = targets.padded()
+        scale = content_size.flip(-1).repeat(1, 2)[:, None]
+        return PartBoxes(
+            labels=parts.classes,
+            boxes=xyxy_to_cxcywh(parts.boxes / scale),
+            present=parts.present,
+            known=targets.labelled,
+            complete=targets.labelled if targets.complete is None else targets.labelled & targets.complete,
+            counts=parts.counts,
         )
 
     def assign(self, output: PartOutput, like: Assignment | None = None) -> Assignment:
@@ -119,30 +120,33 @@ class QuerySegmenter(PartSegmenter):
         assignment: Assignment = output.aux.get("assignment") or self.assign(output)
         sums = criterion.sums(self._all_sets(output), true_parts, assignment.matching)
         layers = len(output.aux["decoder"].logits)
-        losses = criterion.batch_losses({k: v[:layers] for k, v in sums.items()}, true_parts)
+        denoising_sums = self._denoising_sums(output) if "denoising" in output.aux else None
+        ordinary, denoising = criterion.normalizers(true_parts, [sums, denoising_sums])
+        losses = criterion.batch_losses({k: v[:layers] for k, v in sums.items()}, ordinary)
         if encoder is not None:
             losses |= criterion.batch_losses(
-                {k: v[layers:] for k, v in sums.items()}, true_parts, prefix="loss_part_encoder_"
+                {k: v[layers:] for k, v in sums.items()}, ordinary, prefix="loss_part_encoder_"
             )
-        if "denoising" in output.aux:
-            queries: DenoisingQueries = output.aux["denoising_queries"]
-            predictions: PredictedParts = output.aux["denoising"]
-            sets = len(predictions.logits)
-            matching = Matching(
-                queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1)
-            )
-            repeated = repeat_targets(true_parts, queries.groups)
-            sums = criterion.sums(predictions, repeated, matching, queries.counted)
-            losses |= criterion.batch_losses(sums, true_parts, queries.groups, prefix="loss_part_denoising_")
+        if denoising_sums is not None:
+            groups = output.aux["denoising_queries"].groups
+            losses |= criterion.batch_losses(denoising_sums, denoising, groups, prefix="loss_part_denoising_")
         elif self.training:
             # The same names in every process, and every parameter reached, also where one has no true part.
             nothing = zero_loss(self.label_enc.weight)
             losses |= {f"loss_part_denoising_{name}": nothing for name in criterion.weights}
         return losses
 
+    def _denoising_sums(self, output: PartOutput) -> dict[str, Tensor]:
+        queries: DenoisingQueries = output.aux["denoising_queries"]
+        predictions: PredictedParts = output.aux["denoising"]
+        sets = len(predictions.logits)
+        matching = Matching(queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1))
+        repeated = repeat_targets(output.aux["true_parts"], queries.groups)
+        return self.active_criterion.sums(predictions, repeated, matching, queries.counted)
+
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
         known = targets.labelled
-        parts = torch.tensor([len(own) for own in targets.instances], device=known.device) * known
+        parts = targets.padded().present.sum(dim=1)
         counts = {"loss_part": LabelCount(parts.sum())}
         weight = self.active_criterion.no_object_weight
         if weight is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from part_robust.layers.constants import cached_constant, constant
 from part_robust.layers.ms_deform_attn import Shapes
 from part_robust.layers.position_encoding import sine_position
 
@@ -51,26 +52,36 @@ def make_tokens(
         temperature: of `sine_position`.
         offset: of `sine_position`.
     """
-    shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in levels]
-    device = levels[0].device
+    shapes = tuple((int(level.shape[-2]), int(level.shape[-1])) for level in levels)
+    device, channels = levels[0].device, levels[0].shape[1]
     dtype = torch.promote_types(levels[0].dtype, torch.float32)
     if padding_mask is None:
-        valid = [torch.ones(1, *shape, dtype=torch.bool, device=device) for shape in shapes]
+        sine = [whole_map_position(*shape, channels, temperature, offset, device) for shape in shapes]
+        padding, ratio = None, constant((((1.0, 1.0),) * len(shapes),), dtype, device)
     else:
         whole = (~padding_mask)[:, None].float()
         valid = [F.interpolate(whole, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
-    position = [
-        sine_position(mask, level.shape[1], temperature, offset).flatten(1, 2) + embed
-        for mask, level, embed in zip(valid, levels, level_embed.to(dtype), strict=True)
-    ]
-    ratio = [torch.stack([m[:, 0].to(dtype).mean(dim=1), m[:, :, 0].to(dtype).mean(dim=1)], dim=-1) for m in valid]
+        sine = [sine_position(mask, channels, temperature, offset) for mask in valid]
+        padding = torch.cat([~mask.flatten(1) for mask in valid], dim=1)
+        shares = [torch.stack([m[:, 0].to(dtype).mean(dim=1), m[:, :, 0].to(dtype).mean(dim=1)], dim=-1) for m in valid]
+        ratio = torch.stack(shares, dim=1)
+    position = [own.flatten(1, 2) + embed for own, embed in zip(sine, level_embed.to(dtype), strict=True)]
     return Tokens(
         features=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
         position=torch.cat(position, dim=1).to(levels[0].dtype),
         shapes=shapes,
-        padding=None if padding_mask is None else torch.cat([~mask.flatten(1) for mask in valid], dim=1),
-        valid_ratio=torch.stack(ratio, dim=1),
+        padding=padding,
+        valid_ratio=ratio,
     )
+
+
+@cached_constant
+def whole_map_position(
+    height: int, width: int, channels: int, temperature: float, offset: float, device: torch.device
+) -> Tensor:
+    """(1, h, w, C), `sine_position` of a map without padding."""
+    valid = torch.ones(1, height, width, dtype=torch.bool, device=device)
+    return sine_position(valid, channels, temperature, offset)
 
 
 def reverse_levels(tokens: Tokens, *sequences: Tensor) -> tuple[Tokens, list[Tensor]]:
@@ -129,6 +140,6 @@ def input_projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequenti
 def content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
     """(N or 1, 2) height and width in pixels of the images without their padding."""
     if padding_mask is None:
-        return torch.tensor([image_size], dtype=torch.float32, device=device)
+        return constant((tuple(image_size),), torch.float32, device)
     valid = ~padding_mask
     return torch.stack([valid[:, :, 0].sum(dim=1), valid[:, 0].sum(dim=1)], dim=-1).float()

@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from suites import Run
 from tabulate import tabulate
-from thesis_numbers import THESIS
-from thesis_tables import lines, markdown, to_csv
 
 from part_robust.engine.experiment import finished_record, matrix
+from part_robust.runs.suites import Run
+from part_robust.runs.thesis_numbers import THESIS
+from part_robust.runs.thesis_tables import lines, markdown, to_csv
 
 CELLS = ("model", "supervision", "training")
 METRICS = {

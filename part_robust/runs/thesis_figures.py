@@ -19,12 +19,12 @@ from detectron2.structures import Instances
 
 from part_robust.attacks import attack_batch, attack_view
 from part_robust.config import get_part_robust_cfg
-from part_robust.data import PartDatasetMapper, get_taxonomy, register_builtin, register_from_config
+from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
 from part_robust.engine.experiment import measured
-from part_robust.engine.setup import import_modules
 from part_robust.engine.trainer import build_attacks
 from part_robust.evaluation.conversion import predicted_boxes, predicted_labels
+from part_robust.run_config import complete
 from part_robust.visualize import Panel, legend_patches, overlay_parts, part_colors, save_grid
 
 # First found is drawn. The thesis's figure 2.4 shows what segmenter and detector learn from boxes.
@@ -68,6 +68,7 @@ class Model:
 
         Raises:
             FileNotFoundError: checkpoint or data are gone.
+            ImportError: a module of IMPORTS cannot be imported.
         """
         cfg = get_part_robust_cfg()
         cfg.merge_from_other_cfg(CfgNode.load_cfg(record["config"]))
@@ -76,9 +77,7 @@ class Model:
             raise FileNotFoundError(f"checkpoint {cfg.MODEL.WEIGHTS} is not there any more: no figure of it")
         if cfg.MODEL.DEVICE != "cpu" and not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
-        import_modules(cfg)
-        register_builtin()
-        register_from_config(cfg)
+        cfg = complete(cfg)
         (name,) = record["results"]
         self.taxonomy = get_taxonomy(name)
         entries = [entry for entry in DatasetCatalog.get(name) if entry["annotations"]]

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
-from thesis_numbers import METRICS, Row, Table
 
 from part_robust.engine.experiment import Measured, measured
+from part_robust.runs.thesis_numbers import METRICS, Row, Table
 
 Records = Mapping[tuple[str, str], Mapping]
 PART_SCORES = ("pixel_accuracy", "AP50", "AP")

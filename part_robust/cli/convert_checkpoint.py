@@ -1,0 +1,85 @@
+"""Turns a public checkpoint into one for MODEL.WEIGHTS: DINO (the authors' or detrex's), Mask DINO (the authors'), or
+an ImageNet classifier for the backbone (torchvision's or timm's layout; docs/backbones.md).
+
+    part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \\
+        --config-file part_imagenet/dino_detector.yaml
+    part-robust convert-checkpoint resnet50_linf_eps8.0.ckpt robust_r50.pth --layout torchvision \\
+        --config-file part_imagenet/deeplab_two_headed.yaml
+
+Every key of the file is accounted for. Heads for another number of parts start from random values.
+"""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from tabulate import tabulate
+
+from part_robust import load_config
+from part_robust.engine import sentence
+from part_robust.engine.safe_loading import UnsafeCheckpoint, load_tensors
+from part_robust.modeling import convert_imagenet
+from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
+
+LOUD = ("re-initialised", "missing")
+# Where files keep the weights.
+CONTAINERS = ("model", "state_dict", "model_state_dict")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, help="the public checkpoint")
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--config-file", required=True, help="of the model that the weights are for")
+    parser.add_argument("--layout", choices=(*LAYOUTS, *convert_imagenet.LAYOUTS), help="found out by default")
+    parser.add_argument(
+        "--trust-normalisation",
+        action="store_true",
+        help="MODEL.PIXEL_MEAN and PIXEL_STD are those of an ImageNet classifier whose file does not say",
+    )
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
+    args = parser.parse_intermixed_args(arguments)
+    if not args.input.is_file():
+        parser.error(f"{args.input} does not exist")
+    try:
+        file = load_tensors(args.input)
+    except UnsafeCheckpoint as error:
+        parser.error(str(error))
+    container = next((name for name in CONTAINERS if isinstance(file.get(name), dict)), None)
+    state = file[container] if container else file
+    try:
+        cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+        model = build_model(cfg)
+        layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
+        if layout in convert_imagenet.LAYOUTS:
+            weights, accounts = convert_imagenet.convert_imagenet(
+                state, model.state_dict(), layout, cfg, trust=args.trust_normalisation
+            )
+        else:
+            layout = layout or detect_layout({key.removeprefix("module."): value for key, value in state.items()})
+            weights, accounts = convert(state, model.state_dict(), layout)
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        parser.error(sentence(error))
+    print(f"layout: {layout}")
+    rows = [[a.action, a.key, a.ours, a.reason] for a in accounts]
+    print(tabulate(rows, ["action", "key", "our name", "why"], "github"))
+    if extra := [key for key in file if key != container] if container else []:
+        print(f"left out of the file: {', '.join(extra)}")
+    counts = Counter(a.action for a in accounts)
+    print(", ".join(f"{count} {action}" for action, count in counts.items()))
+    for action in LOUD:
+        if counts[action]:
+            print(f"WARNING: {counts[action]} weights {action}, they start from random values; see the table")
+    if layout in convert_imagenet.LAYOUTS:
+        mean, std = (
+            ", ".join(f"{value:g}" for value in values) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+        )
+        print(f"the backbone sees RGB, (0..255 - [{mean}]) / [{std}]: keep INPUT.FORMAT and MODEL.PIXEL_* as they are")
+    temporary = args.output.with_suffix(args.output.suffix + ".tmp")
+    torch.save({"model": weights}, temporary)
+    os.replace(temporary, args.output)
+    print(f"wrote {args.output}")

@@ -1,0 +1,111 @@
+"""Trains and evaluates every model of a table, or of a suite of tables, and writes the tables.
+
+    part-robust reproduce --suite part_shapes_small                 # half an hour on two CPU cores
+    part-robust reproduce --suite thesis_2 --devices 0,1,2,3        # one run at a time on each of four GPUs
+    part-robust reproduce --suite thesis_3 --dry-run                # what would run, what is finished
+    part-robust reproduce part_shapes_deeplab --only deeplab_pixel --only resnet50 SOLVER.EPOCHS 1
+
+Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
+the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
+evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated, and where
+only the evaluation has changed the training is kept; one that fails leaves the others alone, and the exit code is 1
+then. KEY VALUE pairs change the config of every run.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from part_robust.data.part_shapes import make_part_shapes
+from part_robust.engine.launch import sentence
+from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, states
+from part_robust.runs.suites import SUITES, TABLES, Run, suite_runs, table_runs
+from part_robust.runs.tables import Tables
+
+
+def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
+    found = states(jobs)
+    rows = [[run.phase.title, each, str(job.output)] for run, job, each in zip(runs, jobs, found, strict=True)]
+    print(tabulate(rows, ["run", "state", "folder"], tablefmt="github"))
+    print(f"{len(runs)} runs, {found.count('finished')} finished")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="TABLE [KEY VALUE ...]", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--suite", choices=SUITES, help="several tables, instead of one")
+    parser.add_argument("--only", action="append", default=[], metavar="MODEL", help="this model; may be repeated")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time; default: one for each device")
+    parser.add_argument("--devices", metavar="0,1", help="GPUs to share out among the runs (CUDA_VISIBLE_DEVICES)")
+    parser.add_argument(
+        "--output", default="", metavar="FOLDER", help="holds all runs, instead of the configs' folders"
+    )
+    parser.add_argument("--no-figures", action="store_true", help="leave out the suite's pictures of predictions")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run and what is finished")
+    args = parser.parse_intermixed_args(arguments)
+    args.table = None if args.suite else (args.words.pop(0) if args.words else None)
+    if not args.suite and args.table not in TABLES:
+        parser.error(f"give a --suite ({', '.join(SUITES)}) or a table ({', '.join(TABLES)}), not {args.table}")
+    if len(args.words) % 2:
+        parser.error(f"KEY VALUE pairs are two words each, {' '.join(args.words)!r} has {len(args.words)}")
+    if "OUTPUT_DIR" in args.words[0::2]:
+        parser.error("every run has an OUTPUT_DIR of its own: give the folder of all runs as --output")
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, is {args.jobs}")
+    args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []
+    args.output = os.path.abspath(args.output) if args.output else ""
+    try:
+        if args.suite:
+            args.runs = suite_runs(args.suite, args.only, args.words, args.output)
+        else:
+            args.runs = table_runs(args.table, args.only, args.words, args.output)
+        args.jobs_of_runs = plan([run.phase for run in args.runs])
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        parser.error(sentence(error))
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    runs, jobs = args.runs, args.jobs_of_runs
+    if args.dry_run:
+        try:
+            show_plan(runs, jobs)
+        except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+            sys.exit(sentence(error))  # the data are not there to compare configs by
+        return 0
+    if any(run.table.startswith("part_shapes") for run in runs):
+        make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")
+    if args.suite:
+        # All of the suite's runs: a call with --only completes the tables of another one.
+        folder = Path(args.output or f"output/{args.suite}", "tables")
+        tables = Tables(
+            suite_runs(args.suite, (), args.words, args.output), folder, "tables", SUITES[args.suite].of_thesis
+        )
+    else:
+        tables = Tables(runs, Path(args.output or "output"), "-".join([args.table, *args.only]))
+
+    def done(outcome: Outcome) -> None:
+        if outcome.state == "finished":
+            tables.write()
+
+    processes = args.jobs or default_processes(jobs, args.devices)
+    print(f"{len(runs)} runs, {processes} at a time", flush=True)
+    outcomes = run_jobs(jobs, processes, args.devices, lambda line: print(line, flush=True), done)
+    if tables.markdown.is_file():
+        print(f"\n{tables.markdown.read_text()}\ntables: {tables.markdown}")
+    if args.suite and SUITES[args.suite].of_thesis and not args.no_figures:
+        # After the runs: matplotlib is slow to import and not needed before.
+        from part_robust.runs.thesis_figures import draw_figures
+
+        for path in draw_figures(tables.records, tables.folder):
+            print(f"figure: {path}")
+    bad = [outcome for outcome in outcomes if outcome.state != "finished"]
+    for outcome in bad:
+        where = f" (log: {outcome.job.console})" if outcome.state == "failed" else ""
+        print(f"{outcome.job.phase.title} {outcome.state}: {outcome.reason}{where}", file=sys.stderr)
+    return 1 if bad else 0

@@ -1,0 +1,146 @@
+"""The wheel, used from an empty folder: its configs, its command, and what it declares."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import part_robust
+from part_robust.cli import COMMANDS, main
+from part_robust.model_zoo import list_configs
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [
+    "part_robust",
+    "configs",
+    "setup.py",
+    "pyproject.toml",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+]
+# Imported where it is needed, by the extra that brings it.
+OPTIONAL = {"timm": "timm", "pyautoattack": "aa", "onnxruntime": "onnx", "imagecorruptions": "corruptions"}
+# No package registry has detectron2 (README.md); triton comes with torch where torch uses it.
+UNDECLARED = {"detectron2", "triton"}
+# Every config loads, and the command finds one by its name: it goes as far as the data, which are not there.
+SCRIPT = """
+import part_robust
+from part_robust.cli import main
+print(part_robust.__file__)
+names = part_robust.model_zoo.list_configs()
+for name in names:
+    part_robust.get_part_robust_cfg(name)
+print(len(names))
+main(["train", "--config-file", "paco/mask_dino_simple.yaml", "MODEL.DEVICE", "cpu"])
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: building leaves files behind, and would take in what an earlier build left."""
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, *offline, "-w", output, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = output.glob("*.whl")
+    return path
+
+
+def read(wheel: Path, name: str) -> bytes:
+    with zipfile.ZipFile(wheel) as file:
+        (found,) = (each for each in file.namelist() if each.endswith(f".dist-info/{name}"))
+        return file.read(found)
+
+
+def test_files_and_metadata(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    assert {f"part_robust/configs/{name}" for name in list_configs()} <= names
+    assert {"part_robust/py.typed", "part_robust/cli/__init__.py"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"part_robust"}
+    assert "part-robust = part_robust.cli:main" in read(wheel, "entry_points.txt").decode().splitlines()
+    metadata = message_from_bytes(read(wheel, "METADATA"))
+    assert metadata["Version"] == part_robust.__version__ and metadata["Author"] == "The part_robust authors"
+    assert metadata["License"] == "Apache-2.0" and metadata.get_all("Project-URL") and metadata.get_all("Classifier")
+    assert metadata["Requires-Python"] == ">=3.10,<3.13"
+
+
+def test_from_an_empty_folder(wheel, tmp_path):
+    site, folder = tmp_path / "site", tmp_path / "empty"
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "data"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True)
+    package = str(site / "part_robust" / "__init__.py")
+    assert done.stdout.splitlines() == [package, str(len(list_configs()))], done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "data/paco/annotations/train.json does not exist" in done.stderr.splitlines()[-1]
+    assert "part-robust prepare-paco --output data/paco" in done.stderr.splitlines()[-1]
+    assert not list(folder.iterdir()), "nothing is written before the data are there"
+
+
+def test_everything_imported_is_declared_and_nothing_else(wheel):
+    needed, optional = set(), set()
+    for line in message_from_bytes(read(wheel, "METADATA")).get_all("Requires-Dist"):
+        name = re.match(r"[\w-]+", line)[0].lower()
+        extra = re.search(r'extra == "(\w+)"', line)
+        (optional if extra else needed).add((name, extra[1]) if extra else name)
+    imported = third_party_imports()
+    distributions = packages_distributions()
+    found = imported - OPTIONAL.keys() - UNDECLARED
+    assert {distributions[name][0].lower() for name in found} == needed
+    assert OPTIONAL.keys() <= imported and set(OPTIONAL.values()) == {extra for _, extra in optional}
+
+
+def third_party_imports() -> set[str]:
+    """Top-level names that any module of the package imports anywhere."""
+    found = set()
+    for path in (ROOT / "part_robust").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"part_robust"}
+
+
+def test_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["part-robust"])
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and all(f"  {name} " in text for name in COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.strip() == part_robust.__version__
+    for words in ([], ["trian"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["part-robust"])
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: part-robust {name} " in text
