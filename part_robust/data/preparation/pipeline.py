@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from part_robust.data.part_json import UNFINISHED
 from part_robust.data.preparation.journal import Journal, dump, locked, write_atomically
 from part_robust.data.preparation.parallel import in_parallel
 from part_robust.data.preparation.report import Check, Tally, library_versions, write_report
@@ -192,6 +193,8 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     more_checks, more_notes = preparation.conclude(counts) if preparation.conclude else ([], [])
     frame = {"classes": preparation.classes, "categories": preparation.categories, "licenses": []}
     digest = hashlib.blake2b(dump(settings).encode(), digest_size=16).hexdigest()
+    marker = preparation.output / "annotations" / UNFINISHED
+    write_atomically(marker, f"{preparation.title} was interrupted: repeat the command\n")
     writers = {split: SplitWriter(work, split) for split in SPLITS}
     for _, result in journal.results():
         for entry in result["samples"]:
@@ -220,6 +223,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
         report.setdefault("leaks", {})[what] = {"count": len(found), "examples": list(found)[:20]}
     checks += more_checks
     report["counts"], report["outputs"] = dict(counts), outputs
+    marker.unlink()
     write_report(preparation.output, json.loads(dump(report)), checks, preparation.tallies)
 
 
