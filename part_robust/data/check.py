@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from part_robust.data.mapper import read_image
-from part_robust.data.part_json import crop_of, header_of, image_record, parse_json
+from part_robust.data.part_json import crop_of, image_record, import_id, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 from part_robust.data.validation import violations
 
@@ -36,11 +36,11 @@ def check_images(data: dict, image_root: Path) -> list[str]:
 
 def other_imports(path: Path, data: dict) -> list[str]:
     """Sentences about split files beside this one that another import wrote."""
-    own = header_of(data).get("config_hash")
+    own = import_id(data)
     found = []
     for other in sorted(path.parent.glob("*.json")) if own else ():
         try:
-            theirs = header_of(parse_json(other)).get("config_hash")
+            theirs = import_id(parse_json(other))
         except (AttributeError, ValueError):
             continue  # some other file
         if theirs and theirs != own:

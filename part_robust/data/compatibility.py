@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from part_robust.data.part_json import crop_of, header_of, image_root_of, parse_json
+from part_robust.data.part_json import crop_of, header_of, image_root_of, import_id, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 
 
@@ -23,7 +23,7 @@ class SplitFacts:
         name: of the data set.
         path: its json.
         classes, parts: names in the order of their indices.
-        config_hash: of the import that wrote the json; empty where none did.
+        import_id: of the import that wrote the json; empty where none did.
         images: {what tells one image from another: its file name}.
         box_only: number of annotations without a mask.
         annotations: number of annotations.
@@ -33,7 +33,7 @@ class SplitFacts:
     path: Path
     classes: Sequence[str]
     parts: Sequence[str]
-    config_hash: str = ""
+    import_id: str = ""
     images: dict[Any, str] = field(default_factory=dict)
     box_only: int = 0
     annotations: int = 0
@@ -86,7 +86,7 @@ def facts_of_json(name: str, path: Path, data: Mapping, image_root: str | None =
         path=path,
         classes=taxonomy.class_names,
         parts=taxonomy.part_names,
-        config_hash=str(header_of(data).get("config_hash") or ""),
+        import_id=import_id(data),
         images=images,
         box_only=sum("segmentation" not in annotation for annotation in data["annotations"]),
         annotations=len(data["annotations"]),
@@ -122,7 +122,7 @@ def _require_same_names(first: SplitFacts, other: SplitFacts) -> None:
 
 
 def _require_one_import(train: SplitFacts, other: SplitFacts) -> None:
-    if not train.config_hash or not other.config_hash or train.config_hash == other.config_hash:
+    if not train.import_id or not other.import_id or train.import_id == other.import_id:
         return
     shared = [name for key, name in other.images.items() if key in train.images]
     if shared:

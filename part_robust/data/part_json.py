@@ -15,6 +15,8 @@ from detectron2.structures import BoxMode
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
 
+# Writers whose splits divide one set of images, under one `config_hash`.
+_DIVIDERS = ("import", "import_coco", "paco", "part_imagenet")
 UNFINISHED = "UNFINISHED"  # beside the split files of an import or preparation that was interrupted
 
 
@@ -62,6 +64,12 @@ def header_of(data: Mapping) -> Mapping:
     info = data.get("info")
     header = info.get("part_robust") if isinstance(info, Mapping) else None
     return header if isinstance(header, Mapping) else {}
+
+
+def import_id(data: Mapping) -> str:
+    """What all splits of one import or preparation have in common; empty for other files."""
+    header = header_of(data)
+    return str(header.get("config_hash") or "") if header.get("generator") in _DIVIDERS else ""
 
 
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
