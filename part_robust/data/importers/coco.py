@@ -104,8 +104,6 @@ def part_names(path: Path, data: Mapping, tally: Tally, twins: str = "join") -> 
             tally.add("duplicate_category", f"{path.name}: {name}")
         elif not isinstance(given, int) or given < 1:
             tally.add("category_id", f"{path.name}: {name} has id {given!r}")
-        if name not in seen and any(name.lower() == other.lower() for other in seen):
-            tally.add("names_differ_in_case", f"{path.name}: {name}")
         seen.add(name)
         names[identifier] = name
     return names

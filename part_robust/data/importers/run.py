@@ -89,6 +89,10 @@ def run_import(
     if settings.group_by == "near":
         require_few(sum(len(found.items) for found in contents))
     names = list(dict.fromkeys(name for found in contents for name in found.parts))
+    for name in names:
+        twin = next((other for other in names[: names.index(name)] if other.lower() == name.lower()), None)
+        if twin is not None:
+            tally.add("names_differ_in_case", f"{name} and {twin}")
     if not names:
         raise ValueError(
             f"{sources[0].json_file} has no category that could be a part (counted: {counted_text(tally)}): add parts"
@@ -256,7 +260,11 @@ def _require_parts(
     """Raises ValueError where no image is left, or no part of any of them."""
     where = ", ".join(str(source.json_file) for source in sources)
     if not samples:
-        remedy = "name the class with --class-from" if tally.counts["no_class"] else "look at the first of them"
+        remedies = {
+            "no_class": "name the class with --class-from",
+            "size_mismatch": "export again with the images' own sizes, or resize the images to what the file says",
+        }
+        remedy = next((text for reason, text in remedies.items() if tally.counts[reason]), "correct what is counted")
         raise ValueError(f"{where}: no image is left (counted: {counted_text(tally)}){_first(tally)}: {remedy}")
     had_parts = any(found.counts.get("annotations", 1) for found in contents)
     if had_parts and not any(sample.image.parts for sample in samples):
