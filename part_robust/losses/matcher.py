@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, pairwise_generalized_iou
+from part_robust.utils.transfer import to_device
 
 if TYPE_CHECKING:
     from part_robust.losses.mask_losses import TrueMasks
@@ -138,7 +139,7 @@ class HungarianMatcher:
             cost = cost + self.mask_cost * masks[0] + self.dice_cost * masks[1]
         if kept is not None:
             cost = cost.double() - 1e6 * kept  # far more than any cost
-        # One copy to the host, and one back: -1 for parts without a query.
+        # One copy to the host, which waits, and one back, which does not: -1 for parts without a query.
         costs = cost.nan_to_num(nan=0.0).cpu().numpy()
         sets, images, _, true = costs.shape
         query = np.full((sets, images, true), -1)
@@ -146,5 +147,5 @@ class HungarianMatcher:
             for image, count in enumerate(targets.count()):
                 rows, columns = linear_sum_assignment(image_costs[image, :, :count])
                 query[number, image, columns] = rows
-        found = torch.from_numpy(query).to(logits.device)
+        found = to_device({"query": torch.from_numpy(query)}, logits.device)["query"]
         return Matching(found.clamp(min=0), found >= 0)

@@ -10,6 +10,7 @@ for gradients in the same process afterwards.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_map
 
 from tests.pretend import autocast
-from tests.pretend.waits import is_pinned, note_copy, note_operator, pin
+from tests.pretend.waits import is_pinned, note_copy, note_operator, pin, unpin
 
 aten = torch.ops.aten
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -160,6 +161,8 @@ def execute(func: Any, args: tuple, kwargs: dict) -> Any:
         return is_pinned(foreign[0]) if name == "is_pinned" else pin(foreign[0])
     if not ours and not on_device:
         _check_generator(kwargs, "cpu")
+        if kwargs.get("pin_memory"):
+            return pin(func(*args, **{**kwargs, "pin_memory": False}))
         return func(*args, **kwargs)
     if name == "_fused_sdp_choice":
         return 0  # the plain implementation, which is made of operators that every device has
@@ -279,6 +282,11 @@ def _cuda_functions() -> dict[str, Callable]:
     }
 
 
+def _of_backend(function: Callable, device_type: str = "cuda") -> Any:
+    """The answer of a function of torch that takes the name of a device, about the pretend device."""
+    return function(BACKEND if device_type == "cuda" else device_type)
+
+
 def _register_backend() -> None:
     """
     Raises:
@@ -327,9 +335,13 @@ def pretend_device(own_random: bool = True) -> Iterator[None]:
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, function))
         stack.enter_context(mock.patch.object(torch.amp.autocast_mode.autocast, "__init__", on_backend))
+        for function in (torch.is_autocast_enabled, torch.get_autocast_dtype):  # recomputed activations look there
+            renamed = functools.partial(_of_backend, function)
+            stack.enter_context(mock.patch.object(torch, function.__name__, renamed))
         stack.enter_context(mock.patch.object(torch.inference_mode, "__enter__", stay_in_one_thread))
         stack.enter_context(mock.patch.object(torch, "Generator", PretendGenerator))
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifting)
+        stack.callback(unpin)
         # One thread, whose stack names the place that waits.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(PretendMode())

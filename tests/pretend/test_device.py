@@ -48,6 +48,8 @@ WAITS = {
     "to device": (lambda x: torch.tensor([1.0, 2.0], device="cuda"), 1),
     "pageable, although non-blocking": (lambda x: torch.ones(3).to("cuda", non_blocking=True), 1),
     "pinned": (lambda x: torch.ones(3).pin_memory()[1:].to("cuda", non_blocking=True), 0),
+    "pinned from the start": (lambda x: torch.ones(3, pin_memory=True).to("cuda", non_blocking=True), 0),
+    "pinned, but blocking": (lambda x: torch.ones(3).pin_memory().to("cuda"), 1),
     "boolean index": (lambda x: x[x > 0], 1),
     "boolean index set to a number": (lambda x: x.__setitem__(x > 0, 1.0), 0),
     "boolean index set to numbers": (lambda x: x.__setitem__(x < 9, x.flatten() + 1), 1),

@@ -72,12 +72,27 @@ def two_iterations(folder: Path, model: str, device: str, opts: list) -> dict[st
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("model", MODELS)
 def test_training(toy_data, tmp_path, monkeypatch, model, features):
+    monkeypatch.setattr(optimizer, "FUSED_ON", ("cuda", "cpu"))  # the fused kernels round in another order
     opts = options(model, features)
     if "bfloat16" not in features:
-        # A fused optimizer, which "bfloat16" runs, rounds differently.
-        monkeypatch.setattr(optimizer, "FUSED_ON", ())
         assert_same_as_on_cpu(lambda device: two_iterations(tmp_path, model, device, opts))
         return
     with pretend_device():  # CPU and CUDA compute other operators in it
+        state = two_iterations(tmp_path, model, "cuda", opts)
+        assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+@pytest.mark.parametrize("model", ["deeplab_two_headed", "dino_sequential", "mask_dino_simple"])
+def test_float16_and_recomputed_activations(toy_data, tmp_path, model):
+    """What runs on a CUDA device alone, with the optimizer of detectors, padded images and an evaluation."""
+    parts = ["backbone", "encoder", "decoder"] if "dino" in model else ["backbone"]
+    opts = [
+        *(*SMALL, *ATTACKED, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16", "SOLVER.NON_FINITE", "skip"),
+        *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "MODEL.ACTIVATION_CHECKPOINTING", parts),
+        *("INPUT.TEST_TRANSFORM", "letterbox", "DATASETS.VAL", ("toy_val",)),
+        *("ATTACK.EVAL_DURING_TRAINING", ["fgsm"]),
+    ]
+    with pretend_device():
         state = two_iterations(tmp_path, model, "cuda", opts)
         assert all(bool(value.isfinite().all()) for value in state.values())

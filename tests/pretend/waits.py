@@ -95,11 +95,15 @@ def note_copy(direction: str, source: Tensor, non_blocking: bool) -> None:
 
 
 def pin(tensor: Tensor) -> Tensor:
-    """A copy that counts as pinned, as do its views. Kept until the process ends, so that no other
-    tensor gets its address."""
+    """A copy that counts as pinned, as do its views. Kept until `unpin`, so that no other tensor gets its address."""
     result = tensor.clone()
     _pinned[result.untyped_storage().data_ptr()] = result.untyped_storage()
     return result
+
+
+def unpin() -> None:
+    """Nothing is pinned any more."""
+    _pinned.clear()
 
 
 def is_pinned(tensor: Tensor) -> bool:
