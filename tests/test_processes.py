@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from detectron2.utils import comm
 
-from part_robust.engine.launch import run_processes
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
+from tests.processes import start_two
 
 SHORT = timedelta(seconds=2)
 
@@ -24,6 +24,6 @@ def _rank_0_works_longer_than_a_collective_may_take(path: str) -> None:
 
 
 def test_others_wait_for_the_main_process(tmp_path):
-    run_processes(_rank_0_works_longer_than_a_collective_may_take, (str(tmp_path),), 2, timeout=SHORT)
+    start_two(_rank_0_works_longer_than_a_collective_may_take, (str(tmp_path),), timeout=SHORT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
     wait_for_all()  # alone there is nothing to wait for

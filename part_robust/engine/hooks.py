@@ -196,7 +196,11 @@ class MissedEvaluation(HookBase):
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
-        if start == 0 or self.period <= 0 or start % self.period or start >= self.trainer.max_iter:
+        if start >= self.trainer.max_iter:
+            # Only the last evaluation is left, which has the number that it has after a step.
+            self.trainer.iter = self.trainer.max_iter - 1
+            return
+        if start == 0 or self.period <= 0 or start % self.period:
             return
         if not comm.all_gather(self._missed(start - 1) if comm.is_main_process() else None)[0]:
             return

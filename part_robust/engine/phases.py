@@ -14,12 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.config import find_config, get_part_robust_cfg
+from part_robust.engine.begun import LAST, STARTED, is_begun, write_whole
 from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
 
 logger = logging.getLogger(__name__)
 
-STARTED, TRAINED, LAST = "started.yaml", "trained.json", "last_checkpoint"
+TRAINED = "trained.json"
 
 
 class OtherRun(ValueError):
@@ -106,14 +107,10 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
     if plan != "done":
         if comm.is_main_process():
             (output / TRAINED).unlink(missing_ok=True)
-            if plan == "start":
-                # Or it would be resumed, as this training's, if this one is killed before its first checkpoint.
-                (output / LAST).unlink(missing_ok=True)
-            _write(output / STARTED, wanted)
         logger.info("Training in %s (%s)", output, plan)
         train(cfg, resume=plan == "resume")
         if comm.is_main_process():
-            _write(output / TRAINED, json.dumps({"config": wanted}))
+            write_whole(output / TRAINED, json.dumps({"config": wanted}))
         comm.synchronize()
     else:
         logger.info("Already trained: %s", output)
@@ -128,12 +125,6 @@ def is_trained(output: Path, wanted: str) -> bool:
         and same_training(json.loads(trained.read_text())["config"], wanted)
         and _weights(output).is_file()
     )
-
-
-def is_begun(output: Path, wanted: str) -> bool:
-    """Whether what was last begun in the folder is the training with the fingerprint `wanted`."""
-    started = output / STARTED
-    return started.is_file() and same_training(started.read_text(), wanted)
 
 
 def _weights(output: Path) -> Path:
@@ -157,7 +148,7 @@ def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
         return "start"
     started = output / STARTED
     if not started.is_file():
-        reason = "was not begun by --two-phase"
+        reason = "does not say its config (started.yaml)"
     else:
         reason = f"had another {', '.join(different_keys(started.read_text(), wanted))}"
     return (
@@ -169,9 +160,3 @@ def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
 def _without(opts: list[str], key: str) -> list[str]:
     pairs = zip(opts[0::2], opts[1::2], strict=True)
     return [text for name, value in pairs if name != key for text in (name, value)]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from part_robust.config import find_config
 from part_robust.data.compatibility import check_datasets
+from part_robust.engine.begun import begin_training
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
@@ -138,27 +139,12 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
     try:
         trainer = PartTrainer(cfg)
         trainer.resume_or_load(resume=resume)
-        if not resume:
-            _forget_earlier_training(Path(cfg.OUTPUT_DIR))
+        begin_training(cfg, resume)
         trainer.train()
         trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
         release_output(cfg.OUTPUT_DIR)
-
-
-def _forget_earlier_training(output: Path) -> None:
-    """Removes `last_checkpoint`, or --resume would continue from another training's checkpoint if this one is killed
-    before its first. The checkpoint itself stays."""
-    last = output / "last_checkpoint"
-    if comm.is_main_process() and last.is_file():
-        logger.warning(
-            "OUTPUT_DIR %s holds an earlier training: --resume would have continued from its %s, this is a new one",
-            output,
-            last.read_text().strip(),
-        )
-        last.unlink()
-    comm.synchronize()
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.engine.begun import LAST, is_begun
 from part_robust.engine.experiment import FINISHED, Phase, finished_record, phase_fingerprint
-from part_robust.engine.phases import LAST, TRAINED, is_begun, is_trained
+from part_robust.engine.phases import TRAINED, is_trained
 
 CONSOLE = "console.txt"  # what a run prints, in its folder
 PERIOD = 0.2  # seconds between two looks at the processes

@@ -8,13 +8,13 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
-from part_robust.data import PartDatasetMapper, register_part_dataset
-from part_robust.engine import PartTrainer, end_process_group
-from part_robust.engine.launch import run_processes
+from part_robust.data import PartDatasetMapper
+from part_robust.engine import PartTrainer
 from part_robust.engine.step import TrainingStep
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
 from tests.engine.test_step import STEADY
+from tests.processes import start_two
 from tests.toy import MODELS, tiny_cfg
 
 WORLD = 2
@@ -90,10 +90,7 @@ def _gradients(model: torch.nn.Module, batch: list[dict]) -> list[torch.Tensor]:
     return [p.grad.clone() for p in parameters]
 
 
-def _train_with_a_rank_without_parts(json_file: str, images: str) -> None:
-    torch.set_num_threads(1)
-    for name in ("toy_train", "toy_val"):
-        register_part_dataset(name, json_file, images)
+def _train_with_a_rank_without_parts() -> None:
     for model in ("dino_sequential", "mask_dino_simple", "deeplab_two_headed"):
         shares = batch_of(cfg_of(model))
         own = shares[comm.get_rank()]
@@ -111,8 +108,7 @@ def _train_with_a_rank_without_parts(json_file: str, images: str) -> None:
         names = comm.all_gather(sorted(denoised(own)))
         assert names[0] == names[1]
         assert all(torch.isfinite(gradient).all() for gradient in _gradients(denoised, own))
-    end_process_group()  # a process that just exits can abort its neighbour
 
 
 def test_two_processes_of_which_one_has_no_part_learn_like_one(toy_data):
-    run_processes(_train_with_a_rank_without_parts, tuple(map(str, toy_data)), WORLD)
+    start_two(_train_with_a_rank_without_parts, ())

@@ -10,6 +10,7 @@ import yaml
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.engine.begun import begin_training
 from part_robust.engine.experiment import Phase, finished_record, run_phase
 from part_robust.engine.fingerprint import WEIGHTS_SHA256, different_keys, fingerprint, same_run, same_training
 from part_robust.engine.phases import OtherRun, train_phase
@@ -196,6 +197,7 @@ def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_
     trained = []
 
     def killed(cfg, resume):
+        begin_training(cfg, resume)
         trained.append((resume, (tmp_path / "last_checkpoint").is_file()))
         raise KeyboardInterrupt
 
@@ -209,7 +211,7 @@ def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_
 
 
 def test_other_weights_are_refused_by_name(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("part_robust.engine.phases.train", lambda cfg, resume: None)
+    monkeypatch.setattr("part_robust.engine.phases.train", begin_training)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
     folder = tmp_path / "run"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,8 +26,11 @@ from part_robust.engine.launch import LaunchError, check_flags, choose_url, job_
 from part_robust.engine.process_group import ProcessInfo, device_index, first_host, meet, process_from_environment
 from tests.engine.test_step import STEADY
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.processes import Job, free_port, jobs, start_two, wait_until  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.usefixtures("jobs")
+
 # Batch norm that learns sees its own share of the batch alone.
 HEAD = ["MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
 
@@ -78,64 +79,6 @@ def torchrun(*command) -> None:
         [str(part) for part in [*parts, *command]], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr[-3000:]
-
-
-JOBS: list[Job] = []
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left():
-    yield
-    for job in JOBS:
-        if job.process.is_alive():
-            os.killpg(job.process.pid, signal.SIGKILL)
-            job.process.join()
-    JOBS.clear()
-
-
-class Job:
-    """A process of the command line, forked so that it need not import everything again; its output is in a file."""
-
-    def __init__(
-        self, log: Path, target: Callable[..., object], *args, environment: dict[str, str] | None = None, **options
-    ) -> None:
-        self.log = log
-        self.process = multiprocessing.get_context("fork").Process(
-            target=self._run, args=(target, args, options, environment or {})
-        )
-        self.process.start()
-        JOBS.append(self)
-
-    def _run(self, target: Callable[..., object], args: tuple, options: dict, environment: dict[str, str]) -> None:
-        os.setpgid(0, 0)  # so that a signal can be sent to it and its children alone
-        file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1), os.dup2(file, 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
-        os.environ.update(environment)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        target(*args, **options)
-
-    def end(self, code: int, seconds: float = 60.0) -> list[str]:
-        """Waits for the end, and returns the lines of the output."""
-        self.process.join(seconds)
-        text = self.log.read_text()
-        assert self.process.exitcode == code, text[-3000:]
-        return text.splitlines()
-
-    def children(self) -> list[int]:
-        return [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
-
-
-def start_two(main: Callable[..., object], args: tuple, **options) -> None:
-    run_processes(main, args, 2, start_method="fork", **options)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -200,13 +143,6 @@ def test_a_killed_process_ends_the_job_which_can_be_resumed(toy_data, tmp_path):
     text = "\n".join(job.end(128 + signal.SIGTERM))
     assert (tmp_path / "begins_at").read_text() == str(reached + 1) and "is gone" not in text
     assert torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def last_iteration(folder: Path) -> int:

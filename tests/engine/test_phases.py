@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from part_robust.engine import prepare_two_phases
+from part_robust.engine.begun import begin_training
 from part_robust.engine.phases import OtherRun, phase_arguments, train_phase
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 from tests.toy import MODELS, TINY
@@ -66,7 +67,12 @@ def test_both_phases_and_again(leaves, monkeypatch):
 
 def test_another_config_is_refused_by_its_keys_unless_asked_for(toy_data, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr("part_robust.engine.phases.train", lambda cfg, resume: trained.append(resume))
+
+    def train(cfg, resume):
+        begin_training(cfg, resume)
+        trained.append(resume)
+
+    monkeypatch.setattr("part_robust.engine.phases.train", train)
     first = run_cfg(tmp_path)
     train_phase(first)
     (tmp_path / "trained.json").unlink()
@@ -77,7 +83,7 @@ def test_another_config_is_refused_by_its_keys_unless_asked_for(toy_data, tmp_pa
     train_phase(second, go_on=True)
     (tmp_path / "started.yaml").unlink()
     (tmp_path / "trained.json").unlink()
-    with pytest.raises(OtherRun, match="was not begun by --two-phase"):
+    with pytest.raises(OtherRun, match="does not say its config"):
         train_phase(second)
     train_phase(second, restart=True)
     assert trained == [False, True, False]

@@ -17,13 +17,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
-from part_robust.data import register_part_dataset
 from part_robust.data.sample import sample_records
-from part_robust.engine import JournalMismatch, end_process_group, evaluate
-from part_robust.engine.launch import run_processes
+from part_robust.engine import JournalMismatch, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.modeling.counts import with_counts
+from tests.processes import start_two
 from tests.toy import tiny_cfg
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -280,18 +279,14 @@ def test_samples_are_nested_and_of_image_ids_alone():
         sample_records(records, -1)
 
 
-def _evaluate_in_one_of_two(arguments: tuple[str, str], text: str) -> None:
-    torch.set_num_threads(1)
-    register_part_dataset("toy_val", *arguments)
+def _evaluate_in_one_of_two(text: str) -> None:
     evaluate(CfgNode.load_cfg(text))
-    end_process_group()  # a process that just exits can abort its neighbour
 
 
 def test_two_processes_write_the_record_of_one(finished, config, toy_data, tmp_path):
     """Tiers, parts, curve, saved images and checks; a tier evaluation used to wait for ever after its last image."""
     cfg = config(tmp_path, *OPTS)
-    register = tuple(map(str, toy_data))
-    run_processes(_evaluate_in_one_of_two, (register, cfg.dump()), 2)
+    start_two(_evaluate_in_one_of_two, (cfg.dump(),))
     one, two = comparable(finished[0], FIRST), comparable(tmp_path)
     assert two["evaluation"]["toy_val"].pop("device") == "2 x CPU"
     assert one["evaluation"]["toy_val"].pop("device") == "1 x CPU"

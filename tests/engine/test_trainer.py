@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -18,12 +17,11 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
 
-from part_robust.data import register_part_dataset
-from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, end_process_group, evaluate, train
-from part_robust.engine.launch import run_processes
+from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, evaluate, train
 from part_robust.engine.setup import set_schedule
 from part_robust.engine.trainer import best_metric
 from part_robust.modeling.counts import with_counts
+from tests.processes import start_two, wait_until
 from tests.toy import tiny_cfg
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -114,39 +112,48 @@ def test_resume_goes_on_where_it_was(finished):
     assert torch.load(folder / "model_final.pth")["iteration"] == 8
 
 
-class Killed(BaseException):
-    """Leaves a training as a kill does: no hook saves anything."""
+def kill_this_process(*args) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until_killed(cfg) -> None:
+    process = multiprocessing.get_context("fork").Process(target=train, args=(cfg,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_earlier_one(
     toy_data, tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level("INFO")
     quiet = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
     train(run_cfg(tmp_path, *quiet, "SOLVER.MAX_ITER", 2, model="resnet"))
     assert (tmp_path / "last_checkpoint").is_file()
 
-    def killed(self):
-        raise Killed
+    with monkeypatch.context() as patch:
+        patch.setattr(PartTrainer, "run_step", kill_this_process)
+        train_until_killed(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
+    earlier = torch.load(tmp_path / "model_final.pth")["iteration"]
+    train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, "SOLVER.MAX_ITER", 4, model="resnet"), resume=True)
+    assert "no checkpoint to resume from" in caplog.text
+    assert earlier == 1 and torch.load(tmp_path / "model_final.pth")["iteration"] == 3
+    assert "with another" not in caplog.text
+    train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.25, "SOLVER.MAX_ITER", 5, model="resnet"), resume=True)
+    assert "continues the training" in caplog.text and "another SOLVER.BASE_LR, SOLVER.MAX_ITER than" in caplog.text
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(PartTrainer, "run_step", killed)
-        train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
-    assert "holds an earlier training" in caplog.text and "model_final.pth" in caplog.text
-    trainer = PartTrainer(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == 0 and (tmp_path / "model_final.pth").is_file()
 
-
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, monkeypatch, decay):
-    """The second of three evaluations is the best: a training killed within it keeps the same model_best.pth."""
-    accuracies, killed = {1: 10.0, 3: 50.0, 6: 20.0}, set()
+@pytest.mark.parametrize(("iteration", "decay"), [(3, 0.0), (3, 0.9), (6, 0.0)])
+def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, monkeypatch, iteration, decay):
+    """The second of three evaluations, or the last, is the best: a training killed within it keeps the same
+    model_best.pth."""
+    accuracies, killed = {1: 10.0, 3: 30.0, 6: 20.0} | {iteration: 50.0}, set()
 
     def test(cfg, model, evaluators=None):
-        iteration = get_event_storage().iter
-        if iteration in killed:
-            raise Killed
-        return OrderedDict(classification={"accuracy": accuracies[iteration]})
+        now = get_event_storage().iter
+        if now in killed:
+            kill_this_process()
+        return OrderedDict(classification={"accuracy": accuracies[now]})
 
     monkeypatch.setattr(PartTrainer, "test", staticmethod(test))
     options = ["TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.EMA.DECAY", decay]
@@ -154,15 +161,14 @@ def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, 
     parts = run_cfg(tmp_path / "parts", *options, model="resnet")
     seed_all_rng(0)
     train(whole)
-    killed.add(3)
+    killed.add(iteration)
     seed_all_rng(0)
-    with pytest.raises(Killed):
-        train(parts)
+    train_until_killed(parts)
     killed.clear()
     train(parts, resume=True)
     records = [json.loads((tmp_path / name / "best_checkpoint.json").read_text()) for name in ("whole", "parts")]
     assert records[0] == records[1]
-    assert (records[0]["value"], records[0]["iteration"], records[0]["evaluated"]) == (50.0, 3, 6)
+    assert (records[0]["value"], records[0]["iteration"], records[0]["evaluated"]) == (50.0, iteration, 6)
     best = [torch.load(tmp_path / name / "model_best.pth")["model"] for name in ("whole", "parts")]
     assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
     metrics = [json.loads(line) for line in (tmp_path / "parts" / "metrics.json").read_text().splitlines()]
@@ -272,10 +278,7 @@ def test_a_failed_save_keeps_the_old_file(finished, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "last_checkpoint"}
 
 
-def _two_processes(json_file: str, root: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    for name in ("toy_train", "toy_val"):
-        register_part_dataset(name, json_file, root)
+def _two_processes(folder: str) -> None:
     cfg = run_cfg(Path(folder), *ADVERSARIAL, "TEST.EVAL_PERIOD", 3, "SOLVER.IMS_PER_BATCH", 4)
     trainer = PartTrainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -289,12 +292,10 @@ def _two_processes(json_file: str, root: str, folder: str) -> None:
     if comm.is_main_process():
         with open(os.path.join(folder, "results.json"), "w") as file:
             json.dump(results, file)
-    end_process_group()
 
 
 def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
-    json_file, root = toy_data
-    run_processes(_two_processes, (str(json_file), str(root), str(tmp_path)), 2)
+    start_two(_two_processes, (str(tmp_path),))
     two = json.loads((tmp_path / "results.json").read_text())
     cfg = run_cfg(tmp_path, *ADVERSARIAL)
     model = PartTrainer.build_model(cfg)
@@ -305,37 +306,22 @@ def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
         assert two[task] == pytest.approx(metrics, abs=1e-6), task
 
 
-def test_kill_and_resume(toy_data, tmp_path):
+def _train_on(folder: Path, iterations: int) -> None:
+    options = ["SOLVER.MAX_ITER", iterations, "TEST.EVAL_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD", 5]
+    train(run_cfg(folder, *options), resume=True)
+
+
+def test_kill_and_resume(toy_data, tmp_path, caplog):
     """kill -9 in the middle; --resume ends with the iteration it should and a good last checkpoint."""
-    script = tmp_path / "run.py"
-    json_file, root = toy_data
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from part_robust.data import register_part_dataset\n"
-        "from part_robust.engine import train\n"
-        "from tests.engine.test_trainer import run_cfg\n"
-        "torch.set_num_threads(1)\n"
-        f"register_part_dataset('toy_train', {str(json_file)!r}, {str(root)!r})\n"
-        f"register_part_dataset('toy_val', {str(json_file)!r}, {str(root)!r})\n"
-        f"cfg = run_cfg(Path({str(tmp_path / 'out')!r}), 'SOLVER.MAX_ITER', int(sys.argv[1]), 'TEST.EVAL_PERIOD', 0,\n"
-        "              'SOLVER.CHECKPOINT_PERIOD', 5)\n"
-        "train(cfg, resume=True)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, str(script), "100000"], env=environment, stderr=subprocess.DEVNULL)
-    last = tmp_path / "out" / "last_checkpoint"
-    deadline = time.time() + 120
-    while not last.exists() and time.time() < deadline:
-        time.sleep(0.05)
+    process = multiprocessing.get_context("fork").Process(target=_train_on, args=(tmp_path, 100000))
+    process.start()
+    last = tmp_path / "last_checkpoint"
+    wait_until(last.exists)
     time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert last.exists(), "no checkpoint within two minutes"
-    reached = torch.load(tmp_path / "out" / last.read_text())["iteration"]
-    done = subprocess.run(
-        [sys.executable, str(script), str(reached + 4)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"Starting training from iteration {reached + 1}" in done.stdout + done.stderr
-    assert torch.load(tmp_path / "out" / "model_final.pth")["iteration"] == reached + 3
+    process.kill()
+    process.join()
+    reached = torch.load(tmp_path / last.read_text())["iteration"]
+    caplog.set_level("INFO")
+    _train_on(tmp_path, reached + 4)
+    assert f"Starting training from iteration {reached + 1}" in caplog.text
+    assert torch.load(tmp_path / "model_final.pth")["iteration"] == reached + 3

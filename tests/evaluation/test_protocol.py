@@ -17,8 +17,6 @@ from detectron2.utils import comm
 
 from part_robust.attacks import ThreatModel, attack_view
 from part_robust.attacks.class_losses import class_margin
-from part_robust.engine import end_process_group
-from part_robust.engine.launch import run_processes
 from part_robust.evaluation.adversarials import load_adversarials, round_into_ball
 from part_robust.evaluation.attacked_batch import label_counts
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
@@ -36,6 +34,7 @@ from tests.evaluation.tier_fixture import (
     make_plan,
     run,
 )
+from tests.processes import start_two
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -70,16 +69,14 @@ def test_batch_size_and_order_do_not_matter(batch_size, items, whole, tmp_path):
 
 
 def _one_of_two(folder: str) -> None:
-    torch.set_num_threads(1)
     merged, plan = run(Path(folder), make_items(SmallPartModel()), 3, rank=comm.get_rank(), world=2)
     assert (merged is not None) == comm.is_main_process()
     if merged is not None:
         np.savez(Path(folder) / "flags.npz", **flags_of(plan, merged))
-    end_process_group()  # a process that just exits can abort its neighbour
 
 
 def test_two_processes(whole, tmp_path):
-    run_processes(_one_of_two, (str(tmp_path),), 2)
+    start_two(_one_of_two, (str(tmp_path),))
     expected = flags_of(whole[1], whole[0])
     with np.load(tmp_path / "flags.npz") as found:
         assert set(found.files) == set(expected)

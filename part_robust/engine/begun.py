@@ -1,0 +1,69 @@
+"""What a training leaves in its folder, so that what is started there next knows which training it was."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
+
+logger = logging.getLogger(__name__)
+
+STARTED, LAST = "started.yaml", "last_checkpoint"
+
+
+def begin_training(cfg: CfgNode, resume: bool) -> None:
+    """Notes in OUTPUT_DIR which training begins; every process calls it, rank 0 writes.
+
+    A new training forgets the `last_checkpoint` of an earlier one, from which --resume would continue if this training
+    is killed before its first checkpoint. The checkpoint itself stays. A resumed one warns if its config is another.
+    """
+    if comm.is_main_process():
+        output = Path(cfg.OUTPUT_DIR)
+        wanted = fingerprint(cfg)
+        if resume:
+            _compare(output, wanted)
+        else:
+            _forget(output)
+        write_whole(output / STARTED, wanted)
+    comm.synchronize()
+
+
+def is_begun(output: Path, wanted: str) -> bool:
+    """Whether what was last begun in the folder is the training with the fingerprint `wanted`."""
+    started = output / STARTED
+    return started.is_file() and same_training(started.read_text(), wanted)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that a killed process leaves as it was or with all of the text."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _forget(output: Path) -> None:
+    last = output / LAST
+    if last.is_file():
+        logger.warning(
+            "OUTPUT_DIR %s holds an earlier training: --resume would have continued from its %s, this is a new one",
+            output,
+            last.read_text().strip(),
+        )
+        last.unlink()
+
+
+def _compare(output: Path, wanted: str) -> None:
+    if not (output / LAST).is_file():
+        logger.info("OUTPUT_DIR %s has no checkpoint to resume from: the training begins", output)
+        return
+    started = output / STARTED
+    keys = different_keys(started.read_text(), wanted) if started.is_file() else []
+    if keys:
+        logger.warning(
+            "--resume continues the training in OUTPUT_DIR %s with another %s than it had", output, ", ".join(keys)
+        )
