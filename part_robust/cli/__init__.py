@@ -43,6 +43,8 @@ COMMANDS = {
     "check-data": Command("data.check", "finds every violation of the part format in a json"),
     "import-coco": Command("cli.import_coco", "imports plain COCO part files"),
     "import-parts": Command("cli.import_parts", "imports part annotations from other tools and layouts"),
+    "export-annotations": Command("cli.export_annotations", "writes part annotations for CVAT or as plain COCO"),
+    "preannotate": Command("cli.preannotate", "writes what a model finds as annotations to correct"),
     "prepare-paco": Command("cli.prepare_paco", "prepares PACO from its own files"),
     "prepare-part-imagenet": Command("cli.prepare_part_imagenet", "prepares PartImageNet from its own files"),
 }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from detectron2.engine import default_argument_parser
 
+from part_robust.data.mapper import UnreadableImage
 from part_robust.engine import end_process_group, evaluate, launch, prepare_two_phases, sentence, setup, train
 
 
@@ -48,7 +49,10 @@ def run(args: argparse.Namespace) -> None:
     except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
         # What a user can mend needs a sentence, not a traceback.
         sys.exit(sentence(error))
-    work()
+    try:
+        work()
+    except UnreadableImage as error:
+        sys.exit(sentence(error))
     end_process_group()
 
 

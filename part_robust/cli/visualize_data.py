@@ -6,6 +6,7 @@ part-robust visualize-data --config-file ... --distribution          # images pe
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from detectron2.data import DatasetCatalog
 
 from part_robust import load_config
 from part_robust.data import PartDatasetMapper, get_taxonomy
+from part_robust.engine import sentence
 from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
 
 
@@ -42,6 +44,19 @@ def draw_distribution(names: list[str], output: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    try:
+        draw(args)
+    except (OSError, KeyError, ValueError) as error:
+        # What a user can correct needs a sentence, not a traceback.
+        sys.exit(sentence(error))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draws what the arguments name, and prints the file.
+
+    Raises:
+        OSError, KeyError, ValueError: the config or the data are not as they should be.
+    """
     # The data set that is drawn says the numbers of classes and parts.
     cfg = load_config(args.config_file, ["DATASETS.TRAIN", (args.dataset,), *args.opts] if args.dataset else args.opts)
     if args.distribution:

@@ -10,10 +10,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from part_robust.data.mapper import read_image
-from part_robust.data.part_json import crop_of, image_record, parse_json
+from part_robust.data.part_json import crop_of, image_record, import_id, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 from part_robust.data.validation import violations
 
@@ -33,6 +34,37 @@ def check_images(data: dict, image_root: Path) -> list[str]:
     return found
 
 
+def other_imports(path: Path, data: dict) -> list[str]:
+    """Sentences about split files beside this one that another import wrote."""
+    own = import_id(data)
+    found = []
+    for other in sorted(path.parent.glob("*.json")) if own else ():
+        try:
+            theirs = import_id(parse_json(other))
+        except (AttributeError, ValueError):
+            continue  # some other file
+        if theirs and theirs != own:
+            found.append(f"{other.name}: is a split of another import (config_hash), whose images may be in this one")
+    return found
+
+
+def wrong_areas(data: dict) -> list[str]:
+    """Where annotations lie whose `area` is not that of their mask."""
+    found = []
+    sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
+    for index, annotation in enumerate(data["annotations"]):
+        segmentation = annotation.get("segmentation")
+        if segmentation is None:
+            continue
+        if isinstance(segmentation, list):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *sizes[annotation["image_id"]]))
+        area = float(coco_mask.area(segmentation))
+        # A polygon's own area differs from that of its pixels by about half its outline.
+        if abs(area - annotation["area"]) > max(0.25 * area, 4 * area**0.5):
+            found.append(f"annotations[{index}] (id {annotation['id']})")
+    return found
+
+
 def summary(data: dict) -> str:
     taxonomy = taxonomy_from_json(data)
     supervision = Counter(image.get("part_supervision", "full") for image in data["images"])
@@ -46,6 +78,12 @@ def summary(data: dict) -> str:
     repeated = sum(count - 1 for count in shown.values())
     if repeated:
         lines.append(f"images that show the same pixels as an earlier one: {repeated}")
+    areas = wrong_areas(data)
+    if areas:
+        lines.append(
+            f"annotations whose area is not that of their mask: {len(areas)}, first {areas[0]} (small parts are "
+            "painted on large ones by the masks' own areas)"
+        )
     if taxonomy.classes_without_parts:
         lines.append("classes without parts: " + ", ".join(taxonomy.classes_without_parts))
     return "\n".join(lines)
@@ -62,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error)
         return 1
     found = list(violations(data))
+    if not found:
+        found = other_imports(args.file, data)
     if not found and args.image_root is not None:
         if args.image_root.is_dir():
             found = check_images(data, args.image_root)

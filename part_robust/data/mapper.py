@@ -21,6 +21,16 @@ from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from part_robust.utils.errors import UserError
 
 
+class UnreadableImage(UserError):
+    """An image file that cannot be decoded, or has another size than the json says.
+
+    A worker of the loader raises it again with the whole traceback as its message: the last line of that is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 class PartDatasetMapper:
     """Record -> model input. Image, masks and boxes go through one geometry; targets are kept at test time.
 
@@ -73,6 +83,7 @@ class PartDatasetMapper:
         height, width = image.shape[:2]
         annotations = record["annotations"]
         masks = [self._mask(annotation, record) for annotation in annotations]
+        areas = [int(np.count_nonzero(mask)) for mask in masks]  # the json's own `area` may be wrong
         ignore = _decode(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
 
         aug_input = T.AugInput(image)
@@ -87,7 +98,7 @@ class PartDatasetMapper:
         result = {key: record[key] for key in ("file_name", "image_id", "class_id", "part_supervision")}
         result["height"], result["width"] = image.shape[:2]
         result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        result["sem_seg"] = self._paint(record, masks, ignore, image.shape[:2], content)
+        result["sem_seg"] = self._paint(record, masks, areas, ignore, image.shape[:2], content)
         result["instances"] = _instances(annotations, masks, image.shape[:2])
         if content is not None:
             result["content_size"] = content
@@ -117,6 +128,7 @@ class PartDatasetMapper:
         self,
         record: dict,
         masks: list[np.ndarray],
+        areas: list[int],
         ignore: np.ndarray | None,
         size: tuple[int, int],
         content: tuple[int, int] | None,
@@ -126,7 +138,7 @@ class PartDatasetMapper:
         complete = record["part_supervision"] == "full"
         labels = np.full(size, self.num_parts if complete else self.ignore_label, dtype=np.int64)
         annotations = record["annotations"]
-        for index in sorted(range(len(masks)), key=lambda i: self._painting_rank(annotations[i])):
+        for index in sorted(range(len(masks)), key=lambda i: self._painting_rank(annotations[i], areas[i])):
             labels[masks[index] > 0] = annotations[index]["category_id"]
         if ignore is not None:
             labels[ignore > 0] = self.ignore_label
@@ -135,8 +147,7 @@ class PartDatasetMapper:
             labels[:, content[1] :] = self.ignore_label
         return torch.from_numpy(labels)
 
-    def _painting_rank(self, annotation: dict) -> tuple:
-        area = annotation["area"]
+    def _painting_rank(self, annotation: dict, area: float) -> tuple:
         if self.masks_from == "boxes":
             # The mask of a long slanted part is smaller than the box of a part that its own box contains.
             area = annotation["bbox"][2] * annotation["bbox"][3]
@@ -176,14 +187,14 @@ def read_image(record: dict) -> np.ndarray:
     applied only if the json's size says that it was when the parts were drawn.
 
     Raises:
-        UserError: the file cannot be decoded, or its size is not the json's.
+        UnreadableImage: the file cannot be decoded, or its size is not the json's.
     """
     path = record["file_name"]
     try:
         with Image.open(path) as file:
             return np.asarray(to_rgb(_select(file, record)))
     except Exception as error:  # Pillow raises many types for a broken file; all of them mean this image
-        raise UserError(f"image {path} (image_id {record['image_id']}): {error}") from error
+        raise UnreadableImage(f"image {path} (image_id {record['image_id']}): {error}") from error
 
 
 def _select(file: Image.Image, record: dict) -> Image.Image:

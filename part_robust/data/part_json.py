@@ -15,6 +15,10 @@ from detectron2.structures import BoxMode
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
 
+# Writers whose splits divide one set of images, under one `config_hash`.
+_DIVIDERS = ("import", "import_coco", "paco", "part_imagenet")
+UNFINISHED = "UNFINISHED"  # beside the split files of an import or preparation that was interrupted
+
 
 def read_part_json(json_file: str | Path) -> dict:
     """Parses and validates one part json.
@@ -40,10 +44,14 @@ def parse_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json.
+        ValueError: not json, or the import that wrote it was interrupted.
     """
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    if (path.parent / UNFINISHED).is_file():
+        raise ValueError(
+            f"{path.parent} was left unfinished, so its splits may be of different imports: repeat the import"
+        )
     try:
         # From bytes: any of json's encodings, with or without a byte order mark.
         return json.loads(path.read_bytes())
@@ -51,9 +59,22 @@ def parse_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid json: {error}") from error
 
 
+def header_of(data: Mapping) -> Mapping:
+    """`info.part_robust` of a json; empty where there is none, or `info` is something else than an object."""
+    info = data.get("info")
+    header = info.get("part_robust") if isinstance(info, Mapping) else None
+    return header if isinstance(header, Mapping) else {}
+
+
+def import_id(data: Mapping) -> str:
+    """What all splits of one import or preparation have in common; empty for other files."""
+    header = header_of(data)
+    return str(header.get("config_hash") or "") if header.get("generator") in _DIVIDERS else ""
+
+
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
     """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
-    header = (data.get("info") or {}).get("part_robust") or {}
+    header = header_of(data)
     return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
 
 

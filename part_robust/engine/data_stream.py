@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from part_robust.attacks.noise import make_keys
+from part_robust.data import get_taxonomy
 from part_robust.engine.failures import SIGNALS
 
 # A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
@@ -95,7 +96,12 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
     Raises:
         ValueError: DATALOADER.SAMPLER_TRAIN is none that can begin anywhere.
     """
-    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        # detectron2 prints a table of the parts, and divides by their number.
+        check_consistency=bool(get_taxonomy(cfg.DATASETS.TRAIN[0]).num_parts),
+    )
     name = cfg.DATALOADER.SAMPLER_TRAIN
     # Without a seed the processes still have to share one order.
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
 from part_robust.config import find_config
+from part_robust.data.compatibility import check_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
@@ -59,6 +60,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_datasets(cfg)
     if not args.eval_only:
         set_schedule(cfg)
         check_training(cfg)

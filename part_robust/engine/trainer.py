@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -194,6 +194,9 @@ class PartTrainer(DefaultTrainer):
         """Of `records` of the data set only, if given."""
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
         batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
+        if records is None and not mapper.num_parts:
+            # detectron2 prints a table of the parts of a name's data set, and divides by their number.
+            records = DatasetCatalog.get(dataset_name)
         if records is None:
             return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
         workers = cfg.DATALOADER.NUM_WORKERS

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from part_robust.data.preparation.import_coco import import_coco
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import ImportSettings, Source
+from part_robust.data.importers.items import Source
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.run import import_coco
+from part_robust.data.importers.samples import ImportSettings
 
 ROOT = Path(__file__).parents[2]
 CAR_RULE = ROOT / "datasets" / "rules" / "car_view.yaml"
@@ -58,8 +59,8 @@ def write_csv(folder: Path, rows: dict[str, str]) -> Path:
     return path
 
 
-def one_class(file_names, parts):
-    return ["lamp"] * len(file_names)
+def one_class(items):
+    return ["lamp"] * len(items)
 
 
 def run(source, output, class_source=one_class, tally=None, force=False, **fields):

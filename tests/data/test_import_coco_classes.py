@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from part_robust.data.preparation.import_coco_classes import CsvClasses, class_from_folder, read_class_rule
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import Source
+from part_robust.data.importers.class_rule import read_class_rule
+from part_robust.data.importers.classes import CsvClasses, class_from_folder
+from part_robust.data.importers.items import Item, Source
+from part_robust.data.importers.report import Tally
 from tests.data.coco_source import (
     CAR_PART_NAMES,
     CAR_RULE,
@@ -69,7 +70,7 @@ def test_broken_csv(tmp_path, text, message):
 
 def test_tables_are_asked_before_images_are_decoded(tmp_path, monkeypatch):
     source = write_source(tmp_path, ["a.png"], [annotation(1)])
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_samples.read_picture", lambda path: pytest.fail())
+    monkeypatch.setattr("part_robust.data.importers.samples.read_picture", lambda path: pytest.fail())
     with pytest.raises(ValueError, match="have no folder"):
         run(source, tmp_path / "out", class_from_folder)
     with pytest.raises(ValueError, match="no row"):
@@ -91,6 +92,10 @@ def test_unknown_class(tmp_path):
     source = write_source(tmp_path, ["desk/a.png", "lamp/b.png"], [annotation(1)])
     with pytest.raises(ValueError, match=r"unknown class 'lamp' of lamp/b\.png: the classes are desk, sign"):
         run(source, tmp_path / "out", class_from_folder, class_names=("desk", "sign"))
+
+
+def with_parts(names) -> Item:
+    return Item("a", parts=[{"part": name} for name in names])
 
 
 RULE = """
@@ -117,11 +122,11 @@ unmatched: %s
 def test_rule(tmp_path, parts, expected):
     (tmp_path / "r.yaml").write_text(RULE % "skip")
     rule = read_class_rule(tmp_path / "r.yaml")
-    assert rule(["a"], [parts]) == [expected]
+    assert rule([with_parts(parts)]) == [expected]
     assert rule.class_names == ["complete", "top", "most"]
     (tmp_path / "r.yaml").write_text(RULE % "other")
     rule = read_class_rule(tmp_path / "r.yaml")
-    assert rule(["a"], [parts]) == [expected or "other"]
+    assert rule([with_parts(parts)]) == [expected or "other"]
     assert rule.class_names == ["complete", "top", "most", "other"]
 
 
@@ -192,7 +197,7 @@ def test_broken_rule(tmp_path, text, message):
     ],
 )
 def test_car_view(parts, view):
-    assert read_class_rule(CAR_RULE)(["car"], [set(parts.split())]) == [view]
+    assert read_class_rule(CAR_RULE)([with_parts(parts.split())]) == [view]
 
 
 CAR_VIEW = read_class_rule(CAR_RULE)
@@ -204,8 +209,8 @@ def test_car_view_of_the_mirrored_car(parts):
     def mirrored(name):
         return name.replace("left", "#").replace("right", "left").replace("#", "right")
 
-    (view,) = CAR_VIEW(["car"], [parts])
-    assert CAR_VIEW(["car"], [{mirrored(part) for part in parts}]) == [mirrored(view) if view else None]
+    (view,) = CAR_VIEW([with_parts(parts)])
+    assert CAR_VIEW([with_parts(map(mirrored, parts))]) == [mirrored(view) if view else None]
 
 
 def test_car_rule_names_the_parts_of_car_parts():

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from part_robust.data.check import check_images
+from part_robust.data.importers.classes import class_from_folder
+from part_robust.data.importers.items import Source
+from part_robust.data.importers.report import Tally
+from part_robust.data.importers.splits import divide, join, near_pairs
 from part_robust.data.part_json import load_part_json
-from part_robust.data.preparation.import_coco_classes import class_from_folder
-from part_robust.data.preparation.import_coco_report import Tally
-from part_robust.data.preparation.import_coco_samples import Source
-from part_robust.data.preparation.import_coco_splits import divide, join, near_pairs
 from part_robust.data.validation import violations
 from tests.data.coco_source import (
     annotation,
@@ -163,8 +163,8 @@ def test_near_pairs_counts_bits():
 
 
 def test_too_many_images_for_near_are_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_splits.NEAR_LIMIT", 7)
-    monkeypatch.setattr("part_robust.data.preparation.import_coco_samples.read_picture", lambda path: pytest.fail())
+    monkeypatch.setattr("part_robust.data.importers.splits.NEAR_LIMIT", 7)
+    monkeypatch.setattr("part_robust.data.importers.samples.read_picture", lambda path: pytest.fail())
     with pytest.raises(ValueError, match="takes at most 7 images, not 8"):
         run(many(tmp_path, 8), tmp_path / "out", class_from_folder, group_by="near")
 
@@ -229,7 +229,7 @@ def test_failure_while_writing_leaves_the_earlier_import(tmp_path, monkeypatch):
     def full_disk(a, b):
         raise OSError("disk full")
 
-    monkeypatch.setattr("part_robust.data.part_shapes.samples.os.replace", full_disk)
+    monkeypatch.setattr("part_robust.data.importers.output.os.replace", full_disk)
     with pytest.raises(OSError, match="disk full"):
         run(source, tmp_path / "out", class_from_folder, seed=3)
     after = {name: content for name, content in contents(tmp_path / "out").items() if not name.endswith(".tmp")}
@@ -246,10 +246,11 @@ def test_files_of_others_and_of_other_label_spaces_are_safe(tmp_path):
     assert (out / "annotations/train.json").read_text() == "{}"
     run(source, out, class_from_folder, force=True)
     other = Source(source.json_file, source.image_root, "test")
-    with pytest.raises(ValueError, match=r"train\.json, of an earlier import, has other classes or parts"):
+    with pytest.raises(ValueError, match=r"train\.json is a split of an earlier import, .*--force, which removes it"):
         run(other, out, one_class)
-    run(other, out, class_from_folder)
-    assert sorted(path.name for path in (out / "annotations").iterdir()) == ["test.json", "train.json"]
+    assert sorted(path.name for path in (out / "annotations").iterdir()) == ["train.json"]
+    run(other, out, class_from_folder, force=True)
+    assert sorted(path.name for path in (out / "annotations").iterdir()) == ["test.json"]
 
 
 def test_reasons_are_complete():

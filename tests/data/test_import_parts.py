@@ -111,14 +111,15 @@ def test_cvat(cvat, capsys):
     found = result(output, cvat / "photos", capsys)
     assert len(found) == COUNT
     split, image, parts, _ = found["shoot0/img_0.png"]
-    assert image["class"] == "car" and image["part_supervision"] == "full"
+    assert image["class"] == "car" and image["part_supervision"] == "partial", "an annotation of no category is lost"
     assert parts == {"car:wheel": (2.0, 4.0, 5.0, 5.0), "door": (10.0, 4.0, 5.0, 5.0)}, "a drawn mask is no crowd"
     assert found["shoot0/img_1.png"][2] == {"bike:wheel": (2.0, 4.0, 5.0, 5.0)}
     splits = {}
     for name, (split, *_) in found.items():
         splits.setdefault(name.split("/")[0], set()).add(split)
     assert all(len(where) == 1 for where in splits.values()), "a shoot stays together"
-    assert counted(output) == {"unknown_image": 1, "unknown_category": 1}
+    defects = {"unknown_image": 1, "unknown_category": 1, "image_with_lost_parts": 1, "box_replaced": 45}
+    assert counted(output) == defects | {"crowd_to_part": 15, "rle_list_counts": 15}
 
 
 def test_cvat_class_from_an_attribute(cvat, capsys):
@@ -159,9 +160,13 @@ def test_label_studio(tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ("label-studio", "--json", tmp_path / "result.json", "--images", tmp_path / "export")
     csv = f"csv:{tmp_path / 'classes.csv'}"
-    assert command(*arguments, "--class-from", csv, "--output", output, "--workers", 1) == 0
+    assert command(*arguments, "--class-from", csv, "--output", output, "--workers", 1) == 1
+    assert "has no row for 1 of 30 images" in capsys.readouterr().err
+    assert command(*arguments, "--class-from", csv, "--output", output, "--workers", 1, "--skip-unclassed") == 0
     found = result(output, tmp_path / "export", capsys)
-    assert len(found) == COUNT - 1 and counted(output) == {"no_class": 1, "no_shape": 1}
+    assert len(found) == COUNT - 1
+    for reason, count in {"no_class": 1, "degenerate_box": 1, "image_with_lost_parts": 1, "box_only": 15}.items():
+        assert counted(output)[reason] == count
     for index in range(COUNT - 1):
         _, image, parts, labels = found[f"images/{index}.png"]
         assert image["class"] == ("pot" if index % 3 else "box") and parts == {"lid": (3.0, 4.0, 5.0, 5.0)}
@@ -244,7 +249,7 @@ def test_pascal_part(tmp_path, capsys):
     images = tmp_path / "JPEGImages"
     found = result(output, images, capsys)
     assert len(found) == COUNT - 1
-    assert counted(output) == {"bad_annotation": 1, "class_not_wanted": 1}
+    assert counted(output) == {"unreadable_annotation": 1, "class_not_wanted": 1}
     assert found["2008_000002.jpg"][1]["class"] == "bird"
     assert found["2008_000002.jpg"][2] == {"bird:beak": (2.0, 4.0, 5.0, 5.0), "bird:lwing": (5.0, 9.0, 2.0, 2.0)}
     assert found["2008_000001.jpg"][1]["class"] == "car", "the largest object"

@@ -286,10 +286,10 @@ def overlapping(**changes) -> list[dict]:
     [
         ({}, [0, 1, 2]),  # small over large; of equal ones the later id
         ({"id": [1, 3, 2]}, [0, 2, 1]),
-        ({"area": [50, 100, 70]}, [1, 2, 0]),
+        ({"area": [50, 100, 70]}, [0, 1, 2]),  # the masks' own areas, whatever the json says
         ({"is_target": [1, 0, 0]}, [1, 2, 0]),
         ({"is_target": [1, 1, 0]}, [2, 0, 1]),
-        ({"is_target": [0, 1, 0], "area": [1, 900, 2]}, [2, 0, 1]),
+        ({"is_target": [0, 1, 0], "area": [1, 900, 2]}, [0, 2, 1]),
     ],
 )
 def test_painting_order(tmp_path, changes, top):

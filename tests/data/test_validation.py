@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from part_robust.data.validation import _run_lengths, violations
+from part_robust.data.mask_validation import run_lengths
+from part_robust.data.validation import violations
 from tests.toy import SIZE, encode, toy_json
 
 # pycocotools 2.0.11 under NumPy 2
@@ -76,15 +77,17 @@ NO_CLASSES = ("classes", GONE)
         [image("source", {"crop_xyxy": None})],
         [image("source", {"crop_xyxy": [3, 5, 3 + SIZE, 5 + SIZE]})],
         [annotation("segmentation", GONE)],
-        [annotation("segmentation", [POLYGON, [0, 0, 3, 0, 3, 3, 0, 3]])],
-        [annotation("segmentation", [[-5, 4, 12, 4, 12, SIZE + 5]])],
+        [annotation("segmentation", [POLYGON, [0, 0, 3, 0, 3, 3, 0, 3]]), annotation("bbox", [0, 0, 12, 12])],
+        [annotation("segmentation", [[-5, 4, 12, 4, 12, SIZE + 5]]), annotation("bbox", [0, 4, 12, SIZE - 4])],
+        [annotation("bbox", [2.5, 5.5, 10, 8])],
+        [image("id", 2**63 - 1, 3)],
         [annotation("is_target", 0)],
         [annotation("is_target", 1)],
         [annotation("iscrowd", GONE)],
         [annotation("id", 10**30)],
         [annotation("area", 64)],
-        [annotation("bbox", [0, 0, SIZE, SIZE])],
-        [annotation("bbox", [-0.5, -0.5, SIZE + 1, SIZE + 1])],
+        [annotation("bbox", [0, 0, SIZE, SIZE]), annotation("segmentation", encode(np.ones((SIZE, SIZE))))],
+        [annotation("bbox", [-0.5, -0.5, SIZE + 1, SIZE + 1]), annotation("segmentation", GONE)],
         [("classes", 0, "part_category_ids", [1, 2, 3])],
         without_class_ids(class_name=LAMPS),
         without_class_ids(file_name=FOLDERS),
@@ -305,6 +308,40 @@ def test_one_broken_rule(changes, expected):
     assert list(violations(changed(*changes))) == expected
 
 
+AGREEMENT = "disagrees with the segmentation, whose box is {}: correct one of them"
+
+
+@pytest.mark.parametrize(
+    "segmentation, box, expected",
+    [
+        (FULL_RLE, [0, 0, SIZE, SIZE], f"bbox [0, 0, 32, 32] {AGREEMENT.format([4.0, 4.0, 8.0, 8.0])}"),
+        (FULL_RLE, [4, 4, 11, 8], f"bbox [4, 4, 11, 8] {AGREEMENT.format([4.0, 4.0, 8.0, 8.0])}"),
+        ([POLYGON], [20, 20, 8, 8], f"bbox [20, 20, 8, 8] {AGREEMENT.format([5.0, 4.0, 7.0, 7.0])}"),
+        ([[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]], [4, 4, 1, 1], "segmentation covers no pixel of the image"),
+        ([[-9, 4, -5, 4, -5, 9]], [0, 4, 4, 5], "segmentation covers no pixel of the image"),
+        # A spike too thin for a pixel does not make the box of the pixels wrong.
+        ([[4, 4, 12, 4, 12, 12, 4, 12, 4, 8.1, 0.5, 8, 4, 7.9]], [4, 4, 8, 8], None),
+        ([[0.5, 0.1, 0.9, 0.1, 0.9, 0.8]], [0.5, 0.1, 0.4, 0.7], "segmentation covers no pixel of the image"),
+    ],
+)
+def test_box_and_mask_belong_together(segmentation, box, expected):
+    found = list(violations(changed(annotation("segmentation", segmentation), annotation("bbox", box))))
+    assert len(found) == (expected is not None)
+    assert expected is None or found[0].startswith(f"{SHADE}: {expected}")
+
+
+def test_normalised_coordinates_are_no_pixels():
+    boxes = [annotation("bbox", [0.1, 0.2, 0.5, 0.4], i) for i in range(len(GOOD["annotations"]))]
+    masks = [annotation("segmentation", GONE, i) for i in range(len(GOOD["annotations"]))]
+    (found,) = violations(changed(*boxes, *masks))
+    assert "lie between 0 and 1, so they look normalised" in found
+
+
+def test_image_ids_fit_a_tensor():
+    data = changed(image("id", 2**63, 3))
+    assert f"images[3]: id must be below 2**63, is {2**63}" in list(violations(data))
+
+
 @pytest.mark.parametrize("data", [None, 3, "x", [], [GOOD]])
 def test_no_object_at_all(data):
     assert list(violations(data)) == ["the file: must be a json object with images, annotations and categories"]
@@ -349,7 +386,7 @@ def test_the_other_side_of_a_broken_image_is_not_blamed():
 )
 def test_run_lengths_are_those_of_the_mask(height, width, share, seed):
     mask = np.random.default_rng(seed).random((height, width)) < share
-    runs = _run_lengths(encode(mask)["counts"])
+    runs = run_lengths(encode(mask)["counts"])
     assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs), mask.T.ravel())
 
 
@@ -358,7 +395,7 @@ def test_run_lengths_are_those_of_the_mask(height, width, share, seed):
 def test_run_lengths_of_any_accepted_string_are_those_pycocotools_reads(runs):
     size = [sum(runs) or 1, 1]
     rle = coco_mask.frPyObjects({"size": size, "counts": runs if sum(runs) else [1]}, *size)
-    assert _run_lengths(rle["counts"].decode()).tolist() == (runs if sum(runs) else [1])
+    assert run_lengths(rle["counts"].decode()).tolist() == (runs if sum(runs) else [1])
 
 
 # --- any json ---

@@ -34,7 +34,7 @@ COCO_HINT = (
 )
 # How the folder that the files of each source are looked for in is called, in the order of the search.
 _ANNOTATION_FOLDERS = ("paco/annotations", "paco", "annotations", "")
-_COCO_FOLDERS = ("coco", "lvis", "")
+_COCO_FOLDERS = ("coco", "coco/images", "lvis", "images", "")
 _EGO4D_FOLDERS = ("paco/images", "ego4d", "ego4d/v1/paco_frames", "v1/paco_frames", "paco_frames", "paco/frames")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from part_robust.data.preparation.entries import as_id, check_entry
 from part_robust.data.preparation.report import Tally
 
 _KEPT_KEYS = ("images", "annotations", "categories")
@@ -98,6 +99,13 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
     missing = [key for key in _KEPT_KEYS if not isinstance(data.get(key), list)] if isinstance(data, dict) else ["it"]
     if missing:
         raise ValueError(f"{path} is no PACO annotation file: it lacks {', '.join(missing)}")
+    for key, kind_of_entry in (("images", PacoImage), ("annotations", PacoAnnotation), ("categories", dict)):
+        for index, entry in enumerate(data[key]):
+            if not isinstance(entry, kind_of_entry):
+                raise ValueError(f"{path}: {key}[{index}] lacks what PACO's files have: download the file again")
+    for index, category in enumerate(data["categories"]):
+        for key in ("id", "name"):
+            check_entry(category, key, f"{path}: categories[{index}]")
     categories = sorted(data["categories"], key=lambda c: c["id"])
     kind = {c["id"]: str(c.get("supercategory", "")).upper() for c in categories}
     if not {"OBJECT", "PART"} <= set(kind.values()):
@@ -116,35 +124,51 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
 def _parse(path: Path, masks: bool) -> Any:
     def slim(entry: dict) -> Any:
         if "category_id" in entry and "image_id" in entry:
-            segmentation = entry.get("segmentation")
-            return PacoAnnotation(
-                entry["id"],
-                entry["image_id"],
-                entry["category_id"],
-                entry.get("obj_ann_id", entry["id"]),
-                entry["bbox"],
-                _compact(segmentation) if masks else _outline(segmentation),
-            )
-        if "file_name" in entry and "width" in entry:
-            return PacoImage(
-                entry["id"],
-                entry["file_name"],
-                entry["width"],
-                entry["height"],
-                entry.get("neg_category_ids") or [],
-                entry.get("not_exhaustive_category_ids") or [],
-            )
+            return _annotation(entry, masks, path)
+        if "width" in entry and ("file_name" in entry or "coco_url" in entry):
+            return _image(entry, path)
         if "annotations" in entry and "images" in entry:
             return {key: entry.get(key) for key in _KEPT_KEYS}
         return entry
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file, object_hook=slim)
-    except KeyError as error:
-        raise ValueError(f"{path}: an image or annotation has no {error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid json ({error}): was it unpacked completely?") from error
+
+
+def _annotation(entry: dict, masks: bool, path: Path) -> PacoAnnotation:
+    where = f"{path}: annotation {entry.get('id')!r}"
+    for key in ("id", "image_id", "category_id", "bbox"):
+        check_entry(entry, key, where)
+    segmentation = entry.get("segmentation")
+    return PacoAnnotation(
+        entry["id"],
+        entry["image_id"],
+        entry["category_id"],
+        as_id(entry.get("obj_ann_id", entry["id"]), f"{where}, obj_ann_id"),
+        entry["bbox"],
+        _compact(segmentation) if masks else _outline(segmentation),
+    )
+
+
+def _image(entry: dict, path: Path) -> PacoImage:
+    where = f"{path}: image {entry.get('id')!r}"
+    for key in ("id", "width", "height"):
+        check_entry(entry, key, where)
+    # LVIS has web addresses: http://images.cocodataset.org/train2017/000000000009.jpg
+    name = entry.get("file_name") or "/".join(str(entry.get("coco_url") or "").split("/")[-2:])
+    if not name:
+        raise ValueError(f"{where} has no 'file_name': download the file again")
+    return PacoImage(
+        entry["id"],
+        name,
+        entry["width"],
+        entry["height"],
+        entry.get("neg_category_ids") or [],
+        entry.get("not_exhaustive_category_ids") or [],
+    )
 
 
 def _compact(segmentation: Any) -> Any:
@@ -217,6 +241,11 @@ def _group(
             )
         else:
             owner.parts.append(part)
+    if parts and not any(entry.parts for entry in found.values()):
+        raise ValueError(
+            f"{name}: none of {len(parts)} parts belongs to an object of its image, first: annotation {parts[0].id} "
+            f"with obj_ann_id {parts[0].object_id}: download the file again"
+        )
     return by_image
 
 

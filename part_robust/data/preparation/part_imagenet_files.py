@@ -84,7 +84,10 @@ def _find_annotations(root: Path) -> tuple[dict[str, Path], str]:
         ("ood", "{split}.json"),
         ("ood", "annotations/{split}.json"),
     )
-    for base in (root, root / "PartImageNet", root / "PartImageNet_OOD", root / "PartImageNet_Seg" / "PartImageNet"):
+    below = sorted(path for path in root.glob("*/") if path.is_dir() and path.name not in (*_JUNK, *SPLITS))
+    usual = (root, root / "PartImageNet", root / "PartImageNet_OOD", root / "PartImageNet_Seg" / "PartImageNet")
+    deeper = [folder for base in below for folder in (base, *sorted(base.glob("*/"))) if folder.name not in SPLITS]
+    for base in dict.fromkeys((*usual, *deeper)):
         for layout, place in places:
             found = {split: base / place.format(split=split) for split in SPLITS}
             found = {split: path for split, path in found.items() if path.is_file()}

@@ -5,19 +5,25 @@ Needs no images, so everyone can compare their annotation files with the publish
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from part_robust.data.preparation.entries import read_entries
 from part_robust.data.preparation.part_imagenet_files import PartImageNetFiles
 from part_robust.data.preparation.part_imagenet_names import IMAGENET_CLASSES, OOD_IMAGES, PARTS
 from part_robust.data.preparation.part_imagenet_units import ImageUnit
 from part_robust.data.preparation.report import Check, Tally
 from part_robust.data.preparation.splits import RATIOS, SPLITS, check_ratios, thesis_shuffle
 
+_REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 MODES = ("thesis", "grouped", "official")
 CLASS_KINDS = ("super", "imagenet")
 
@@ -80,18 +86,22 @@ def count_part_imagenet(files: PartImageNetFiles, options: PartImageNetOptions) 
     scan = PartImageNetScan()
     seen: set[str] = set()
     for split, path in sorted(files.annotations.items(), key=lambda item: SPLITS.index(item[0])):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            images, annotations = data["images"], data["annotations"]
-            categories = sorted(data["categories"], key=lambda c: c["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no COCO json ({type(error).__name__}: {error})") from error
-        names = [(c["id"], c["name"], c.get("supercategory")) for c in categories]
+        data = read_entries(path, _REQUIRED)
+        images, annotations = data["images"], data["annotations"]
+        categories = sorted(data["categories"], key=lambda c: c["id"])
+        if not categories:
+            raise ValueError(f"{path}: categories is empty: download the file again")
+        names = _named(categories)
         if not scan.categories:
             scan.categories = categories
-        elif names != [(c["id"], c["name"], c.get("supercategory")) for c in scan.categories]:
-            raise ValueError(f"{path} has other categories than the split before it")
+        elif names != _named(scan.categories):
+            different = next((a for a, b in zip_longest(names, _named(scan.categories)) if a != b), None)
+            raise ValueError(
+                f"{path} has other categories than the split before it ({len(names)} and {len(scan.categories)}, first "
+                f"different: {different}): take all jsons from one download"
+            )
         before = len(scan.units)
+        _require_unique(path, images)
         _scan_split(split, images, annotations, files.layout, scan, seen, options)
         expected = (OOD_IMAGES[split],) if files.layout == "ood" else ()
         scan.checks.append(Check(f"{split}: images", expected, len(images)))
@@ -101,6 +111,22 @@ def count_part_imagenet(files: PartImageNetFiles, options: PartImageNetOptions) 
     scan.units.sort(key=lambda unit: unit.key)
     scan.checks += _checks(scan, files, options)
     return scan
+
+
+def _require_unique(path: Path, images: list[dict]) -> None:
+    """Raises ValueError where one id stands for two files."""
+    names: dict[int | str, str] = {}
+    for image in images:
+        first = names.setdefault(image["id"], image["file_name"])
+        if first != image["file_name"]:
+            raise ValueError(
+                f"{path}: image id {image['id']!r} is both {first} and {image['file_name']}, so it is unknown which "
+                "image its annotations belong to: download the file again"
+            )
+
+
+def _named(categories: list[dict]) -> list[tuple]:
+    return [(c["id"], c["name"], c.get("supercategory")) for c in categories]
 
 
 def _scan_split(

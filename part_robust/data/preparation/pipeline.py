@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 from tqdm import tqdm
 
+from part_robust.data.part_json import UNFINISHED
 from part_robust.data.preparation.journal import Journal, dump, locked, write_atomically
+from part_robust.data.preparation.parallel import in_parallel
 from part_robust.data.preparation.report import Check, Tally, library_versions, write_report
 from part_robust.data.preparation.split_writer import SplitWriter
 from part_robust.data.preparation.splits import SPLITS, shared_between_splits
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it whenever the same input gives other output
 WORK = ".preparation"  # below the output folder, gone when all is done
-_CHUNK = 8  # units that a worker fetches at a time
 
 
 class Sample(NamedTuple):
@@ -165,36 +164,9 @@ def _process(preparation: Preparation, journal: Journal, workers: int) -> None:
     units = preparation.units(done)
     bar = tqdm(total=preparation.total, initial=len(done), unit="image", desc=preparation.title, smoothing=0.05)
     with bar:
-        for key, result in _results(preparation.process, units, workers):
+        for key, result in in_parallel(preparation.process, units, workers):
             journal.append(key, result)
             bar.update()
-
-
-def _results(process: Callable[[Any], dict], units: Iterable[tuple[str, Any]], workers: int) -> Iterator[tuple]:
-    if workers <= 1:
-        for key, payload in units:
-            yield key, process(payload)
-        return
-    # Forked from a small server process: neither this process's threads nor its memory come along.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with context.Pool(workers, initializer=_start_worker, initargs=(process,)) as pool:
-        yield from pool.imap_unordered(_run_in_worker, units, chunksize=_CHUNK)
-
-
-_worker_process: Callable[[Any], dict] | None = None
-
-
-def _start_worker(process: Callable[[Any], dict]) -> None:
-    global _worker_process
-    _worker_process = process
-    cv2.setNumThreads(1)  # the workers already use all cores
-
-
-def _run_in_worker(unit: tuple[str, Any]) -> tuple[str, dict]:
-    assert _worker_process is not None
-    key, payload = unit
-    return key, _worker_process(payload)
 
 
 def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Path) -> None:
@@ -221,6 +193,8 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     more_checks, more_notes = preparation.conclude(counts) if preparation.conclude else ([], [])
     frame = {"classes": preparation.classes, "categories": preparation.categories, "licenses": []}
     digest = hashlib.blake2b(dump(settings).encode(), digest_size=16).hexdigest()
+    marker = preparation.output / "annotations" / UNFINISHED
+    write_atomically(marker, f"{preparation.title} was interrupted: repeat the command\n")
     writers = {split: SplitWriter(work, split) for split in SPLITS}
     for _, result in journal.results():
         for entry in result["samples"]:
@@ -249,6 +223,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
         report.setdefault("leaks", {})[what] = {"count": len(found), "examples": list(found)[:20]}
     checks += more_checks
     report["counts"], report["outputs"] = dict(counts), outputs
+    marker.unlink()
     write_report(preparation.output, json.loads(dump(report)), checks, preparation.tallies)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from part_robust.data.mask_validation import is_near
+
 
 class SkippedError(ValueError):
     """Something of the source that cannot be used; `reason` is the key it is counted under."""
@@ -91,7 +93,8 @@ def decode(segmentation: Any, height: int, width: int) -> tuple[TightMask, int]:
         The mask, and the number of broken polygons that were left out.
 
     Raises:
-        SkippedError: with the reason no_mask (nothing given), bad_polygon, bad_rle, rle_size_mismatch or empty_mask.
+        SkippedError: with the reason no_mask (nothing given), bad_polygon, far_outside, bad_rle, rle_size_mismatch or
+            empty_mask.
     """
     if not segmentation:
         raise SkippedError("no_mask")
@@ -100,6 +103,9 @@ def decode(segmentation: Any, height: int, width: int) -> tuple[TightMask, int]:
     polygons, dropped = clean_polygons(segmentation)
     if not polygons:
         raise SkippedError("bad_polygon", f"none of {dropped} polygons has 3 distinct points")
+    if not all(is_near(polygon, height, width) for polygon in polygons):
+        # pycocotools rasterises what lies outside too, and takes all memory for a vertex that is far away.
+        raise SkippedError("far_outside", "a polygon reaches further outside than a side of the image")
     rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     mask = tight(coco_mask.decode(rle))
     if mask is None:

@@ -14,13 +14,13 @@ import numpy as np
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from part_robust.data.preparation.import_items import Item, ItemPart, MaskFile
-from part_robust.data.preparation.report import Tally
+from part_robust.data.importers.items import Contents, Item, MaskFile, tool_contents
+from part_robust.data.importers.report import Tally
 
 _NUMBER = re.compile(r"_\d+$")
 
 
-def read_pascal_part(root: Path, classes: tuple[str, ...], tally: Tally) -> list[Item]:
+def read_pascal_part(root: Path, classes: tuple[str, ...], tally: Tally) -> Contents:
     """Items of the data set.
 
     Args:
@@ -37,28 +37,34 @@ def read_pascal_part(root: Path, classes: tuple[str, ...], tally: Tally) -> list
             f"no .mat files in {root / 'Annotations_Part'}: unpack trainval.tar.gz of Pascal-Part (roozbehm.info) there"
         )
     items = []
-    for path in tqdm(files, desc="reading annotations", unit="file"):
+    for path in tqdm(files, desc="reading annotations", unit="file", disable=None):
         try:
             objects = _objects(str(path))
         except Exception as error:  # scipy raises many types for a broken file; all of them mean this one
-            tally.add("bad_annotation", f"{path}: {error}")
+            tally.add("unreadable_annotation", f"{path}: {error}")
             continue
-        if not objects:
-            tally.add("no_objects", path.name)
+        target = max(range(len(objects)), key=lambda i: (int(objects[i]["mask"].sum()), -i), default=None)
+        if target is None:
+            tally.add("no_class", f"{path.name}: no object")
             continue
-        target = max(range(len(objects)), key=lambda i: (int(objects[i]["mask"].sum()), -i))
         name = objects[target]["class"]
         if classes and name not in classes:
             tally.add("class_not_wanted", f"{path.name}: {name}")
             continue
-        parts = [
-            ItemPart(f"{entry['class']}:{part}", MaskFile(read_part, str(path), (i, j)), None, int(i == target), i + 1)
+        raw = [
+            {
+                "part": f"{entry['class']}:{part}",
+                "where": f"{path.name}: {part} of object {i + 1}",
+                "segmentation": MaskFile(read_part, str(path), (i, j)),
+                "is_target": int(i == target),
+                "object_id": i + 1,
+            }
             for i, entry in enumerate(objects)
             if not classes or entry["class"] in classes
             for j, part in enumerate(entry["names"])
         ]
-        items.append(Item(path.stem, f"{path.stem}.jpg", name, parts))
-    return items
+        items.append(Item(f"{path.stem}.jpg", label=name, raw=raw, key=path.stem, has_size=False))
+    return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))
 
 
 def image_folder(root: Path) -> Path:

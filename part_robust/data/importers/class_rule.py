@@ -1,19 +1,15 @@
-"""The class of each image: from a table, from its folder, or from a rule over the parts that are annotated."""
+"""The class of an image from a rule over the parts that are annotated, and which parts a class owns."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from part_robust.data.preparation.import_coco_report import Tally
-
-# (file names of one source, their part names) -> class names, None where an image has none.
-ClassSource = Callable[[Sequence[str], Sequence[set[str]]], list[str | None]]
+from part_robust.data.importers.items import Item
 
 CONDITIONS = ("all_of", "any_of", "none_of", "at_least")
 
@@ -36,76 +32,6 @@ def read_declaration(path: Path, option: str) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))  # json is yaml
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path} is not valid yaml or json: {error}") from error
-
-
-# --- folder ---
-
-
-def class_from_folder(file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-    """`dogs/7.jpg` is of class `dogs`: the folder the image lies in.
-
-    Raises:
-        ValueError: some file names have no folder.
-    """
-    flat = [name for name in file_names if "/" not in name]
-    if flat:
-        raise ValueError(
-            f"--class-from folder: {len(flat)} of {len(file_names)} file names have no folder, first: {shown(flat)}. "
-            "Name the class with --class-csv or --class-rule"
-        )
-    return [PurePosixPath(name).parent.name for name in file_names]
-
-
-# --- table ---
-
-
-class CsvClasses:
-    """Table with the columns `file_name` and `class`; further columns are ignored.
-
-    Args:
-        path: csv file with a header.
-        tally: receives the rows that no image has.
-        skip_unclassed: images without a row get None instead of raising.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the header lacks a column, or an image has two classes.
-    """
-
-    def __init__(self, path: Path, tally: Tally, skip_unclassed: bool = False) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"--class-csv {path} does not exist")
-        self.path, self.tally, self.skip_unclassed = path, tally, skip_unclassed
-        self.rows: dict[str, str] = {}
-        self.used: set[str] = set()
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file_name", "class"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path} must have the columns file_name and class, has {reader.fieldnames}")
-            for row in reader:
-                name, label = (row["file_name"] or "").strip().replace("\\", "/"), (row["class"] or "").strip()
-                if not name or not label:
-                    raise ValueError(f"{path}, line {reader.line_num}: file_name and class must not be empty")
-                if self.rows.setdefault(name, label) != label:
-                    raise ValueError(f"{path}: {name} is both {self.rows[name]!r} and {label!r}")
-
-    def __call__(self, file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        missing = [name for name in file_names if name not in self.rows]
-        if missing and not self.skip_unclassed:
-            raise ValueError(
-                f"{self.path} has no row for {len(missing)} of {len(file_names)} images, first: {shown(missing)}. "
-                "Add the rows (file_name as in the json), or leave such images out with --skip-unclassed"
-            )
-        self.used.update(file_names)
-        return [self.rows.get(name) for name in file_names]
-
-    def count_unused(self) -> None:
-        for name in self.rows:
-            if name not in self.used:
-                self.tally.add("table_row_without_image", name)
-
-
-# --- rule ---
 
 
 @dataclass(frozen=True)
@@ -153,12 +79,14 @@ class ClassRule:
                 f"It has: {', '.join(part_names)}"
             )
 
-    def __call__(self, file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        labels = [next((clause.label for clause in self.clauses if clause.holds(found)), None) for found in parts]
-        missing = [name for name, label in zip(file_names, labels, strict=True) if label is None]
+    def __call__(self, items: Sequence[Item]) -> list[str | None]:
+        labels = [
+            next((clause.label for clause in self.clauses if clause.holds(item.part_names)), None) for item in items
+        ]
+        missing = [item.file_name for item, label in zip(items, labels, strict=True) if label is None]
         if missing and self.unmatched == "error":
             raise ValueError(
-                f"--class-rule {self.path}: no clause holds for {len(missing)} of {len(file_names)} images, first: "
+                f"--class-rule {self.path}: no clause holds for {len(missing)} of {len(items)} images, first: "
                 f"{shown(missing)}. Add clauses, a default class, or `unmatched: skip`"
             )
         if self.unmatched not in ("skip", "error"):
@@ -220,9 +148,6 @@ def _names(value: Any, where: str) -> Iterator[str]:
         raise ValueError(f"{where} must be a list of part names, is {value!r}")
 
 
-# --- which parts a class owns ---
-
-
 def read_class_parts(path: Path, part_names: Sequence[str]) -> dict[str, list[str]]:
     """Reads {class: [part, ...]} (json or yaml); classes keep the file's order.
 
@@ -240,16 +165,3 @@ def read_class_parts(path: Path, part_names: Sequence[str]) -> dict[str, list[st
             raise ValueError(f"--class-parts {path}: class {label!r} has unknown parts: {shown(unknown)}")
         result[str(label)] = [part for part in part_names if part in parts]
     return result
-
-
-def known_only(class_source: ClassSource, known: Sequence[str]) -> ClassSource:
-    """The same source, which raises ValueError where it names a class that is not known; [] knows all."""
-
-    def checked(file_names: Sequence[str], parts: Sequence[set[str]]) -> list[str | None]:
-        labels = class_source(file_names, parts)
-        for name, label in zip(file_names, labels, strict=True):
-            if known and label is not None and label not in known:
-                raise ValueError(f"unknown class {label!r} of {name}: the classes are {', '.join(known)}")
-        return labels
-
-    return checked

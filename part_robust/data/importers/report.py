@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 EXAMPLES = 20  # kept per reason
 
@@ -14,6 +14,8 @@ REASONS = {
     "missing_image": ("skipped", "images whose file does not exist"),
     "unreadable_image": ("skipped", "images whose file cannot be decoded"),
     "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
+    "unreadable_annotation": ("skipped", "annotation files that cannot be read"),
+    "class_not_wanted": ("skipped", "images of a class that was not asked for"),
     "duplicate_of_given_split": (
         "skipped",
         "images to divide that belong with an image of a given split: same picture or group",
@@ -22,6 +24,10 @@ REASONS = {
     "image_id": ("repaired", "images whose id was no integer from 1 on"),
     "image_size_added": ("repaired", "images without width and height: read from the file"),
     "backslash_in_file_name": ("repaired", "file names with back-slashes"),
+    "file_name_repaired": ("repaired", "file names that mean a file with another spelling or folder"),
+    "turned_size": ("repaired", "images whose parts fit the EXIF-turned frame only: width and height exchanged"),
+    "image_with_lost_parts": ("noted", "images with parts that could not be read: part_supervision is partial"),
+    "no_mask": ("noted", "images without a mask file"),
     "image_without_parts": ("noted", "images without any usable annotation"),
     "exif_orientation": ("noted", "images with an EXIF rotation (the loader follows the json's width and height)"),
     "duplicate_content": ("noted", "images with the pixels of an earlier one: never divided between splits"),
@@ -31,8 +37,10 @@ REASONS = {
     "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
     # categories
     "background_category": ("skipped", "categories that mean the background, which is no part"),
+    "root_category": ("skipped", "categories that are the root of the others (Roboflow's project name), not parts"),
     "category_id": ("repaired", "categories whose id was no integer from 1 on"),
     "duplicate_category": ("repaired", "categories listed more than once under one name: joined"),
+    "names_differ_in_case": ("noted", "parts whose name differs from another one in capitals only"),
     "category_without_annotations": ("noted", "parts that no annotation uses: kept, so that the label space is stable"),
     # annotations
     "unknown_image": ("skipped", "annotations of an image that the json does not list"),
@@ -40,11 +48,23 @@ REASONS = {
     "background_annotation": ("skipped", "annotations of a background category"),
     "duplicate_annotation": ("skipped", "annotations that repeat another one exactly"),
     "crowd_to_ignore": ("skipped", "iscrowd 1: not a part, its pixels count nowhere (ignore_segmentation)"),
+    "no_shape": ("skipped", "annotations without any shape"),
+    "shape_kind": ("skipped", "annotations of a kind that has no area, such as points and lines"),
+    "far_outside": ("skipped", "annotations that reach further outside than a side of the image"),
+    "mask_unreadable": ("skipped", "masks that cannot be read"),
+    "mask_size": ("skipped", "masks of another size than their image"),
+    "mask_without_image": ("skipped", "mask files that belong to no image"),
+    "unknown_label": ("skipped", "labels of a mask that the table of names does not have: their pixels count nowhere"),
+    "unknown_colour": (
+        "skipped",
+        "masks with colours that the table of names does not have: their pixels count nowhere",
+    ),
     "zero_area": ("skipped", "annotations whose mask covers no pixel"),
     "degenerate_box": ("skipped", "annotations without a mask and without a box inside the image"),
     "annotation_id": ("repaired", "annotations whose id was no integer from 1 on (COCO's AP misreads id 0)"),
     "duplicate_annotation_id": ("repaired", "annotations whose id another one has: renumbered"),
     "crowd_to_part": ("repaired", "iscrowd 1 taken as an ordinary part (CVAT writes drawn masks so)"),
+    "turned_box": ("repaired", "turned rectangles: drawn as polygons"),
     "flat_polygon": ("repaired", "segmentations that are one bare polygon instead of a list of them"),
     "bad_polygon": ("repaired", "annotations that lost polygons of fewer than 3 distinct points or odd length"),
     "rle_list_counts": ("repaired", "uncompressed RLE (list of counts): compressed"),
@@ -62,6 +82,7 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.events: list[tuple[str, str]] = []  # all of them, for another tally to take over
 
     def add(self, reason: str, example: str) -> None:
         if reason not in REASONS:
@@ -70,6 +91,12 @@ class Tally:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
             examples.append(example)
+        self.events.append((reason, example))
+
+    def extend(self, events: Iterable[tuple[str, str]]) -> None:
+        """Counts what another tally counted."""
+        for reason, example in events:
+            self.add(reason, example)
 
     def by_kind(self) -> dict[str, dict[str, dict]]:
         """{"skipped" | "repaired" | "noted": {reason: {count, examples}}}, in the order of REASONS."""
@@ -78,6 +105,11 @@ class Tally:
             if self.counts[reason]:
                 result[kind][reason] = {"count": self.counts[reason], "examples": self.examples[reason]}
         return result
+
+
+def counted_text(tally: Tally) -> str:
+    """What was counted, in one line."""
+    return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 
 
 def class_counts(class_names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:

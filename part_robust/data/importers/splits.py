@@ -16,6 +16,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from part_robust.data.mapper import to_rgb
+from part_robust.data.preparation.splits import split_of_group
+
 GRADIENT_SIDE = 16
 # Bits of the 256 gradient signs in which two pictures of one scene may differ. On the photographs of Car Parts the
 # pairs that show one picture differ by 1 to 8, the nearest others by 28.
@@ -44,7 +47,7 @@ def read_picture(path: Path) -> Picture:
     """
     with Image.open(path) as file:
         orientation = file.getexif().get(ORIENTATION_TAG, 1)
-        image = file.convert("RGB")
+        image = to_rgb(file)
     digest = hashlib.sha256(f"{image.size}".encode())
     digest.update(image.tobytes())
     small = image.convert("L").resize((GRADIENT_SIDE + 1, GRADIENT_SIDE), Image.Resampling.BOX)
@@ -105,8 +108,13 @@ def join(count: int, keys: Sequence[Sequence[Hashable]], pairs: Sequence[tuple[i
     return [root(item) for item in range(count)]
 
 
-def name_keys(file_names: Sequence[str], group_by: str) -> list[str | None]:
+def name_keys(file_names: Sequence[str], group_by: str, everywhere: bool = True) -> list[str | None]:
     """Group of each file name: its folder ("folder"), or what the first group of a regular expression finds.
+
+    Args:
+        file_names: names relative to the image root.
+        group_by: "content", "near", "folder", or the expression.
+        everywhere: the expression must match every name; else None where it does not.
 
     Raises:
         ValueError: not a regular expression with a group, or one that does not match some names.
@@ -123,9 +131,32 @@ def name_keys(file_names: Sequence[str], group_by: str) -> list[str | None]:
         raise ValueError(f"--group-by {group_by!r} must be content, near, folder, or an expression with a (group)")
     found = [pattern.search(name) for name in file_names]
     missing = [name for name, match in zip(file_names, found, strict=True) if match is None]
-    if missing:
+    if missing and everywhere:
         raise ValueError(f"--group-by {group_by!r} finds nothing in {len(missing)} file names, first: {missing[0]}")
-    return [match.group(1) for match in found if match is not None]
+    return [match.group(1) if match is not None else None for match in found]
+
+
+def divide_by_hash(
+    names: Sequence[str],
+    keys: Sequence[str | None],
+    groups: Sequence[int],
+    fractions: Mapping[str, Fraction],
+    seed: int,
+) -> list[str]:
+    """The split of each image from a hash of its group's name: more images never move the others.
+
+    Args:
+        names: N unique file names.
+        keys: N names of groups; None is called by its file name.
+        groups: N group labels, as `join` gives them.
+        fractions: {split: share} of train, val and test.
+        seed: another seed divides differently.
+    """
+    called: dict[int, str] = {}
+    for name, key, group in zip(names, keys, groups, strict=True):
+        called[group] = min(called.get(group, key or name), key or name)
+    ratios = tuple(float(share) for share in fractions.values())
+    return [split_of_group(called[group], seed, ratios) for group in groups]
 
 
 def divide(

@@ -1,0 +1,137 @@
+"""Whether the data sets of a run go together: one label space, splits of one import, masks where masks are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from part_robust.data.part_json import crop_of, header_of, image_root_of, import_id, parse_json
+from part_robust.data.taxonomy import taxonomy_from_json
+
+
+@dataclass
+class SplitFacts:
+    """What the comparison needs to know of one registered data set.
+
+    Attributes:
+        name: of the data set.
+        path: its json.
+        classes, parts: names in the order of their indices.
+        import_id: of the import that wrote the json; empty where none did.
+        images: {what tells one image from another: its file name}.
+        box_only: number of annotations without a mask.
+        annotations: number of annotations.
+    """
+
+    name: str
+    path: Path
+    classes: Sequence[str]
+    parts: Sequence[str]
+    import_id: str = ""
+    images: dict[Any, str] = field(default_factory=dict)
+    box_only: int = 0
+    annotations: int = 0
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Compares the data sets of DATASETS.TRAIN, VAL and TEST; those that do not exist are left to whoever reads them.
+
+    Raises:
+        ValueError: two have other classes or parts, in names or order; two are of different imports and may share
+            images; one has boxes where INPUT.PART_MASKS asks for masks, or no part at all for a model that needs them.
+    """
+    names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]))
+    facts = {name: found for name in names if (found := split_facts(name)) is not None}
+    for found in facts.values():
+        _require_parts(found, cfg)
+        _require_same_names(next(iter(facts.values())), found)
+    for train in (facts[name] for name in cfg.DATASETS.TRAIN if name in facts):
+        for name in dict.fromkeys([*cfg.DATASETS.VAL, *cfg.DATASETS.TEST]):
+            if name in facts:
+                _require_one_import(train, facts[name])
+
+
+def split_facts(name: str) -> SplitFacts | None:
+    """Facts of a registered data set; None where it is no part data set, or its json cannot be read as one."""
+    metadata = MetadataCatalog.get(name)
+    path = Path(metadata.get("json_file", ""))
+    if not metadata.get("part_robust", False) or not path.is_file():
+        return None
+    data = parse_json(path)
+    try:
+        return facts_of_json(name, path, data, metadata.get("image_root"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # reading it in full says what is wrong
+
+
+def facts_of_json(name: str, path: Path, data: Mapping, image_root: str | None = None) -> SplitFacts:
+    """Facts of a parsed part json."""
+    taxonomy = taxonomy_from_json(data)
+    root = os.path.realpath(image_root if image_root is not None else image_root_of(data, path))
+    images = {}
+    for image in data["images"]:
+        crop = tuple(crop_of(image) or ())
+        images[os.path.join(root, image["file_name"]), crop] = image["file_name"]
+        group = (image.get("source") or {}).get("group")
+        if group and header_of(data).get("generator") == "import_coco":
+            images["content", group] = image["file_name"]  # the hash of its pixels
+    return SplitFacts(
+        name=name,
+        path=path,
+        classes=taxonomy.class_names,
+        parts=taxonomy.part_names,
+        import_id=import_id(data),
+        images=images,
+        box_only=sum("segmentation" not in annotation for annotation in data["annotations"]),
+        annotations=len(data["annotations"]),
+    )
+
+
+def _require_parts(found: SplitFacts, cfg: CfgNode) -> None:
+    if found.box_only and cfg.INPUT.PART_MASKS == "masks":
+        raise ValueError(
+            f"INPUT.PART_MASKS must be boxes, got masks: {found.box_only} of {found.annotations} annotations of "
+            f"dataset {found.name!r} have only a box. Set INPUT.PART_MASKS boxes, which paints every part's box"
+        )
+    if not found.parts and cfg.MODEL.PART_CLASSIFIER.SEGMENTER:
+        raise ValueError(
+            f"dataset {found.name!r} has no parts, and MODEL.PART_CLASSIFIER.SEGMENTER "
+            f"{cfg.MODEL.PART_CLASSIFIER.SEGMENTER} learns parts: take a config without a segmenter, such as resnet50"
+        )
+
+
+def _require_same_names(first: SplitFacts, other: SplitFacts) -> None:
+    for what, wanted, found in (("classes", first.classes, other.classes), ("parts", first.parts, other.parts)):
+        if tuple(wanted) == tuple(found):
+            continue
+        place = next(
+            (i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), min(len(wanted), len(found))
+        )
+        a, b = (repr(names[place]) if place < len(names) else "nothing" for names in (wanted, found))
+        raise ValueError(
+            f"datasets {first.name!r} and {other.name!r} must have the same {what} in the same order, got "
+            f"{len(wanted)} and {len(found)}, and at place {place + 1} {a} and {b}: an index would mean another name. "
+            "Import both in one call, or reorder one"
+        )
+
+
+def _require_one_import(train: SplitFacts, other: SplitFacts) -> None:
+    if not train.import_id or not other.import_id or train.import_id == other.import_id:
+        return
+    shared = [name for key, name in other.images.items() if key in train.images]
+    if shared:
+        raise ValueError(
+            f"datasets {train.name!r} and {other.name!r} are of different imports and share images, first "
+            f"{shared[0]}: the result would be measured on training images. Import both in one call"
+        )
+    if train.path.parent.resolve() == other.path.parent.resolve():
+        raise ValueError(
+            f"{train.path} and {other.path.name} are of different imports (config_hash): repeat the import, so that "
+            "all splits are of one division"
+        )

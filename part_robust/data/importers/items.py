@@ -1,0 +1,127 @@
+"""What every reader of a format gives: images with their parts as the tool wrote them, and the names of the parts.
+
+Letters: H, W image height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DIVIDE = "fractions"  # split name of the sources whose images the fractions divide
+
+
+class MaskFile(NamedTuple):
+    """A mask that lies in a file of its own; `read(path, key)` gives it as bool (H, W)."""
+
+    read: Callable[[str, Any], np.ndarray]
+    path: str
+    key: Any
+
+
+@dataclass
+class Item:
+    """One image.
+
+    Attributes:
+        file_name: relative to the image root of its source, forward slashes.
+        width, height: what the tool says, in pixels; 0 where it does not say.
+        has_size: whether the tool's format says the size at all.
+        source_id: the tool's own id of the image, for the result's `source`.
+        label: the class that the tool's own file gives the image, None where it gives none.
+        raw: parts as the tool wrote them: `part` (name), `where` (for messages), and COCO's `segmentation` (also a
+            `MaskFile`), `bbox`, `iscrowd`; optional `attributes`, `supercategory`, `is_target`, `object_id`, and
+            `ignore` for a region that counts nowhere.
+        lost: number of parts that could not be read: the pixels of this image without a part are unknown.
+        parts, ignore: filled in by `clean.clean_item`: usable parts, and RLEs of regions that count nowhere.
+        key: unique name of the image in the result; the file name if empty.
+    """
+
+    file_name: str
+    width: int = 0
+    height: int = 0
+    source_id: Any = None
+    label: str | None = None
+    raw: list[dict] = field(default_factory=list)
+    lost: int = 0
+    parts: list[dict] = field(default_factory=list)
+    ignore: list[dict] = field(default_factory=list)
+    key: str = ""
+    has_size: bool = True
+
+    @property
+    def part_names(self) -> set[str]:
+        """Names of the usable parts."""
+        return {part["part"] for part in self.parts}
+
+
+@dataclass
+class Contents:
+    """What a reader found in one source.
+
+    Attributes:
+        items: images in the order of their file names.
+        parts: names of all parts, in the order of the tool's own list.
+        supercategories: {part: object it belongs to}, for the parts that say so.
+        described: json value that changes with everything the items depend on.
+        counts: numbers of images, annotations and categories in the source.
+    """
+
+    items: list[Item]
+    parts: list[str]
+    supercategories: dict[str, str] = field(default_factory=dict)
+    described: Any = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or folder of a tool: where it is, the folder its file names are relative to, its split (or DIVIDE)."""
+
+    json_file: Path
+    image_root: Path
+    split: str = DIVIDE
+
+    @property
+    def title(self) -> str:
+        """File and folder, which tell sources apart and are the same on every machine."""
+        return "/".join(self.json_file.resolve().parts[-2:])
+
+
+def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
+    """Contents of a tool's own file: items by file name, parts without the background."""
+    items = sorted(items, key=lambda item: item.file_name)
+    names = [name for name in dict.fromkeys(parts) if not is_background(name)]
+    for item in items:
+        item.raw = [raw for raw in item.raw if not is_background(raw["part"])]
+    counts = {"images": len(items), "annotations": sum(len(item.raw) + item.lost for item in items)}
+    return Contents(items, names, described=described_items(items), counts=counts | {"categories": len(names)})
+
+
+def is_background(name: str) -> bool:
+    """ "_background_", "__background__", "Background", "bg"."""
+    return name.strip("_ ").lower() in ("background", "bg")
+
+
+def plain_name(file_name: str) -> str:
+    """Forward slashes, no "./" in front, no doubled slash."""
+    name = re.sub(r"(?<!:)/{2,}", "/", file_name.replace("\\", "/"))
+    return name.removeprefix("./")
+
+
+def described_items(items: Sequence[Item]) -> list:
+    """Json value that changes with everything in some items; mask files count by name, size and key."""
+
+    def plain(raw: Mapping) -> dict:
+        mask, entry = raw.get("segmentation"), {key: value for key, value in raw.items() if key != "where"}
+        if isinstance(mask, MaskFile):
+            path = Path(mask.path)
+            entry["segmentation"] = [path.name, path.stat().st_size, repr(mask.key)]
+        return entry
+
+    return [[item.file_name, item.width, item.height, item.label, [plain(raw) for raw in item.raw]] for item in items]
