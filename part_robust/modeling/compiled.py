@@ -35,10 +35,9 @@ class CompiledPath:
                 torch.autograd.grad(result.sum(), images, retain_graph=True, allow_unused=True)
                 self.tried_backward = True
             return result
-        except (
-            Exception
-        ) as error:  # a compiler, a driver or a linker may fail in many ways, the backward pass in others
-            result = self.function(images, **arguments)  # what is not the compiler's fault comes again
+        except Exception as error:
+            # A compiler, a driver or a linker may fail in many ways. What is not their fault comes again.
+            result = self.function(images, **arguments)
             reason = " ".join(str(error).split())[:300]
             logger.warning("ATTACK.COMPILE: attacks run uncompiled, %s: %s", type(error).__name__, reason)
             self.compiled = None
