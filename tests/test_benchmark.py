@@ -19,6 +19,7 @@ def benchmark(monkeypatch):
         "timing",
         "bench_attack",
         "bench_attention",
+        "bench_data",
         "bench_dino",
         "bench_mask_dino",
         "crosscheck_attacks",
@@ -32,6 +33,15 @@ def benchmark(monkeypatch):
     yield module
     torch.set_flush_denormal(False)
     torch.set_num_threads(1)
+
+
+def test_data(benchmark, capsys):
+    benchmark.main(["data", "--photos", "2", "--side", "64", "--size", "32", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 photographs (first 64 x 64) at 32 pixels, 12.0 parts each"
+    names = [line.split("  ")[0] for line in lines[1:5]]
+    assert names[0] == "ours" and names[1] == "detectron2, our geometry" and names[3] == "decoding alone"
+    assert all("ours is" in line for line in lines[2:4]) and lines[5].startswith("images per second and core: ")
 
 
 def test_dino(benchmark, capsys):

@@ -5,6 +5,7 @@ python tools/benchmark.py dino --official /tmp/DINO
 python tools/benchmark.py mask_dino --official /tmp/MaskDINO
 python tools/benchmark.py ms_deform_attn
 python tools/benchmark.py attack --images 1
+python tools/benchmark.py data
 python tools/benchmark.py gpu --minutes 9 --out DIR
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from bench_attack import attack
 from bench_attention import attention
+from bench_data import data
 from bench_dino import dino
 from bench_gpu import add_command
 from bench_mask_dino import mask_dino
@@ -65,7 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     attacks.add_argument("--eps", type=float, default=0.0, help="0..255; default: about half of the images break")
     attacks.add_argument("--pyautoattack", action="store_true", help="also time its standard set beside ours")
     attacks.set_defaults(run=attack)
-    for each in (command, mask, attend, attacks):
+    loading = commands.add_parser("data", help=data.__doc__)
+    loading.add_argument("--json", type=Path, help="part json; default: drawn pictures")
+    loading.add_argument("--image-root", type=Path, help="of that json")
+    loading.add_argument("--photos", type=int, default=32, help="how many are loaded")
+    loading.add_argument("--side", type=int, default=512, help="of drawn pictures, in pixels")
+    loading.add_argument("--size", type=int, default=224, help="side in pixels that the model sees")
+    loading.set_defaults(run=data)
+    for each in (command, mask, attend, attacks, loading):
         each.add_argument("--device", default="cpu")
         each.add_argument("--threads", type=int, default=1)
         each.add_argument("--repeats", type=int, default=5)

@@ -5,7 +5,6 @@ Letters: H, W side lengths after the transform (both INPUT.SIZE), P parts.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
+from part_robust.data.mask_sampling import Block, MaskSampler
 from part_robust.data.register import get_taxonomy
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from part_robust.utils.errors import UserError
@@ -81,39 +81,31 @@ class PartDatasetMapper:
     def __call__(self, record: dict) -> dict:
         image = read_image(record)
         height, width = image.shape[:2]
-        annotations = record["annotations"]
-        masks = [self._mask(annotation, record) for annotation in annotations]
-        areas = [int(np.count_nonzero(mask)) for mask in masks]  # the json's own `area` may be wrong
-        ignore = _decode(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
-
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
-        image = aug_input.image
-        # Masks stay uint8: detectron2 resizes those with Pillow, like the image; wider integers take another
-        # interpolation whose pixel centres lie elsewhere.
-        masks = [transforms.apply_segmentation(mask) for mask in masks]
-        ignore = transforms.apply_segmentation(ignore) if ignore is not None else None
-        content = content_size(transforms)
+        image, content = aug_input.image, content_size(transforms)
+        sampler = MaskSampler(transforms, height, width)
+        masks = [self._mask(annotation, record, sampler) for annotation in record["annotations"]]
 
         result = {key: record[key] for key in ("file_name", "image_id", "class_id", "part_supervision")}
         result["height"], result["width"] = image.shape[:2]
         result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        result["sem_seg"] = self._paint(record, masks, areas, ignore, image.shape[:2], content)
-        result["instances"] = _instances(annotations, masks, image.shape[:2])
+        ignore = sampler.rle(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
+        result["sem_seg"] = self._paint(record, masks, ignore, image.shape[:2], content)
+        result["instances"] = _instances(record["annotations"], [block for block, _ in masks], image.shape[:2])
         if content is not None:
             result["content_size"] = content
         return result
 
-    def _mask(self, annotation: dict, record: dict) -> np.ndarray:
-        """uint8 0/1 (height, width) of one annotation in the image's own pixels."""
+    def _mask(self, annotation: dict, record: dict, sampler: MaskSampler) -> tuple[Block | None, float]:
+        """What is left of one annotation after the transform, and the area that decides what lies on top."""
         height, width = record["height"], record["width"]
         if self.masks_from == "boxes":
             x, y, w, h = annotation["bbox"]
-            mask = np.zeros((height, width), dtype=np.uint8)
             # Every pixel the box touches, as a mask's bounding box would.
             left, top = max(int(np.floor(x)), 0), max(int(np.floor(y)), 0)
-            mask[top : int(np.ceil(y + h)), left : int(np.ceil(x + w))] = 1
-            return mask
+            # The mask of a long slanted part is smaller than the box of a part that its own box contains.
+            return sampler.box(left, top, int(np.ceil(x + w)), int(np.ceil(y + h))), w * h
         if "segmentation" not in annotation:
             raise ValueError(
                 f"{record['file_name']}: annotation {annotation['id']} has only a box, no `segmentation`. "
@@ -122,14 +114,14 @@ class PartDatasetMapper:
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
             segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return _decode(segmentation)
+        # The json's own `area` may be wrong.
+        return sampler.rle(segmentation), float(coco_mask.area(segmentation))
 
     def _paint(
         self,
         record: dict,
-        masks: list[np.ndarray],
-        areas: list[int],
-        ignore: np.ndarray | None,
+        masks: list[tuple[Block | None, float]],
+        ignore: Block | None,
         size: tuple[int, int],
         content: tuple[int, int] | None,
     ) -> torch.Tensor:
@@ -138,20 +130,20 @@ class PartDatasetMapper:
         complete = record["part_supervision"] == "full"
         labels = np.full(size, self.num_parts if complete else self.ignore_label, dtype=np.int64)
         annotations = record["annotations"]
-        for index in sorted(range(len(masks)), key=lambda i: self._painting_rank(annotations[i], areas[i])):
-            labels[masks[index] > 0] = annotations[index]["category_id"]
+        for index in sorted(range(len(masks)), key=lambda i: _painting_rank(annotations[i], masks[i][1])):
+            block = masks[index][0]
+            if block is not None:
+                np.copyto(block.inside(labels), annotations[index]["category_id"], where=block.pixels)
         if ignore is not None:
-            labels[ignore > 0] = self.ignore_label
+            np.copyto(ignore.inside(labels), self.ignore_label, where=ignore.pixels)
         if content is not None:
             labels[content[0] :, :] = self.ignore_label
             labels[:, content[1] :] = self.ignore_label
         return torch.from_numpy(labels)
 
-    def _painting_rank(self, annotation: dict, area: float) -> tuple:
-        if self.masks_from == "boxes":
-            # The mask of a long slanted part is smaller than the box of a part that its own box contains.
-            area = annotation["bbox"][2] * annotation["bbox"][3]
-        return annotation["is_target"], -area, annotation["id"]
+
+def _painting_rank(annotation: dict, area: float) -> tuple:
+    return annotation["is_target"], -area, annotation["id"]
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
@@ -229,7 +221,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"has pixels of 32 bits (mode {image.mode}), whose range is unknown: save it with 8 bits")
-    return image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # as a conversion does, before the file is closed
+    return image
 
 
 def content_size(transform: T.Transform) -> tuple[int, int] | None:
@@ -239,19 +234,19 @@ def content_size(transform: T.Transform) -> tuple[int, int] | None:
     return getattr(transform, "content_size", None)
 
 
-def _decode(rle: dict) -> np.ndarray:
-    return coco_mask.decode(copy.copy(rle))
-
-
-def _instances(annotations: list[dict], masks: list[np.ndarray], size: tuple[int, int]) -> Instances:
+def _instances(annotations: list[dict], blocks: list[Block | None], size: tuple[int, int]) -> Instances:
     """Boxes are those of the transformed masks, so they end where the crop ends."""
-    visible = [index for index, mask in enumerate(masks) if mask.any()]
+    visible = [
+        (index, block, box)
+        for index, block in enumerate(blocks)
+        if block is not None and (box := block.box()) is not None
+    ]
     stacked = np.zeros((len(visible), *size), dtype=bool)
-    for row, index in enumerate(visible):
-        stacked[row] = masks[index] > 0
-    gt_masks = BitMasks(torch.from_numpy(stacked))
+    for row, (_, block, _) in enumerate(visible):
+        block.inside(stacked[row])[:] = block.pixels
     instances = Instances(size)
-    instances.gt_boxes = gt_masks.get_bounding_boxes() if visible else Boxes(torch.zeros(0, 4))
-    instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in visible], dtype=torch.int64)
-    instances.gt_masks = gt_masks
+    instances.gt_boxes = Boxes(torch.tensor([box for _, _, box in visible], dtype=torch.float32).reshape(-1, 4))
+    categories = [annotations[index]["category_id"] for index, _, _ in visible]
+    instances.gt_classes = torch.tensor(categories, dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.from_numpy(stacked))
     return instances

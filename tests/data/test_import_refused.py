@@ -123,6 +123,15 @@ def test_broken_class_tables(tmp_path, command, rows, encoding, sentence, capsys
 
 
 @both
+def test_blanks_around_a_file_name(tmp_path, command):
+    data = coco(tmp_path)
+    data["images"][0]["file_name"] = "0.png "
+    (tmp_path / "classes.csv").write_text("file_name,class\n 0.png,car\n1.png , car \n2.png,car\n")
+    assert run(command, tmp_path, data, class_from=f"csv:{tmp_path / 'classes.csv'}") == 0
+    assert all_right(tmp_path, command)
+
+
+@both
 def test_bare_names_in_a_table_must_be_unique(tmp_path, command, capsys):
     data = coco(tmp_path, 2)
     for index, image in enumerate(data["images"]):

@@ -152,13 +152,14 @@ class CsvClasses:
                 raise ValueError(f"{path}: {name} is both {self.rows[name]!r} and {label!r}")
 
     def __call__(self, items: Sequence[Item]) -> list[str | None]:
-        bare = Counter(PurePosixPath(item.file_name).name for item in items)
+        bare = Counter(PurePosixPath(item.file_name.strip()).name for item in items)
         labels: list[str | None] = []
         missing, shared = [], []
         for item in items:
-            name = PurePosixPath(item.file_name).name
-            row = item.file_name if item.file_name in self.rows else name
-            if row != item.file_name and row in self.rows and bare[name] > 1:
+            given = item.file_name.strip()  # as the values of the table
+            name = PurePosixPath(given).name
+            row = given if given in self.rows else name
+            if row != given and row in self.rows and bare[name] > 1:
                 shared.append(item.file_name)
             elif row in self.rows:
                 self.used.add(row)
