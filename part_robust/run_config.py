@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from part_robust.config import get_part_robust_cfg
+from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES
+from part_robust.config import check_config, check_value, default_cfg, get_part_robust_cfg
 from part_robust.data import register_from_config
+from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.modeling.counts import with_counts
 
 
@@ -31,8 +35,8 @@ def load_config(config_file: str | Path | None = None, opts: Sequence = ()) -> C
 
 
 def complete(cfg: CfgNode) -> CfgNode:
-    """Imports what IMPORTS lists, registers the data sets of DATASETS.REGISTER, and fills in the numbers of classes and
-    parts.
+    """Imports what IMPORTS lists, checks every value (part_robust/config/rule_table.py), registers the data sets of
+    DATASETS.REGISTER, and fills in the numbers of classes and parts.
 
     Args:
         cfg: with all keys, as `get_part_robust_cfg` gives it; stays as it is.
@@ -43,11 +47,30 @@ def complete(cfg: CfgNode) -> CfgNode:
     Raises:
         FileNotFoundError: the numbers are in a part json that does not exist.
         ImportError: a module of IMPORTS cannot be imported.
+        UserError: a key has an impossible value.
         ValueError: an entry of DATASETS.REGISTER is wrong; nothing says the numbers.
     """
     import_modules(cfg)
+    check_config(cfg, _defaults(), _registered(), {name: attack.own_keys for name, attack in ATTACK_REGISTRY})
     register_from_config(cfg)
     return with_counts(cfg)
+
+
+@functools.cache
+def _defaults() -> CfgNode:
+    return default_cfg()
+
+
+def _registered() -> dict[str, list[str]]:
+    """Names that keys may take, those of the user's own modules included."""
+    return {
+        "MODEL.META_ARCHITECTURE": [name for name, _ in META_ARCH_REGISTRY],
+        "MODEL.BACKBONE.NAME": [name for name, _ in BACKBONE_REGISTRY],
+        "MODEL.PART_CLASSIFIER.SEGMENTER": ["", *(name for name, _ in PART_SEGMENTER_REGISTRY)],
+        "MODEL.PART_CLASSIFIER.HEAD": ["", *(name for name, _ in CLASS_HEAD_REGISTRY)],
+        "ATTACK.NAME": [name for name, _ in ATTACK_REGISTRY],
+        "ATTACK.OBJECTIVE": list(OBJECTIVES),
+    }
 
 
 def import_modules(cfg: CfgNode) -> None:
@@ -55,7 +78,9 @@ def import_modules(cfg: CfgNode) -> None:
 
     Raises:
         ImportError: one cannot be imported.
+        UserError: IMPORTS is not a list of names.
     """
+    check_value("IMPORTS", cfg.IMPORTS)
     for name in cfg.IMPORTS:
         try:
             importlib.import_module(name)

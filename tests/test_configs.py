@@ -13,8 +13,9 @@ from detectron2.modeling import build_model
 from part_robust.attacks import ATTACK_REGISTRY, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.data import register_builtin, register_part_dataset
+from part_robust.engine.best_metric import best_metric
+from part_robust.engine.configured_attacks import build_attacks
 from part_robust.engine.setup import set_schedule
-from part_robust.engine.trainer import best_metric, build_attacks
 from part_robust.modeling.counts import with_counts
 from tests.toy import toy_json, write_toy
 
@@ -113,8 +114,8 @@ def test_attack_specs():
     with pytest.raises(KeyError, match="pgd20"):
         attack_spec(cfg, "pgd21")
     cfg.ATTACK.SPECS.bad = cfg.ATTACK.SPECS.pgd20.__class__({"STEP": 3})
-    with pytest.raises(KeyError, match="STEP"):
-        attack_spec(cfg, "bad")
+    with pytest.raises(ValueError, match="'STEP'.*similar: STEPS"):
+        build_attack(attack_spec(cfg, "bad"))
 
 
 def test_attack_defaults_in_code_and_config_agree():

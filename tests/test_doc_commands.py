@@ -243,7 +243,7 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
         (f"{TRAIN} --num-gpus many", "invalid int value: 'many'"),
         (f"{TRAIN} TEST.TEIR standard", "TEST.TEIR"),
         (f"{TRAIN} TEST.TIER", "odd number|odd|even"),
-        (f"{TRAIN} SOLVER.MAX_ITER long", "Type mismatch"),
+        (f"{TRAIN} SOLVER.MAX_ITER long", "SOLVER.MAX_ITER must be a whole number"),
         (f"{TRAIN} ATTACK.EVAL \"('pgd21',)\"", "pgd21"),
         (f"{TRAIN} TEST.TIER standard,part", "no tier part"),
         ("python tools/demo.py photo.jpg --run OUTPUT_DIR --attack pgd21", "pgd21"),

@@ -23,7 +23,7 @@ ALLOWED = {
     "modeling": {"losses", "layers"},
     "evaluation": {"attacks", "layers", "config", "visualize"},
     "visualize": {"data", "layers"},
-    "run_config": {"config", "data", "modeling"},
+    "run_config": {"attacks", "config", "data", "modeling"},
     "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "run_config", "visualize"},
     "runs": {"engine", "evaluation", "attacks", "data", "config", "run_config", "visualize"},
     "model_zoo": {"config", "engine", "run_config"},

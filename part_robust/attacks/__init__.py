@@ -5,8 +5,8 @@ from part_robust.attacks.base import (
     ATTACK_REGISTRY,
     Attack,
     AttackResult,
-    build_attack,
 )
+from part_robust.attacks.build import build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view

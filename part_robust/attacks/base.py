@@ -21,7 +21,7 @@ from part_robust.attacks.objective import Objective, Score, get_objective
 from part_robust.attacks.problem import Forward, PlainForward, Problem
 from part_robust.attacks.state import Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
-from part_robust.attacks.threat_model import ThreatModel
+from part_robust.attacks.threat_model import ThreatModel, check_pixels
 from part_robust.utils.transfer import to_host
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Attack(ABC):
     backend = "own"
     # Fewer classes than these have no such loss.
     least_classes = 2
+    # Keys of the config node beside those that all attacks know.
+    own_keys: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -192,6 +194,7 @@ class Attack(ABC):
 
         Raises:
             AttackError: the outputs do not depend on the images.
+            UserError: pixels are outside of the threat model's range; labels (on the CPU) are no classes of the model.
             ThreatModelViolation: the attack has a bug.
         """
         images = images.detach().clone()  # also leaves inference mode
@@ -214,7 +217,15 @@ class Attack(ABC):
         if attackable is not None:
             zero_gradient = zero_gradient & attackable.to(zero_gradient.device)
         # The only wait for the device in an attack without early stopping.
-        flags = to_host({"allowed": problem.threat_model.allowed(best.images, images), "zero_gradient": zero_gradient})
+        flags = to_host(
+            {
+                "allowed": problem.threat_model.allowed(best.images, images),
+                "zero_gradient": zero_gradient,
+                "low": images.amin(),
+                "high": images.amax(),
+            }
+        )
+        check_pixels(float(flags["low"]), float(flags["high"]), problem.threat_model)
         if not flags["allowed"].all():
             problem.threat_model.verify(best.images, images)
         number = int(flags["zero_gradient"].sum())
@@ -351,23 +362,3 @@ def shared_arguments(node: Mapping, objective: str = "cross_entropy") -> dict[st
         "compact_every": node.get("COMPACT_EVERY", 10),
         "record_history": node.get("RECORD_HISTORY", False),
     }
-
-
-def build_attack(node: Mapping, **overrides: Any) -> Attack:
-    """Builds an attack from a config node such as `cfg.ATTACK.SPECS.pgd20` or `cfg.ATTACK.TRAIN`.
-
-    Args:
-        node: mapping with NAME and any of the attack's keys (part_robust/config/attacks.py).
-        **overrides: keys to change, as in `build_attack(node, EPS=4.0)`.
-
-    Raises:
-        KeyError: no attack of that name.
-        ValueError: a value is impossible.
-    """
-    merged = {**dict(node), **overrides}
-    attack = ATTACK_REGISTRY.get(merged.get("NAME", "PGD")).from_config(merged)
-    attack.full_gradient = merged.get("FULL_GRADIENT", True)
-    attack.query_factor = merged.get("QUERY_FACTOR", 1)
-    if attack.query_factor < 1:
-        raise ValueError(f"QUERY_FACTOR must be at least 1, is {attack.query_factor}")
-    return attack

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import class_losses, part_losses
+from part_robust.utils.errors import UserError
 
 
 @dataclass
@@ -58,6 +59,8 @@ class Objective:
 
     def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
         """The loss (N,). Targeted objectives take (labels, classes to aim at) as `targets`."""
+        if self.reads == "class_logits":
+            check_labels(outputs, targets[0] if self.targeted else targets)
         if self.targeted:
             return self.loss(outputs, *targets)
         return self.loss(outputs, targets, progress) if self.scheduled else self.loss(outputs, targets)
@@ -89,6 +92,25 @@ class Objective:
         if self.reads == "class_logits":
             return fooled
         return harm >= 1.0 if self.reads == "part_logits" else torch.zeros_like(fooled)
+
+
+def check_labels(logits: Any, labels: Any) -> None:
+    """Looks at labels that are on the host: on another device this would make the host wait.
+
+    Args:
+        logits: (N, C).
+        labels: int64 (N,); anything else is not looked at.
+
+    Raises:
+        UserError: a label is none of 0 .. C - 1.
+    """
+    if not isinstance(labels, Tensor) or labels.device.type != "cpu" or labels.ndim != 1 or not len(labels):
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= logits.shape[1]:
+        raise UserError(
+            f"labels must be 0..{logits.shape[1] - 1} for a model of {logits.shape[1]} classes, got {low}..{high}"
+        )
 
 
 def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.apgd import APGD, NO_SCHEDULE
-from part_robust.attacks.base import Attack, build_attack
+from part_robust.attacks.base import Attack
+from part_robust.attacks.build import build_attack
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView
 from part_robust.attacks.problem import AttackError, Forward, PlainForward, Problem

@@ -15,9 +15,10 @@ from torch import Tensor
 from part_robust.attacks.objective import Objective, Score
 from part_robust.attacks.state import select
 from part_robust.attacks.threat_model import ThreatModel
+from part_robust.utils.errors import UserError
 
 
-class AttackError(RuntimeError):
+class AttackError(UserError, RuntimeError):
     """The attack cannot run on this model."""
 
 

@@ -5,12 +5,17 @@ Letters: N images, each (3, H, W). All lengths in 0..255 pixel units.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
 from part_robust.attacks import noise
+from part_robust.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 NORMS = ("linf", "l2")
 
@@ -111,6 +116,26 @@ class ThreatModel:
                 f"pixels {float(adversarial[index].min()):.4f} .. {float(adversarial[index].max()):.4f} "
                 f"(allowed {self.low} .. {self.high})"
             )
+
+
+def check_pixels(low: float, high: float, threat_model: ThreatModel) -> None:
+    """
+    Raises:
+        UserError: pixels are outside of the range.
+    """
+    if low < threat_model.low - 1e-3 or high > threat_model.high + 1e-3:
+        raise UserError(
+            f"images must have pixels from {threat_model.low:g} to {threat_model.high:g}, got {low:g} to {high:g}. "
+            "Give them as they are in the file: normalisation belongs into the model"
+        )
+    if 0 < high <= 1 < threat_model.high:
+        log_every_n_seconds(
+            logging.WARNING,
+            f"no pixel of a batch is above {high:g}, and images must be in 0..{threat_model.high:g}: multiply images "
+            "in 0..1 by 255",
+            n=60,
+            name=logger.name,
+        )
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from part_robust.evaluation.compare import Evaluated, NotComparable, compare, load_evaluated, right_images
+from part_robust.evaluation.compare import Evaluated, compare, load_evaluated, right_images
 from part_robust.evaluation.statistics import wilson_interval
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,14 +46,12 @@ def row(evaluated: Evaluated, tier: str) -> list:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
+    # 1 means that a bound is missed.
+    with user_errors(*PREPARATION, code=2):
         loaded = [load_evaluated(folder, args.dataset) for folder in (args.first, args.second) if folder]
         tier = args.tier or loaded[0].evaluation["headline"]
         rows = [row(evaluated, tier) for evaluated in loaded]
         paired = compare(loaded[0], loaded[1], tier) if args.second else None
-    except NotComparable as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
     headers = ["evaluation", *(h for name in dict.fromkeys(("clean", tier)) for h in (f"{name} %", "95 %")), "images"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
     failed = False

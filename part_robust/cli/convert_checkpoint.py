@@ -20,10 +20,10 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from part_robust import load_config
-from part_robust.engine import sentence
-from part_robust.engine.safe_loading import UnsafeCheckpoint, load_tensors
+from part_robust.engine.safe_loading import load_state
 from part_robust.modeling import convert_imagenet
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
+from part_robust.utils.errors import PREPARATION, user_errors
 
 LOUD = ("re-initialised", "missing")
 # Where files keep the weights.
@@ -43,27 +43,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
     args = parser.parse_intermixed_args(arguments)
-    if not args.input.is_file():
-        parser.error(f"{args.input} does not exist")
-    try:
-        file = load_tensors(args.input)
-    except UnsafeCheckpoint as error:
-        parser.error(str(error))
+    with user_errors(*PREPARATION):
+        convert_file(args)
+
+
+def convert_file(args: argparse.Namespace) -> None:
+    """Writes the checkpoint that the command line asks for, and prints what became of every key.
+
+    Raises:
+        FileNotFoundError, ImportError, KeyError, ValueError: the config, the file or the layout are not as they should
+            be.
+    """
+    file = load_state(args.input)
     container = next((name for name in CONTAINERS if isinstance(file.get(name), dict)), None)
     state = file[container] if container else file
-    try:
-        cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
-        model = build_model(cfg)
-        layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
-        if layout in convert_imagenet.LAYOUTS:
-            weights, accounts = convert_imagenet.convert_imagenet(
-                state, model.state_dict(), layout, cfg, trust=args.trust_normalisation
-            )
-        else:
-            layout = layout or detect_layout({key.removeprefix("module."): value for key, value in state.items()})
-            weights, accounts = convert(state, model.state_dict(), layout)
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        parser.error(sentence(error))
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    model = build_model(cfg)
+    layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
+    if layout in convert_imagenet.LAYOUTS:
+        weights, accounts = convert_imagenet.convert_imagenet(
+            state, model.state_dict(), layout, cfg, trust=args.trust_normalisation
+        )
+    else:
+        layout = layout or detect_layout({key.removeprefix("module."): value for key, value in state.items()})
+        weights, accounts = convert(state, model.state_dict(), layout)
     print(f"layout: {layout}")
     rows = [[a.action, a.key, a.ours, a.reason] for a in accounts]
     print(tabulate(rows, ["action", "key", "our name", "why"], "github"))

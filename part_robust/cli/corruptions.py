@@ -7,7 +7,6 @@ Needs pip install part_robust[corruptions].
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from part_robust.engine import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
 from part_robust.evaluation.report import file_sha256, write_json
+from part_robust.utils.errors import PREPARATION, user_errors
 from part_robust.utils.precision import tf32
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--severities", default="1,2,3,4,5", help="1 (weak) to 5, with commas between")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args(arguments)
-    try:
+    with user_errors(*PREPARATION):
         names = args.corruptions.split(",") if args.corruptions else corruption_names()
         severities = [int(text) for text in args.severities.split(",")]
         if not set(severities) <= set(SEVERITIES):
@@ -42,10 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unknown := set(names) - set(corruption_names("all")):
             raise ValueError(f"no corruption {', '.join(sorted(unknown))}: {', '.join(corruption_names('all'))}")
         cfg = _config(args.config_file, args.opts)
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    model = PartTrainer.build_model(cfg).eval()
-    PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+        model = PartTrainer.build_model(cfg).eval()
+        PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    with user_errors():
+        evaluate(cfg, model, names, severities)
+
+
+def evaluate(cfg, model, names: Sequence[str], severities: Sequence[int]) -> None:
+    """Prints a table of each data set and writes OUTPUT_DIR/corruptions.json."""
     record = {"checkpoint": {"path": cfg.MODEL.WEIGHTS, "sha256": file_sha256(cfg.MODEL.WEIGHTS)}, "datasets": {}}
     for dataset in cfg.DATASETS.TEST:
         rows = [{"corruption": "none", "severity": 0, **_scores(cfg, model, dataset, lambda loader: loader)}]

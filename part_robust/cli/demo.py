@@ -12,14 +12,13 @@ the parts the model has found.
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust import load_config
 from part_robust.data.image_file import find_image_files
-from part_robust.engine import sentence
 from part_robust.engine.demo import Demo, build_demo_attack, run_files
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,12 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     failed = False
-    try:
+    with user_errors(*PREPARATION):
         demo, paths, options = prepare(args)
         for path, line in demo.run(paths, args.output, **options):
             failed |= not line
             if line:
                 print(f"{path}: {line}")
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        sys.exit(sentence(error))
     return int(failed)

@@ -7,12 +7,12 @@ After the correction import the tool's file again (part-robust import-parts cvat
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust.data.export import FORMATS, write_annotations
 from part_robust.data.part_json import read_part_json
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,12 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="cvat", help="default: cvat")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     args = parser.parse_args(arguments)
-    try:
+    with user_errors(*PREPARATION):
         data = read_part_json(args.file)
         write_annotations(data, args.output, args.format)
-    except (OSError, KeyError, ValueError) as error:
-        # What a user can correct needs a sentence, not a traceback.
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     print(f"{len(data['images'])} images, {len(data['annotations'])} parts: {args.output}")
     return 0

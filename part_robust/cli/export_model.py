@@ -11,14 +11,13 @@ takes as `--config-file`. torchscript, pt2 (torch.export) and onnx: model.ts, mo
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust import load_config
-from part_robust.engine import sentence
 from part_robust.engine.export import export_classifier
 from part_robust.engine.export_graph import KINDS, export_graph
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,14 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=["weights", *KINDS], default="weights")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, MODEL.WEIGHTS above all")
     args = parser.parse_intermixed_args(arguments)
-    try:
+    # RuntimeError: a graph that cannot be exported, or computes something else.
+    with user_errors(RuntimeError, *PREPARATION):
         cfg = load_config(args.config_file, args.opts)
         if args.format == "weights":
             exported = export_classifier(cfg, args.output)
         else:
             graph = export_graph(cfg, args.output, args.format)
-    except (FileNotFoundError, ImportError, KeyError, RuntimeError, ValueError) as error:
-        sys.exit(sentence(error))
     if args.format != "weights":
         print(f"{graph.path}: logits equal the model's, largest difference {graph.difference:.2g}\n{graph.description}")
         return

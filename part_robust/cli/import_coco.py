@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from part_robust.data.importers.command import (
@@ -27,6 +26,7 @@ from part_robust.data.importers.command import (
 from part_robust.data.importers.items import DIVIDE, Source
 from part_robust.data.importers.report import Tally
 from part_robust.data.importers.run import import_coco
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,13 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     roots = one_each(parser, "--image-root", args.image_root, len(args.json))
     splits = one_each(parser, "--split", args.split, len(args.json))
     tally = Tally()
-    try:
+    # RuntimeError: the folder holds another import.
+    with user_errors(RuntimeError, *PREPARATION):
         classes = class_source_of(args, tally, "folder")
         sources = [Source(*entry) for entry in zip(args.json, roots, splits, strict=True)]
         report = import_coco(sources, args.output, classes, settings_of(args), tally, args.force, args.workers)
-    except (OSError, ValueError, RuntimeError) as error:
-        # What a user can correct needs a sentence, not a traceback.
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
     print("\n".join(report_lines(report, args.output)))
     return 0

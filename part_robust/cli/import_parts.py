@@ -17,19 +17,16 @@ Each takes --output, the folder to write; register the jsons in it with part_rob
 from __future__ import annotations
 
 import logging
-import sys
 
 from part_robust.data.importers.command import build_parser, run_command
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = build_parser(__doc__ or "").parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+    # RuntimeError: the folder holds another import.
+    with user_errors(RuntimeError, *PREPARATION):
         lines = run_command(args)
-    except (OSError, ValueError, RuntimeError) as error:
-        # What a user can correct needs a sentence, not a traceback.
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     print("\n".join(lines))
     return 0

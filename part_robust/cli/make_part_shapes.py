@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from part_robust.data.part_shapes import make_part_shapes, write_contact_sheet
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,12 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.jpg", help="also draw an overview to look at")
     args = parser.parse_args(arguments)
     counts = {"train": args.train, "val": args.val, "test": args.test}
-    try:
+    with user_errors(*PREPARATION):
         files = make_part_shapes(
             args.root, counts, args.size, args.seed, args.no_part_fraction, args.workers, args.force
         )
-    except ValueError as error:
-        parser.error(str(error))
     for split, path in files.items():
         print(f"{split}: {counts[split]} images, {path}")
     if args.contact_sheet:

@@ -8,11 +8,11 @@ A folder stands for its robustness.json, or for all below it. Models with a clas
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust.evaluation.html_report import find_records, write_zoo
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,7 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     commands = [*args.made_by, shlex.join(["python", "tools/model_zoo.py", *args.records])] if args.made_by else []
-    try:
+    with user_errors(*PREPARATION):
         print(write_zoo(find_records(args.records), args.output, commands))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")

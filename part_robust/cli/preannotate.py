@@ -9,16 +9,15 @@ FILE.images.json with the images and categories that its ids mean; cvat an XML w
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust import load_config
 from part_robust.data.export import FORMATS, write_annotations
 from part_robust.data.image_file import find_image_files
-from part_robust.engine import sentence
 from part_robust.engine.demo import run_files
 from part_robust.engine.preannotation import preannotate
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
+    with user_errors(*PREPARATION):
         paths = find_image_files(args.images)
         config, weights = run_files(args.run)
         cfg = load_config(config, args.opts)
@@ -50,9 +49,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_annotations(data, args.output, args.format)
         if args.format == "coco-results":
             write_annotations({**data, "annotations": []}, args.output.with_suffix(".images.json"), "coco")
-    except (OSError, KeyError, ValueError) as error:
-        # What a user can correct needs a sentence, not a traceback.
-        print(sentence(error), file=sys.stderr)
-        return 1
     print(f"{len(data['images'])} images, {len(data['annotations'])} parts: {args.output}")
     return 0 if len(data["images"]) == len(paths) else 1

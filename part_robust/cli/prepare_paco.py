@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 
 from part_robust.data.preparation.paco import MODES, PacoOptions, count_paco, prepare_paco, thesis_rules
@@ -21,6 +20,7 @@ from part_robust.data.preparation.paco_crops import CropRules
 from part_robust.data.preparation.paco_files import search_roots
 from part_robust.data.preparation.pipeline import default_workers
 from part_robust.data.preparation.report import scan_text
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -76,16 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
         allow_missing=args.allow_missing,
     )
     roots = search_roots(args.root, args.annotations, args.coco_images, args.ego4d_images)
-    try:
+    # RuntimeError: counts that are not the published ones, or a folder that another run writes to.
+    with user_errors(RuntimeError, *PREPARATION):
         if args.dry_run:
             scan = count_paco(roots, options)
             print(scan_text(scan.checks, (scan.tally, scan.noted), scan.notes))
             return 0
         written = prepare_paco(roots, output, options, args.workers, args.restart)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     for split, path in written.items():
         print(f"{split}: {path}")
     print(f"report: {output / 'report.md'}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 
 from part_robust.data.preparation.part_imagenet import prepare_part_imagenet
@@ -26,6 +25,7 @@ from part_robust.data.preparation.part_imagenet_scan import (
 )
 from part_robust.data.preparation.pipeline import default_workers
 from part_robust.data.preparation.report import scan_text
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         seed=args.seed,
         allow_missing=args.allow_missing,
     )
-    try:
+    # RuntimeError: counts that are not the published ones, or a folder that another run writes to.
+    with user_errors(RuntimeError, *PREPARATION):
         if args.unpack:
             print(f"{unpack(source)} files unpacked in {source}")
         files = find_part_imagenet(source, args.images)
@@ -68,10 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(scan_text(scan.checks, (scan.tally, scan.noted), scan.notes))
             return 0
         written = prepare_part_imagenet(files, output, options, args.workers, args.restart)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     for split, path in written.items():
         print(f"{split}: {path}")
     print(f"report: {output / 'report.md'}")

@@ -8,11 +8,11 @@ The pages need no network and no other file. A folder stands for its robustness.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust.evaluation.html_report import find_records, write_leaderboard, write_report
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -24,12 +24,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
+    with user_errors(*PREPARATION):
         records = find_records(args.records)
         for record in records:
             print(*write_report(record), sep="\n")
         if len(records) > 1:
             folder = args.output or os.path.commonpath([record.resolve().parent for record in records])
             print(*write_leaderboard(records, Path(folder)), sep="\n")
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")

@@ -21,10 +21,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.launch import sentence
 from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, states
 from part_robust.runs.suites import SUITES, TABLES, Run, suite_runs, table_runs
 from part_robust.runs.tables import Tables
+from part_robust.utils.errors import PREPARATION, user_errors
 
 
 def show_plan(runs: Sequence[Run], jobs: Sequence[Job]) -> None:
@@ -58,14 +58,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--jobs must be at least 1, is {args.jobs}")
     args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []
     args.output = os.path.abspath(args.output) if args.output else ""
-    try:
+    with user_errors(*PREPARATION):
         if args.suite:
             args.runs = suite_runs(args.suite, args.only, args.words, args.output)
         else:
             args.runs = table_runs(args.table, args.only, args.words, args.output)
         args.jobs_of_runs = plan([run.phase for run in args.runs])
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        parser.error(sentence(error))
     return args
 
 
@@ -73,10 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     runs, jobs = args.runs, args.jobs_of_runs
     if args.dry_run:
-        try:
+        with user_errors(*PREPARATION):  # the data may not be there to compare configs by
             show_plan(runs, jobs)
-        except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-            sys.exit(sentence(error))  # the data are not there to compare configs by
         return 0
     if any(run.table.startswith("part_shapes") for run in runs):
         make_part_shapes(Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes")

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from part_robust import load_config
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.experiment import Phase, headline, run_phase
+from part_robust.utils.errors import PREPARATION, user_errors
 
 MODELS = {"resnet50": "ResNet, no parts", "deeplab_two_headed": "DeepLabv3+ Two-Headed"}
 TRAININGS = {"": "clean", "_adv": "adversarial"}
@@ -26,11 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
     opts = parser.parse_args(arguments).opts
+    with user_errors(*PREPARATION):
+        make_part_shapes(data_folder())
+        for model in MODELS:
+            for suffix in TRAININGS:
+                load_config(f"configs/part_shapes/{model}{suffix}.yaml", opts)
+    with user_errors():
+        run(opts)
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes"
+
+
+def run(opts: Sequence[str]) -> None:
+    """Trains and evaluates all models, and writes the table and the picture."""
     start = time.time()
     torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1))
 
-    data = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes"
-    make_part_shapes(data)
     rows = []
     for model, title in MODELS.items():
         for suffix, training in TRAININGS.items():

@@ -12,13 +12,12 @@ the config come last. Also under torchrun and srun (docs/scaling.md).
 
 import argparse
 import functools
-import sys
 from collections.abc import Callable, Sequence
 
 from detectron2.engine import default_argument_parser
 
-from part_robust.data.mapper import UnreadableImage
-from part_robust.engine import end_process_group, evaluate, launch, prepare_two_phases, sentence, setup, train
+from part_robust.engine import end_process_group, evaluate, launch, prepare_two_phases, setup, train
+from part_robust.utils.errors import as_user_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,15 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains or evaluates in one process of the job."""
-    try:
+    with as_user_errors():
         work = prepare_two_phases(args) if args.two_phase else prepare(args)
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        sys.exit(sentence(error))
-    try:
-        work()
-    except UnreadableImage as error:
-        sys.exit(sentence(error))
+    work()
     end_process_group()
 
 
@@ -65,5 +58,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], object]:
         if not args.eval_only:
             raise ValueError("--backend says whose attacks evaluate: it goes with --eval-only and TEST.TIER")
         args.opts = [*args.opts, "TEST.BACKEND", args.backend]
+    if not args.eval_only and "TEST.TIER" in args.opts[0::2]:
+        raise ValueError("TEST.TIER says how to evaluate: it goes with --eval-only (or part-robust evaluate)")
     cfg = setup(args)
     return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)

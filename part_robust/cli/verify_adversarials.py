@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from part_robust.engine.checkpoint import CheckpointMismatch
 from part_robust.engine.verification import note_in_record, recorded_config, verify
 from part_robust.evaluation.html_report import write_report
+from part_robust.utils.errors import PREPARATION, user_errors
 
 SHOWN = 20
 
@@ -26,14 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="", help="where the checkpoint is now, if it moved")
     parser.add_argument("--device", default="", help="cpu or cuda; default: the evaluation's")
     args = parser.parse_args(arguments)
-    try:
+    # 1 means that images are not as the record says.
+    with user_errors(*PREPARATION, code=2):
         cfg, record = recorded_config(args.folder, args.weights)
         if args.device:
             cfg.MODEL.DEVICE = args.device
         results = verify(args.folder, cfg, record)
-    except (FileNotFoundError, ImportError, KeyError, ValueError, CheckpointMismatch) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
     note_in_record(args.folder, results)
     write_report(args.folder / "robustness.json")
     for result in results:

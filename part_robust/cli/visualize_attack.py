@@ -15,7 +15,8 @@ from part_robust import load_config
 from part_robust.attacks import attack_batch, attack_view
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.trainer import build_attacks
+from part_robust.engine.configured_attacks import build_attacks
+from part_robust.utils.errors import PREPARATION, user_errors
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
 
 
@@ -72,5 +73,7 @@ def draw(cfg, attack_name: str, count: int, output: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    cfg = load_config(args.config_file, args.opts)
-    print(draw(cfg, args.attack or cfg.ATTACK.EVAL[0], args.count, args.output))
+    with user_errors(*PREPARATION):
+        cfg = load_config(args.config_file, args.opts)
+        attack = args.attack or next(iter(cfg.ATTACK.EVAL), "")
+        print(draw(cfg, attack, args.count, args.output))

@@ -6,7 +6,6 @@ part-robust visualize-data --config-file ... --distribution          # images pe
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from part_robust import load_config
 from part_robust.data import PartDatasetMapper, get_taxonomy
-from part_robust.engine import sentence
+from part_robust.utils.errors import PREPARATION, user_errors
 from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
 
 
@@ -44,11 +43,8 @@ def draw_distribution(names: list[str], output: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
+    with user_errors(*PREPARATION):
         draw(args)
-    except (OSError, KeyError, ValueError) as error:
-        # What a user can correct needs a sentence, not a traceback.
-        sys.exit(sentence(error))
 
 
 def draw(args: argparse.Namespace) -> None:

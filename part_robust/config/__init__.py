@@ -6,7 +6,7 @@ Pixel quantities (eps, step sizes) are in the 0..255 unit of the images: 8/255 o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,13 +14,20 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust.config.attacks import add_attack, add_test, attack_spec
+from part_robust.config.check import check_config, check_value
 from part_robust.config.files import LOADER, find_config, read_config_file, zoo_configs, zoo_folder
 from part_robust.config.models import add_model
+from part_robust.config.rule_table import RULES
+from part_robust.config.rules import fitting
+from part_robust.utils.errors import UserError
 
 __all__ = [
     "add_part_robust_config",
     "attack_spec",
+    "check_config",
+    "check_value",
     "config_values",
+    "default_cfg",
     "find_config",
     "get_part_robust_cfg",
     "zoo_configs",
@@ -146,29 +153,51 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
     Raises:
         FileNotFoundError: the file or one of its bases does not exist.
         KeyError: an unknown key, named in the message.
-        ValueError: a value of the wrong type.
+        UserError: a value of the wrong type; the file is not a config.
     """
-    cfg = get_cfg()
-    add_part_robust_config(cfg)
+    cfg = default_cfg()
     if config_file:
-        cfg.merge_from_other_cfg(CfgNode(read_config_file(find_config(config_file))))
+        path = find_config(config_file)
+        try:
+            cfg.merge_from_other_cfg(CfgNode(_fitted(read_config_file(path), cfg)))
+        except AssertionError as error:  # what yacs raises for values such as dates
+            raise UserError(f"config file {path}: {error}") from error
     try:
-        cfg.merge_from_list(_numbers(cfg, opts))
+        cfg.merge_from_list(_pairs(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
         raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
     return cfg
 
 
-def _numbers(cfg: CfgNode, opts: Sequence) -> list:
-    """`KEY VALUE` pairs in which "8/255", as an EPS or STEP_SIZE, has become 8.0, and "1" of a float key 1.0."""
+def default_cfg() -> CfgNode:
+    """Returns a config of defaults, detectron2's keys and ours."""
+    cfg = get_cfg()
+    add_part_robust_config(cfg)
+    return cfg
+
+
+def _fitted(content: dict, cfg: Mapping, prefix: str = "") -> dict:
+    """The content of a config file with values of the types of the config's."""
+    fitted = {}
+    for name, value in content.items():
+        key, default = f"{prefix}{name}", cfg.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            fitted[name] = _fitted(value, default, f"{key}.")
+        else:
+            fitted[name] = fitting(key, CfgNode._decode_cfg_value(value), default, RULES)
+    return fitted
+
+
+def _pairs(cfg: CfgNode, opts: Sequence) -> list:
+    """`KEY VALUE` pairs with values of the types of the config's; "8/255", as an EPS or STEP_SIZE, has become 8.0."""
     opts = list(opts)
     for index in range(1, len(opts), 2):
-        key, value = str(opts[index - 1]).split("."), str(opts[index])
-        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", value)
+        name, value = str(opts[index - 1]), opts[index]
+        key = name.split(".")
+        fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", str(value))
         if fraction and key[-1] in ("EPS", "STEP_SIZE"):
-            opts[index] = float(fraction[1])
-        elif re.fullmatch(r"[+-]?\d+", value) and isinstance(_value(cfg, key), float):
-            opts[index] = float(value)  # yacs takes no int for a float
+            value = float(fraction[1])
+        opts[index] = fitting(name, CfgNode._decode_cfg_value(value), _value(cfg, key), RULES)
     return opts
 
 

@@ -259,11 +259,12 @@ def attack_spec(cfg: CfgNode, name: str) -> CfgNode:
     """The complete attack named `name` in ATTACK.SPECS: what the spec leaves out takes the default.
 
     Raises:
-        KeyError: no such spec, or a key in it that attacks do not have.
+        KeyError: no such spec.
     """
     if name not in cfg.ATTACK.SPECS:
         known = ", ".join(sorted(cfg.ATTACK.SPECS))
         raise KeyError(f"no attack {name!r} in ATTACK.SPECS, there are: {known}")
     node = attack_defaults()
+    node.set_new_allowed(True)  # an attack of the user's may have keys of its own
     node.merge_from_other_cfg(cfg.ATTACK.SPECS[name])
     return node

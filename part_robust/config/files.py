@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from part_robust.utils.errors import UserError
+
 BASE_KEY = "_BASE_"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -50,28 +52,61 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 def read_config_file(path: Path) -> dict:
     """Reads a config file and the files that its `_BASE_` lists; later files win, the file itself last.
 
-    A base is a path relative to the file that names it, or else a name among the package's configs.
+    A base is a path relative to the file that names it, or else a name among the package's configs. Nothing in a file
+    is executed.
 
     Raises:
         FileNotFoundError: a base does not exist.
-        ValueError: a file holds no mapping, or replaces a group of keys by a value.
+        UserError: a file is not valid yaml or no mapping, has a tag that would run code, replaces a group of keys by a
+            value, or names a base that is on the network or that names the file itself.
     """
-    content = yaml.load(path.read_text(), LOADER)
-    if not isinstance(content, dict):
-        raise ValueError(f"config file {path} must be a mapping of keys to values, got {type(content).__name__}")
+    return _read(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict:
+    if path.resolve() in above:
+        raise UserError(f"config file {path}: {BASE_KEY} must be another file, got one that begins from this one")
+    content = _parse(path)
     bases = content.pop(BASE_KEY, [])
     merged: dict = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        _merge(read_config_file(find_config(base, path.parent)), merged, path)
+        if not isinstance(base, str) or "://" in base:
+            raise UserError(
+                f"config file {path}: {BASE_KEY} must be a file of this machine or one of the package's configs, "
+                f"got {base!r}. Download it, look at it, and name the copy"
+            )
+        _merge(_read(find_config(base, path.parent), (*above, path.resolve())), merged, path)
     _merge(content, merged, path)
     return merged
+
+
+def _parse(path: Path) -> dict:
+    try:
+        content = yaml.load(path.read_bytes(), LOADER)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(
+            f"config file {path} must hold plain values, got a tag{_place(error)} ({error.problem}): tags can run "
+            "code, and are not read"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"config file {path} must be valid yaml, got an error{_place(error)}: {what}") from error
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"config file {path} must be a mapping of keys to values, got {found}")
+    return content
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
 def _merge(content: dict, into: dict, path: Path) -> None:
     for key, value in content.items():
         if isinstance(value, dict) and key in into:
             if not isinstance(into[key], dict):
-                raise ValueError(f"config file {path}: {key} must be a value as in its base, got a group of keys")
+                raise UserError(f"config file {path}: {key} must be a value as in its base, got a group of keys")
             _merge(value, into[key], path)
         else:
             into[key] = value

@@ -17,6 +17,7 @@ from part_robust.data.mapper import read_image
 from part_robust.data.part_json import crop_of, image_record, import_id, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 from part_robust.data.validation import violations
+from part_robust.utils.errors import user_errors
 
 
 def check_images(data: dict, image_root: Path) -> list[str]:
@@ -94,11 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--image-root", type=Path, help="also open every image and compare its size")
     args = parser.parse_args(arguments)
-    try:
+    with user_errors(ValueError):
         data = parse_json(args.file)
-    except (OSError, ValueError) as error:
-        print(error)
-        return 1
     found = list(violations(data))
     if not found:
         found = other_imports(args.file, data)

@@ -2,7 +2,7 @@
 
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
-from part_robust.engine.launch import launch, sentence
+from part_robust.engine.launch import launch
 from part_robust.engine.phases import prepare_two_phases
 from part_robust.engine.setup import end_process_group, evaluate, setup, train
 from part_robust.engine.trainer import PartTrainer
@@ -18,7 +18,6 @@ __all__ = [
     "evaluate",
     "launch",
     "prepare_two_phases",
-    "sentence",
     "setup",
     "train",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
+from part_robust.engine.fingerprint import fingerprint, same_training
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +20,15 @@ def begin_training(cfg: CfgNode, resume: bool) -> None:
     """Notes in OUTPUT_DIR which training begins; every process calls it, rank 0 writes.
 
     A new training forgets the `last_checkpoint` of an earlier one, from which --resume would continue if this training
-    is killed before its first checkpoint. The checkpoint itself stays. A resumed one warns if its config is another.
+    is killed before its first checkpoint. The checkpoint itself stays.
     """
     if comm.is_main_process():
         output = Path(cfg.OUTPUT_DIR)
         wanted = fingerprint(cfg)
-        if resume:
-            _compare(output, wanted)
-        else:
+        if not resume:
             _forget(output)
+        elif not (output / LAST).is_file():
+            logger.info("OUTPUT_DIR %s has no checkpoint to resume from: the training begins", output)
         write_whole(output / STARTED, wanted)
     comm.synchronize()
 
@@ -55,15 +55,3 @@ def _forget(output: Path) -> None:
             last.read_text().strip(),
         )
         last.unlink()
-
-
-def _compare(output: Path, wanted: str) -> None:
-    if not (output / LAST).is_file():
-        logger.info("OUTPUT_DIR %s has no checkpoint to resume from: the training begins", output)
-        return
-    started = output / STARTED
-    keys = different_keys(started.read_text(), wanted) if started.is_file() else []
-    if keys:
-        logger.warning(
-            "--resume continues the training in OUTPUT_DIR %s with another %s than it had", output, ", ".join(keys)
-        )

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
-from part_robust.engine.safe_loading import check_pickle, load_tensors
+from part_robust.engine.safe_loading import check_pickle, load_state
+from part_robust.utils.errors import UserError, as_user_errors
 
 logger = logging.getLogger(__name__)
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(UserError):
     """The file is a checkpoint of something else."""
 
 
@@ -75,6 +77,7 @@ class PartCheckpointer(DetectionCheckpointer):
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
             UnsafeCheckpoint: the file holds more than tensors and plain values.
+            NoCheckpoint: the file is no checkpoint, or not whole.
         """
         if path:
             try:
@@ -86,15 +89,22 @@ class PartCheckpointer(DetectionCheckpointer):
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None
         self._resuming = checkpointables is None and not self.strict
-        return super().load(path, checkpointables)
+        with as_user_errors():  # such as values that are no tensors
+            return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):
             check_pickle(filename)
+        if filename.endswith(".pyth"):  # pycls; detectron2 would run what is in the file
+            state = load_state(filename)
+            if "model_state" not in state:
+                raise CheckpointMismatch(f"{filename} must hold 'model_state' as pycls writes it, got {sorted(state)}")
+            weights = {k: v for k, v in state["model_state"].items() if not k.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
-        return load_tensors(f)
+        return load_state(f)
 
     def _load_model(self, checkpoint: Any) -> Any:
         if not self._resuming and "average" in checkpoint:
@@ -120,6 +130,20 @@ class PartCheckpointer(DetectionCheckpointer):
             _summarise(lacking),
         )
         return incompatible
+
+
+def check_finite(model: nn.Module, path: str) -> None:
+    """
+    Raises:
+        UserError: weights or statistics are not finite numbers: results would mean nothing.
+    """
+    state = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
+    bad = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise UserError(
+            f"MODEL.WEIGHTS {path} must hold finite numbers, got NaN or infinity in {len(bad)} of {len(state)} "
+            f"tensors, first {bad[0]}. Take an earlier checkpoint"
+        )
 
 
 def _not_found(path: str, reason: str) -> str:

@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,15 @@ from detectron2.engine import default_argument_parser
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.fingerprint import fingerprint, same_run
-from part_robust.engine.launch import launch, sentence
+from part_robust.engine.launch import launch
 from part_robust.engine.phases import train_phase
 from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.html_report.schema import evaluations
 from part_robust.evaluation.journal import JournalMismatch
+from part_robust.utils.errors import as_user_errors
+from part_robust.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,9 @@ def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.
 
 
 def _finished(output: Path, wanted: str) -> dict | None:
-    try:
-        content = json.loads((output / FINISHED).read_text())
-    except FileNotFoundError:
+    if not (output / FINISHED).is_file():
         return None
+    content = read_json(output / FINISHED, "delete it, and the evaluation is made again")
     return content["record"] if same_run(content["config"], wanted) else None
 
 
@@ -171,11 +171,8 @@ def headline(record: Mapping) -> dict[str, float | None]:
 
 def _main(args: argparse.Namespace) -> None:
     phase = Phase(Path(args.config_file).stem, args.config_file, args.opts)
-    try:
+    with as_user_errors():
         complete_config(_arguments(phase))
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
-        # What a user can mend needs a sentence, not a traceback.
-        sys.exit(sentence(error))
     run_phase(phase)
 
 

@@ -12,6 +12,8 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor
 
+from part_robust.utils.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # Iterations between two looks at the scale of a GradScaler, and the smallest scale that float16 gradients may need.
@@ -19,7 +21,7 @@ SCALE_PERIOD, SMALLEST_SCALE = 100, 2.0**-10
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class NonFiniteStep(FloatingPointError):
+class NonFiniteStep(UserError, FloatingPointError):
     """A loss or a gradient is not a finite number."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import operator
 import os
@@ -19,8 +18,12 @@ from torch import nn
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.evaluation.report import write_json
+from part_robust.utils.files import read_json
 
 logger = logging.getLogger(__name__)
+
+
+_BEST_REMEDY = "delete it, and the next evaluation chooses the best checkpoint anew"
 
 
 class AttackSchedule(HookBase):
@@ -133,8 +136,7 @@ class BestCheckpoint(HookBase):
             return
         if not os.path.isfile(self.path):
             return
-        with open(self.path) as file:
-            record = json.load(file)
+        record = read_json(self.path, _BEST_REMEDY)
         if (
             record["metric"] == self.metric
             and record["value"] is not None
@@ -216,5 +218,4 @@ class MissedEvaluation(HookBase):
         """Whether the last evaluation is from before; files of earlier versions do not say."""
         if not os.path.isfile(self.path):
             return True
-        with open(self.path) as file:
-            return json.load(file).get("evaluated", iteration) < iteration
+        return read_json(self.path, _BEST_REMEDY).get("evaluated", iteration) < iteration

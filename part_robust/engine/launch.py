@@ -27,8 +27,9 @@ from torch import distributed, multiprocessing
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.failures import SIGNALS, Preempted
-from part_robust.engine.process_exit import GONE, PATIENCE, REASON, USER_ERRORS, ProcessExit, read_message, sentence
+from part_robust.engine.process_exit import GONE, PATIENCE, REASON, ProcessExit, read_message
 from part_robust.engine.process_group import LaunchError, ProcessInfo, process_from_environment, process_group
+from part_robust.utils.errors import is_fixable, sentence, user_errors
 
 INTERRUPTED = "Interrupted. The same command with --resume continues from the last checkpoint"
 
@@ -269,8 +270,6 @@ def _run_in_group(
     try:
         with process_group(info, device, timeout, lost=end.lost, joined=end.join):
             _call(main, args)
-    except USER_ERRORS as error:
-        end.fail(sentence(error))
     except KeyboardInterrupt:
         end.interrupt()
     except Preempted:  # after a checkpoint, in all processes
@@ -278,6 +277,8 @@ def _run_in_group(
     except SystemExit as error:
         end.fail(error.code if isinstance(error.code, str) else f"ended with code {error.code}")
     except Exception as error:
+        if is_fixable(error):
+            end.fail(sentence(error))
         end.crash(error)
 
 
@@ -292,9 +293,8 @@ def _call(main: Callable[..., object], args: tuple) -> None:
 
 def _run_alone(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     try:
-        main(args)
-    except USER_ERRORS as error:
-        sys.exit(sentence(error))
+        with user_errors():
+            main(args)
     except KeyboardInterrupt:
         sys.stderr.write(f"{INTERRUPTED}\n")
         sys.exit(128 + signal.SIGINT)

@@ -20,6 +20,7 @@ from part_robust.attacks import (
     training_radius,
 )
 from part_robust.attacks.noise import make_keys
+from part_robust.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 SMALLEST_FALL = 5.0
 
 
-class CatastrophicOverfitting(RuntimeError):
+class CatastrophicOverfitting(UserError, RuntimeError):
     """The training has collapsed, and ATTACK.TRAIN.GUARD.ACTION says stop."""
 
 

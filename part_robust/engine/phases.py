@@ -17,13 +17,15 @@ from part_robust.config import find_config, get_part_robust_cfg
 from part_robust.engine.begun import LAST, STARTED, is_begun, write_whole
 from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
+from part_robust.utils.errors import UserError
+from part_robust.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
 TRAINED = "trained.json"
 
 
-class OtherRun(ValueError):
+class OtherRun(UserError):
     """The output folder belongs to a training with another config."""
 
 
@@ -71,6 +73,8 @@ def phase_arguments(args: argparse.Namespace) -> tuple[argparse.Namespace, argpa
     neighbour = path.with_name(path.name.replace("_adv", ""))
     has_neighbour = path.stem.endswith("_adv") and neighbour.is_file()
     clean, adversarial = copy.copy(args), copy.copy(args)
+    # Which keys may have changed is decided by `train_phase`.
+    clean.resume = adversarial.resume = False
     own_folder = not has_neighbour or "OUTPUT_DIR" in args.opts[0::2]
     if has_neighbour:
         clean.config_file = str(neighbour)
@@ -122,7 +126,7 @@ def is_trained(output: Path, wanted: str) -> bool:
     trained = output / TRAINED
     return (
         trained.is_file()
-        and same_training(json.loads(trained.read_text())["config"], wanted)
+        and same_training(read_json(trained, "delete it, and the training is continued")["config"], wanted)
         and _weights(output).is_file()
     )
 

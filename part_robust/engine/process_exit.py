@@ -14,49 +14,16 @@ from typing import NoReturn
 
 from torch import distributed
 
-from part_robust.attacks import AttackError
-from part_robust.engine.checkpoint import CheckpointMismatch
-from part_robust.engine.failures import NonFiniteStep
-from part_robust.engine.overfitting_guard import CatastrophicOverfitting
-from part_robust.engine.phases import OtherRun
-from part_robust.engine.process_group import LaunchError, ProcessInfo
-from part_robust.engine.safe_loading import UnsafeCheckpoint
-from part_robust.evaluation.journal import JournalMismatch
-from part_robust.utils.errors import UserError
+from part_robust.engine.process_group import ProcessInfo
+from part_robust.utils.errors import sentence
 from part_robust.utils.processes import pass_failure_on
 
-# What a user can fix needs a sentence, not a traceback.
-USER_ERRORS = (
-    AttackError,
-    CatastrophicOverfitting,
-    CheckpointMismatch,
-    FileNotFoundError,
-    JournalMismatch,
-    LaunchError,
-    NonFiniteStep,
-    OtherRun,
-    UnsafeCheckpoint,
-    UserError,
-)
 # Keys of a store: the reason of the first process that failed, and the first sentence about a process that is gone
 # without a reason.
 REASON, GONE = "part_robust/reason", "part_robust/gone"
 ENDED = "part_robust/ended"
 # Seconds for the processes of a job to learn which of them has failed.
 PATIENCE = 5.0
-
-
-def sentence(error: BaseException) -> str:
-    """Type and message of an error in one line.
-
-    An error of a data-loading worker carries the worker's traceback as its message, whose last line is the error.
-    """
-    # str() of a KeyError is its message in quotes.
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    if "Traceback (most recent call last):" in text:
-        name, _, message = text.splitlines()[-1].partition(": ")
-        return f"{name.rsplit('.', 1)[-1]}: {message}"
-    return f"{type(error).__name__}: {text}"
 
 
 class ProcessExit:
@@ -162,4 +129,4 @@ def read_message(store: distributed.Store, key: str) -> str:
         return ""
 
 
-__all__: Sequence[str] = ["GONE", "REASON", "USER_ERRORS", "ProcessExit", "read_message", "sentence"]
+__all__: Sequence[str] = ["GONE", "REASON", "ProcessExit", "read_message"]

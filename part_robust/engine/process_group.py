@@ -18,13 +18,14 @@ from detectron2.utils import comm
 from torch import distributed
 
 from part_robust.engine.failures import Preempted
+from part_robust.utils.errors import UserError
 from part_robust.utils.processes import abandon_watch, stop_watching, wait_for_all, watch_neighbour
 
 # Seconds between two lines that say which processes have not come yet.
 REMINDER = 30.0
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """The flags and the environment do not go together."""
 
 

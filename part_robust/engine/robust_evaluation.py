@@ -22,9 +22,10 @@ import part_robust
 from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
 from part_robust.data.sample import evaluated_records
+from part_robust.engine.configured_attacks import aimed
 from part_robust.engine.evaluation_checks import add_checks
 from part_robust.engine.siblings import sibling_folders, transfer
-from part_robust.engine.trainer import PartTrainer, aimed
+from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.checks import fingerprint
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.journal import Journal

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from part_robust.utils.errors import UserError
 
 # What pickled NumPy arrays are made of, and the containers around them (detectron2's model zoo).
 ALLOWED = {
@@ -19,8 +22,12 @@ ALLOWED = {
 }
 
 
-class UnsafeCheckpoint(ValueError):
+class UnsafeCheckpoint(UserError):
     """The file holds more than tensors and plain values."""
+
+
+class NoCheckpoint(UserError):
+    """The file is something else, or not whole."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -34,12 +41,15 @@ def check_pickle(path: str | Path) -> None:
     """
     Raises:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
+        NoCheckpoint: the file is no pickle, or not whole.
     """
     with open(path, "rb") as file:
         try:
             _ArraysOnly(file, encoding="latin1").load()
         except UnsafeCheckpoint as error:
             raise UnsafeCheckpoint(_sentence(path, str(error))) from None
+        except Exception as error:  # damaged pickles raise anything
+            raise NoCheckpoint(_no_checkpoint(path)) from error
 
 
 def load_tensors(path: str | Path) -> Any:
@@ -47,11 +57,55 @@ def load_tensors(path: str | Path) -> Any:
 
     Raises:
         UnsafeCheckpoint: the file holds other objects.
+        NoCheckpoint: the file is no checkpoint of PyTorch, or not whole.
+        OSError: it cannot be read.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeCheckpoint(_sentence(path, str(error).splitlines()[0])) from error
+    except OSError:
+        raise
+    except Exception as error:  # damaged files raise anything
+        reason = next((line for line in str(error).splitlines() if _FOREIGN.search(line)), "")
+        if isinstance(error, pickle.UnpicklingError) and reason and _begin(path).startswith(_MAGIC):
+            raise UnsafeCheckpoint(_sentence(path, str(error).splitlines()[0])) from error
+        raise NoCheckpoint(_no_checkpoint(path)) from error
+
+
+def load_state(path: str | Path) -> dict:
+    """Same as `load_tensors`, of a file that holds a mapping, as every checkpoint does.
+
+    Raises:
+        UnsafeCheckpoint, NoCheckpoint, OSError: same as `load_tensors`.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        raise NoCheckpoint(f"{path} must be a checkpoint that holds weights by name, got a {type(content).__name__}")
+    return content
+
+
+# Zip files, and pickles of protocol 2 and above.
+_MAGIC = (b"PK\x03\x04", b"\x80")
+# How torch.load refuses objects; damaged files give other messages.
+_FOREIGN = re.compile(r"Unsupported (global|class)|GLOBAL|Can only build|Trying to (instantiate|call)|legacy")
+_GUESSES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file: git lfs pull"),
+    (b"<", "a page of HTML or XML: the download went wrong"),
+    (b"PK\x03\x04", "the beginning of a checkpoint: the file is cut off, copy or download it again"),
+    (b"\x80", "a pickle that is damaged or cut off: copy or download it again"),
+)
+
+
+def _begin(path: str | Path, length: int = 40) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(length)
+
+
+def _no_checkpoint(path: str | Path) -> str:
+    size, begin = Path(path).stat().st_size, _begin(path)
+    if not size:
+        return f"{path} must be a checkpoint, got an empty file"
+    guess = next((f" ({words})" for magic, words in _GUESSES if begin.lstrip().startswith(magic)), "")
+    return f"{path} must be a checkpoint, got {size} bytes that begin with {begin!r}{guess}"
 
 
 def _sentence(path: str | Path, what: str) -> str:

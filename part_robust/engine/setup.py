@@ -20,15 +20,21 @@ from detectron2.utils.logger import setup_logger
 from part_robust.config import find_config
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
-from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.best_metric import check_best_metric, watched_datasets
+from part_robust.engine.checkpoint import PartCheckpointer, check_finite
+from part_robust.engine.configured_attacks import build_attacks, training_attack
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
+from part_robust.engine.resume import check_resumed
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
-from part_robust.engine.trainer import PartTrainer, build_attacks, training_attack
+from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
+from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
+from part_robust.utils.devices import check_device
+from part_robust.utils.errors import UserError, as_user_errors
 from part_robust.utils.precision import exact_kernels
 
 logger = logging.getLogger(__name__)
@@ -42,8 +48,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError, KeyError, ValueError: same as `complete_config`.
         OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
+        UserError: the machine lacks MODEL.DEVICE; --resume with keys that can no longer change.
     """
     cfg = complete_config(args)
+    check_device(cfg.MODEL.DEVICE)
+    resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     _close_logs()
     if args.config_file:
@@ -51,6 +60,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
+    for line in resumed:
+        logger.warning(line)
     return cfg
 
 
@@ -63,11 +74,20 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     check_datasets(cfg)
     if not args.eval_only:
+        if not cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN must name one or more data sets to train on, got none")
+        check_counts(cfg, cfg.DATASETS.TRAIN, watched_datasets(cfg))
+        check_part_labels(cfg)
         set_schedule(cfg)
         check_training(cfg)
+        check_best_metric(cfg)
         # A wrong name must not come up after the first epoch.
         build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
     else:
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST must name one or more data sets to evaluate on, got none")
+        check_counts(cfg, (), cfg.DATASETS.TEST)
+        build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
         build_tiers(cfg), build_curve(cfg)
         if cfg.TEST.AUDIT and not cfg.TEST.TIER:
             raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
@@ -100,6 +120,21 @@ def check_training(cfg: CfgNode) -> None:
         training_attack(cfg)
 
 
+def check_part_labels(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: the training minimises a loss of the parts alone, and no image has part labels: the loss would be 0.
+    """
+    node = cfg.MODEL.PART_CLASSIFIER
+    if node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1):
+        return
+    if all(record["part_supervision"] == "none" for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)):
+        raise UserError(
+            f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any: this "
+            "training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with SEG_LOSS_WEIGHT below 1"
+        )
+
+
 def _close_logs() -> None:
     """Takes the handlers of an earlier run in this process away: lines would come twice, and in both folders."""
     for name in ("fvcore", "detectron2", "part_robust"):
@@ -114,8 +149,6 @@ def set_schedule(cfg: CfgNode) -> None:
     """Turns SOLVER.EPOCHS and its companions into iterations, in place. IMS_PER_BATCH is the total batch size."""
     if cfg.SOLVER.EPOCHS <= 0:
         return
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("SOLVER.EPOCHS needs DATASETS.TRAIN")
     images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
 
     def iterations(epochs: float) -> int:
@@ -137,9 +170,20 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
             "DATASETS.VAL is empty: the best checkpoint is chosen on DATASETS.TEST, whose numbers are then optimistic"
         )
     try:
-        trainer = PartTrainer(cfg)
-        trainer.resume_or_load(resume=resume)
+        # Models, attacks and hooks refuse what they cannot be built from.
+        with as_user_errors():
+            trainer = PartTrainer(cfg)
+            trainer.resume_or_load(resume=resume)
         begin_training(cfg, resume)
+        if trainer.start_iter > cfg.SOLVER.MAX_ITER:
+            logger.warning(
+                "OUTPUT_DIR %s is already trained to %d of SOLVER.MAX_ITER %d: nothing is left to do. Raise MAX_ITER "
+                "(or SOLVER.EPOCHS) to train longer",
+                cfg.OUTPUT_DIR,
+                trainer.start_iter,
+                cfg.SOLVER.MAX_ITER,
+            )
+            return None
         trainer.train()
         trainer.close()
         return getattr(trainer, "_last_eval_results", None)
@@ -165,8 +209,9 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
-    attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
-    model = PartTrainer.build_model(cfg)
+    with as_user_errors():
+        attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
+        model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
     weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
     interrupted = resumed_weights(cfg) if resume and cfg.TEST.TIER else None
@@ -175,6 +220,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
     iteration = checkpointer.load(weights).get("iteration", 0)
+    check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
     shown, evaluations = attacks, None
     if cfg.TEST.TIER:

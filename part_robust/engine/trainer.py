@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -18,13 +18,14 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
-from part_robust.config import attack_spec
+from part_robust.attacks import Attack
 from part_robust.data import PartDatasetMapper
 from part_robust.data.sample import evaluated_records
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.batch_norm import check_batch_norm
+from part_robust.engine.best_metric import best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.configured_attacks import build_attacks, training_attack
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
 from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
@@ -34,7 +35,6 @@ from part_robust.engine.step import build_step_trainer
 from part_robust.engine.weight_average import AverageWeights, WeightAverage
 from part_robust.engine.weight_perturbation import RestoreWeights
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
-from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.modeling.part_classifier import training_objective
@@ -262,46 +262,6 @@ def share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in unwrap(model).buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-
-def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
-    """Builds an attack; for models that have no class logits, one on the loss of their parts."""
-    node = cfg.MODEL.PART_CLASSIFIER
-    changes = {"FULL_GRADIENT": spec.FULL_GRADIENT and cfg.ATTACK.FULL_GRADIENT}
-    if not node.HEAD and get_objective(spec.OBJECTIVE).reads == "class_logits":
-        changes["OBJECTIVE"] = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
-        logger.info("The model has no class head: attack %s maximises %s", spec.NAME, changes["OBJECTIVE"])
-    return build_attack(spec, **changes)
-
-
-def training_attack(cfg: CfgNode) -> Attack:
-    """The attack of ATTACK.TRAIN; TRADES's leads away from the clean prediction."""
-    attack = aimed(cfg, cfg.ATTACK.TRAIN)
-    if cfg.ATTACK.TRAIN.METHOD == "trades" and attack.objective.name == "cross_entropy":
-        attack.objective = KL_DIVERGENCE
-    logger.info("Training attack: %s", attack.describe())
-    return attack
-
-
-def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:
-    """Attacks of ATTACK.SPECS by name."""
-    return {name: aimed(cfg, attack_spec(cfg, name)) for name in names}
-
-
-def watched_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """What training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
-    return tuple(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
-
-
-def best_metric(cfg: CfgNode) -> str:
-    """TEST.BEST_METRIC with "auto" resolved, as it is named in the event storage."""
-    if cfg.TEST.BEST_METRIC != "auto":
-        return cfg.TEST.BEST_METRIC
-    task = "classification/accuracy" if cfg.MODEL.PART_CLASSIFIER.HEAD else "part_seg/pixel_accuracy"
-    if cfg.ATTACK.TRAIN.ENABLED and cfg.ATTACK.EVAL_DURING_TRAINING:
-        task = task.replace("/", f"_{cfg.ATTACK.EVAL_DURING_TRAINING[0]}/")
-    watched = watched_datasets(cfg)
-    return f"{watched[0]}/{task}" if len(watched) > 1 else task
 
 
 @contextmanager

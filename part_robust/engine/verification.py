@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.record import check_rescored
 from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.run_config import complete
+from part_robust.utils.files import read_json
 from part_robust.utils.precision import tf32
 
 
@@ -63,7 +63,7 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
     path = folder / "robustness.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    record = json.loads(path.read_text())
+    record = read_json(path, "evaluate again")
     if not any(evaluation["files"]["adversarials"] for evaluation in (record.get("evaluation") or {}).values()):
         raise ValueError(f"{path} names no adversarial images: evaluate with TEST.TIER and TEST.SAVE_ADVERSARIALS")
     cfg = get_part_robust_cfg()
@@ -121,7 +121,7 @@ def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
     """Adds `rescored`, images and mismatches by data set, to the record, and makes C5, the verdict and `unreliable`
     what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification."""
     path = folder / "robustness.json"
-    record = json.loads(path.read_text())
+    record = read_json(path, "evaluate again")
     for dataset, evaluation in record["evaluation"].items():
         own = [result for result in results if result.dataset == dataset]
         if own:

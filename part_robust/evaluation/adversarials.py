@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
 from part_robust.evaluation.conversion import host_outputs
+from part_robust.utils.errors import UserError
 
 MODES = ("", "npz", "png")
 
@@ -105,6 +108,7 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
     Raises:
         FileNotFoundError: there are none, or a picture is missing.
+        UserError: a file is damaged or cut off.
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:
@@ -112,8 +116,14 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
         )
     for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            raise UserError(
+                f"{path} must be a whole file of attacked images, got {path.stat().st_size} bytes that cannot be read: "
+                "evaluate again"
+            ) from error
         if "images" not in arrays:
             arrays["images"] = _load_pngs(folder, arrays["image_id"].tolist())
         yield arrays

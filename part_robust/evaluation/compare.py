@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from part_robust.evaluation.statistics import Paired, compare_paired
+from part_robust.utils.files import read_json
 
 
 class NotComparable(ValueError):
@@ -47,7 +47,7 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
         raise NotComparable(
             f"{path} does not exist: evaluate with tools/train_net.py --eval-only ... TEST.TIER standard"
         )
-    evaluations = json.loads(path.read_text()).get("evaluation") or {}
+    evaluations = read_json(path, "evaluate again").get("evaluation") or {}
     if not evaluations:
         raise NotComparable(f"{path} has no results by image: evaluate with TEST.TIER, such as TEST.TIER standard")
     if dataset is None and len(evaluations) > 1:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from part_robust.utils.errors import UserError
+from part_robust.utils.files import read_json
+
 logger = logging.getLogger(__name__)
 
 BatchArrays = dict[str, np.ndarray]
@@ -25,7 +28,7 @@ BatchArrays = dict[str, np.ndarray]
 KEY = "journal.identity"
 
 
-class JournalMismatch(ValueError):
+class JournalMismatch(UserError):
     """The journal in the folder is of another evaluation."""
 
 
@@ -59,8 +62,8 @@ class Journal:
             JournalMismatch: with `resume`, the folder holds another evaluation's batches.
         """
         journal = cls(folder, identity)
-        found = journal.identity()
-        if found is not None and resume:
+        found = journal.identity() if resume else None
+        if found is not None:
             changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
             if changed:
                 raise JournalMismatch(
@@ -68,7 +71,7 @@ class Journal:
                     f"({', '.join(changed)} changed since): results must not be mixed. Evaluate without --resume to "
                     "start anew, choose another OUTPUT_DIR, or go back to the old settings"
                 )
-        elif found is not None:
+        elif (journal.folder / "journal.json").is_file():
             previous = journal.folder.with_name(journal.folder.name + ".previous")
             shutil.rmtree(previous, ignore_errors=True)
             os.replace(journal.folder, previous)
@@ -80,9 +83,14 @@ class Journal:
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """What `open` was told when the journal began; None where there is no journal."""
+        """What `open` was told when the journal began; None where there is no journal.
+
+        Raises:
+            UserError: journal.json is damaged.
+        """
         path = self.folder / "journal.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        remedy = "the evaluation cannot be resumed, start it anew without --resume"
+        return read_json(path, remedy) if path.is_file() else None
 
     def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
         """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file."""

@@ -28,6 +28,7 @@ from part_robust.modeling.registry import (
     build_class_head,
     build_part_segmenter,
 )
+from part_robust.utils.devices import check_device
 
 
 @META_ARCH_REGISTRY.register()
@@ -104,6 +105,7 @@ class PartClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        check_device(cfg.MODEL.DEVICE)
         if cfg.INPUT.FORMAT != "RGB":
             raise ValueError(f"INPUT.FORMAT must be RGB, is {cfg.INPUT.FORMAT}")
         cfg = with_counts(cfg)

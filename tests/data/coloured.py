@@ -12,6 +12,7 @@ from PIL import Image
 from part_robust.cli import import_coco, import_parts
 from part_robust.data import PartDatasetMapper
 from part_robust.data.part_json import load_part_json
+from tests.commands import exit_code
 
 H, W = 24, 32
 WHEEL, DOOR = (4, 8, 10, 6), (16, 4, 10, 12)  # XYWH
@@ -66,8 +67,12 @@ def run(
     common = ["--output", str(folder / f"out_{command}"), "--workers", "1", "--split-fractions", "1", "0", "0", *more]
     source, photos = str(folder / "parts.json"), str(folder / "photos")
     if command == "coco":
-        return import_coco.main(["--json", source, "--image-root", photos, "--class-from", class_from, *common])
-    return import_parts.main(["cvat", "--json", source, "--images", photos, "--class-from", class_from, *common])
+        return exit_code(
+            import_coco.main, ["--json", source, "--image-root", photos, "--class-from", class_from, *common]
+        )
+    return exit_code(
+        import_parts.main, ["cvat", "--json", source, "--images", photos, "--class-from", class_from, *common]
+    )
 
 
 def report(folder: Path, command: str) -> dict[str, int]:

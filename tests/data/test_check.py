@@ -93,12 +93,11 @@ def test_one_violation(toy, capsys):
 
 
 def test_file_that_is_missing_or_no_json(tmp_path, capsys):
-    code, lines = run(capsys, tmp_path / "no.json")
-    assert (code, lines) == (1, [f"annotation file {tmp_path / 'no.json'} does not exist"])
+    with pytest.raises(SystemExit, match=f"^FileNotFoundError: annotation file {tmp_path}/no.json does not exist$"):
+        run(capsys, tmp_path / "no.json")
     (tmp_path / "cut.json").write_text('{"images": [')
-    code, lines = run(capsys, tmp_path / "cut.json")
-    assert code == 1 and len(lines) == 1
-    assert lines[0].startswith(f"{tmp_path / 'cut.json'} is not valid json: ")
+    with pytest.raises(SystemExit, match=f"^ValueError: {tmp_path}/cut.json is not valid json: [^\n]*$"):
+        run(capsys, tmp_path / "cut.json")
 
 
 def test_as_a_command(toy):

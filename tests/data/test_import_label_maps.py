@@ -11,6 +11,7 @@ from PIL import Image
 
 from part_robust.cli import import_parts
 from part_robust.data import check
+from tests.commands import exit_code
 from tests.data.coloured import DOOR, WHEEL, H, W, measured, pixels, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def command(*arguments: object) -> int:
     common = ("--workers", "1", "--ratios", "1", "0", "0")
-    return import_parts.main([*map(str, arguments), *common])
+    return exit_code(import_parts.main, [*map(str, arguments), *common])
 
 
 def result(out: Path, images: Path) -> dict[str, dict]:

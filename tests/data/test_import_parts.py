@@ -14,6 +14,7 @@ from scipy.io import savemat
 from part_robust.data import PartDatasetMapper
 from part_robust.data import check as checker
 from part_robust.data.part_json import load_part_json
+from tests.commands import exit_code
 from tests.data.paco_fixture import uncompressed
 
 # pycocotools 2.0.11 under NumPy 2
@@ -27,7 +28,7 @@ def command(*arguments: object) -> int:
     spec = importlib.util.spec_from_file_location("import_parts", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main([str(argument) for argument in arguments])
+    return exit_code(module.main, [str(argument) for argument in arguments])
 
 
 def picture(path: Path, seed: int) -> None:

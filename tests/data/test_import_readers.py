@@ -14,6 +14,7 @@ from PIL import Image
 from part_robust.cli import import_parts
 from part_robust.data import check
 from part_robust.data.importers.label_studio import brush_mask
+from tests.commands import exit_code
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, measured, pixels, polygon, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def command(*arguments: object) -> int:
     common = ("--workers", "1", "--ratios", "1", "0", "0")
-    return import_parts.main([*map(str, arguments), *common])
+    return exit_code(import_parts.main, [*map(str, arguments), *common])
 
 
 def result(out: Path, images: Path) -> dict[str, dict]:

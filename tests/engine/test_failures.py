@@ -17,9 +17,11 @@ from torch import nn
 
 from part_robust.attacks import AttackError
 from part_robust.engine import PartCheckpointer, PartTrainer, failures
+from part_robust.engine.checkpoint import check_finite
 from part_robust.engine.failures import NonFiniteStep, Preempted
-from part_robust.engine.safe_loading import UnsafeCheckpoint, check_pickle
+from part_robust.engine.safe_loading import NoCheckpoint, UnsafeCheckpoint, check_pickle
 from part_robust.engine.step import ScaledStepTrainer, StepScaler, build_step_trainer
+from part_robust.utils.errors import UserError
 from tests.engine.test_trainer import ADVERSARIAL, run_cfg
 
 QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
@@ -222,3 +224,51 @@ def test_the_model_zoo_s_pickles_are_read(tmp_path):
         nn.init.zeros_(model.weight)
         PartCheckpointer(model, strict=True).load(str(path))
         assert (model.weight == 3).all()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
+def test_files_that_are_no_checkpoint_are_described(suffix, tmp_path):
+    model = nn.Linear(2, 2)
+    torch.save({"model": model.state_dict()}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for content, words in (
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>", "21 bytes that begin with b'<!DOCTYPE html><html>' .*download went wrong"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"SOLVER:\n  BASE_LR: 0.1\n", r"23 bytes that begin with b'SOLVER:"),
+        (whole[: len(whole) // 2], rf"{len(whole) // 2} bytes that begin with b'PK.*cut off"),
+        (pickle.dumps({"model": [1.0] * 100})[:50], "cut off"),
+    ):
+        path = tmp_path / f"file{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(NoCheckpoint, match=words) as error:
+            PartCheckpointer(model, str(tmp_path)).load(str(path))
+        assert str(path) in str(error.value) and "weights_only" not in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_checkpoints_of_pycls_are_read_safely(tmp_path):
+    model = nn.Linear(2, 2)
+    path = tmp_path / "model.pyth"
+    torch.save({"model_state": {name: torch.ones_like(value) for name, value in model.state_dict().items()}}, path)
+    PartCheckpointer(model, strict=True).load(str(path))
+    assert (model.weight == 1).all()
+    torch.save({"model_state": {}, "optimizer": Trap()}, path)
+    with pytest.raises(UnsafeCheckpoint, match="run code"):
+        PartCheckpointer(model).load(str(path))
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(NoCheckpoint, match="weights by name, got a list"):
+        PartCheckpointer(model).load(str(tmp_path / "list.pth"))
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("code of the file has run",)
+
+
+def test_weights_that_are_not_finite_are_not_evaluated():
+    model = nn.Linear(2, 2)
+    check_finite(model, "a.pth")
+    model.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"MODEL.WEIGHTS a\.pth must hold finite numbers, .* 1 of 2 .*first weight"):
+        check_finite(model, "a.pth")

@@ -246,7 +246,9 @@ def _rank_1_meets_a_corrupt_image(folder: Path) -> None:
 
 def test_the_last_line_of_a_job_is_the_reason_of_the_process_that_failed_first(toy_data, tmp_path):
     lines = Job(tmp_path / "log", start_two, _rank_1_meets_a_corrupt_image, (tmp_path,)).end(1)
-    assert lines[-1].startswith(f"process 1: UserError: image {tmp_path}/bad.png (image_id 3): cannot identify image")
+    assert lines[-1].startswith(
+        f"process 1: UnreadableImage: image {tmp_path}/bad.png (image_id 3): cannot identify image"
+    )
     assert not any("Traceback" in line for line in lines), "what a user can fix is a sentence"
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from part_robust.attacks import KL_DIVERGENCE, AttackError
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine import PartTrainer
-from part_robust.engine.trainer import training_attack
+from part_robust.engine.configured_attacks import training_attack
 from part_robust.losses.adversarial import TrainingObjective
 from tests.engine.test_trainer import ADVERSARIAL, ROOT, run_cfg
 

@@ -211,9 +211,13 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     moved.rename(path)
     other = tmp_path / "other.pth"
     other.write_bytes(b"something else")
-    assert verify([str(folder), "--weights", str(other)]) == 2
+    with pytest.raises(SystemExit) as stop:
+        verify([str(folder), "--weights", str(other)])
+    assert stop.value.code == 2
     assert "SHA-256" in capsys.readouterr().err
-    assert verify([str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as stop:
+        verify([str(tmp_path)])
+    assert stop.value.code == 2
     assert verify([str(folder)]) == 0
     assert (folder / "robustness.json").read_text() == before, "nothing is left of the findings"
 

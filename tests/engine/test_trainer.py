@@ -18,9 +18,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import get_event_storage
 
 from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer, evaluate, train
+from part_robust.engine.best_metric import best_metric
+from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import set_schedule
-from part_robust.engine.trainer import best_metric
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.errors import UserError
 from tests.processes import start_two, wait_until
 from tests.toy import tiny_cfg
 
@@ -138,9 +140,9 @@ def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_ea
     train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, "SOLVER.MAX_ITER", 4, model="resnet"), resume=True)
     assert "no checkpoint to resume from" in caplog.text
     assert earlier == 1 and torch.load(tmp_path / "model_final.pth")["iteration"] == 3
-    assert "with another" not in caplog.text
-    train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.25, "SOLVER.MAX_ITER", 5, model="resnet"), resume=True)
-    assert "continues the training" in caplog.text and "another SOLVER.BASE_LR, SOLVER.MAX_ITER than" in caplog.text
+    changed = ["SOLVER.BASE_LR", 0.25, "SOLVER.MAX_ITER", 5]
+    with pytest.raises(UserError, match=r"continues the training in .* another SOLVER.BASE_LR 0.25 \(was 0.5\)"):
+        check_resumed(run_cfg(tmp_path, *quiet, *changed, model="resnet"))
 
 
 @pytest.mark.parametrize(("iteration", "decay"), [(3, 0.0), (3, 0.9), (6, 0.0)])

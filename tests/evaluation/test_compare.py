@@ -66,8 +66,9 @@ def test_bounds_for_ci(tool, tmp_path, capsys):
 
 def test_what_cannot_be_compared(tool, tmp_path, capsys):
     a = write(tmp_path / "a", 80)
-    assert tool([str(a), str(tmp_path / "nowhere")]) == 2
-    assert "nowhere" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        tool([str(a), str(tmp_path / "nowhere")])
+    assert stop.value.code == 2 and "nowhere" in capsys.readouterr().err
     first = load_evaluated(a)
     with pytest.raises(NotComparable, match=r"lacks 1 images.*first 1:"):
         compare(first, load_evaluated(write(tmp_path / "others", 80, first_id=2)), "standard")

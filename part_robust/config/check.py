@@ -1,0 +1,102 @@
+"""The check of a whole config, before any work: values by their rules, attacks, and keys that must fit together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+
+from detectron2.config import CfgNode
+
+from part_robust.config.attacks import attack_defaults
+from part_robust.config.rule_table import ATTACK_RULES, RULES
+from part_robust.config.rules import NAME, check_names, check_values, list_of, one_of, rule_of, wrong
+from part_robust.utils.errors import UserError
+
+PIXEL_RANGE = 255
+_TIER = list_of(NAME, "names of attacks", least=1)
+
+
+def check_config(
+    cfg: CfgNode,
+    defaults: CfgNode,
+    choices: Mapping[str, Collection[str]],
+    own_keys: Mapping[str, Collection[str]],
+) -> None:
+    """Checks every key of a config.
+
+    Args:
+        cfg: with all keys, in which "0: read it from the data" may still stand.
+        defaults: a config without changes, which gives types.
+        choices: names of registries by the key that takes one; those of attacks are "ATTACK.NAME" and
+            "ATTACK.OBJECTIVE".
+        own_keys: keys of an attack beside those of all attacks, by its NAME.
+
+    Raises:
+        UserError: a value is impossible, an attack or a tier does not exist, or keys do not fit together.
+    """
+    registered = {key: one_of(*names) for key, names in choices.items()}
+    check_values(cfg, defaults, RULES | registered)
+    attacks = {"ATTACK.TRAIN": cfg.ATTACK.TRAIN}
+    for name, spec in cfg.ATTACK.SPECS.items():
+        if not isinstance(spec, dict):
+            raise UserError(f"ATTACK.SPECS.{name} must be a group of keys of an attack, got {spec!r}")
+        attacks[f"ATTACK.SPECS.{name}"] = spec
+    known = attack_defaults()
+    of_attacks = {
+        **ATTACK_RULES,
+        "NAME": registered["ATTACK.NAME"],
+        "OBJECTIVE": registered["ATTACK.OBJECTIVE"],
+    }
+    for prefix, node in attacks.items():
+        for key, value in sorted(node.items(), key=lambda item: item[0] != "NAME"):
+            if key in known:
+                if problem := wrong(f"{prefix}.{key}", value, rule_of(key, known[key], of_attacks)):
+                    raise UserError(problem)
+            elif prefix != "ATTACK.TRAIN" and key not in own_keys[node.get("NAME", known.NAME)]:
+                similar = difflib.get_close_matches(key, known)
+                hint = f" (similar: {', '.join(similar)})" if similar else ""
+                raise UserError(f"{prefix}.{key} must be a key of attacks, got {key!r}{hint}")
+        _check_radius(f"{prefix}.EPS", node.get("EPS", known.EPS), node.get("NORM", known.NORM))
+    _check_evaluation(cfg)
+    _check_sizes(cfg)
+
+
+def check_value(key: str, value: object) -> None:
+    """
+    Raises:
+        UserError: the rule of the key excludes the value.
+    """
+    if problem := wrong(key, value, RULES[key]):
+        raise UserError(problem)
+
+
+def _check_radius(key: str, eps: float, norm: str) -> None:
+    if norm == "linf" and eps > PIXEL_RANGE:
+        raise UserError(f"{key} must be at most {PIXEL_RANGE}, the range of pixel values, under linf, got {eps!r}")
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    test, specs = cfg.TEST, cfg.ATTACK.SPECS
+    for key, names in (
+        ("ATTACK.EVAL", cfg.ATTACK.EVAL),
+        ("ATTACK.EVAL_DURING_TRAINING", cfg.ATTACK.EVAL_DURING_TRAINING),
+        ("TEST.EPS_CURVE_ATTACK", [test.EPS_CURVE_ATTACK]),
+        *((f"TEST.TIERS.{tier}", names) for tier, names in test.TIERS.items()),
+    ):
+        if key.startswith("TEST.TIERS.") and (problem := wrong(key, names, _TIER)):
+            raise UserError(problem)
+        check_names(key, names, specs, "attacks of ATTACK.SPECS")
+    tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
+    check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
+    for eps in (test.EPS, *test.EPS_CURVE):
+        _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    size, resize = cfg.INPUT.SIZE, cfg.INPUT.TEST_RESIZE
+    if cfg.INPUT.TEST_TRANSFORM == "center_crop" and 0 < resize < size:
+        raise UserError(f"INPUT.TEST_RESIZE must be 0 or at least INPUT.SIZE {size}, got {resize}")
+    for name in ("DINO", "MASK_DINO"):
+        node = cfg.MODEL[name]
+        if node.DIM % node.HEADS:
+            raise UserError(f"MODEL.{name}.DIM must be a multiple of MODEL.{name}.HEADS {node.HEADS}, got {node.DIM}")

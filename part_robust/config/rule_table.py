@@ -1,0 +1,260 @@
+"""The rule of every config key whose type alone does not say what it may be: choices and ranges.
+
+Meaning, unit and source of a key of ours stand where its default is: __init__.py, models.py and attacks.py. A key
+without a rule takes any value of its default's type. Names in registries are added by `part_robust.run_config`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from part_robust.config.rules import NAME, NAMES, TEXT, Rule, ascending, list_of, number, one_of, whole
+
+SHARE = number(0, 1)
+COUNT = whole(1)
+WEIGHT = number(0)
+SEED = whole()
+DEVICES = ("cpu", "cuda", "mps", "meta")
+
+
+def _is_device(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    name, _, index = value.partition(":")
+    return name in DEVICES and (not index or index.isdigit()) and not value.endswith(":")
+
+
+_IS_SCHEDULE = list_of(list_of(number(0, above=True), "numbers", length=2), "pairs").holds
+
+# Of every attack, by the last part of the key.
+ATTACK_RULES: dict[str, Rule] = {
+    "NORM": one_of("linf", "l2"),
+    "EPS": WEIGHT,
+    "STEPS": COUNT,
+    "STEP_SIZE": number(0, above=True),
+    "RESTARTS": COUNT,
+    "KEEP": one_of("last", "best"),
+    "SEED": SEED,
+    "NOISE": WEIGHT,
+    "QUERY_FACTOR": COUNT,
+    "COMPACT_EVERY": COUNT,
+    "NUM_TARGETS": COUNT,
+    "TARGET_RANKING": one_of("logits", "malt"),
+    "TARGET_CANDIDATES": COUNT,
+    "APGD_MOMENTUM": SHARE,
+    "APGD_SUCCESS_SHARE": SHARE,
+    "RADIUS_SCHEDULE": Rule("a list of pairs (factor on EPS, share of STEPS), both above 0", _IS_SCHEDULE),
+    "FAB_ALPHA_MAX": SHARE,
+    "FAB_OVERSHOOT": number(0, above=True),
+    "FAB_BACKWARD": SHARE,
+    "FAB_FINAL_SEARCH": whole(0),
+    "SQUARE_AREA": number(0, 1, above=True),
+}
+
+_TRAINING_ATTACK: dict[str, Rule] = {
+    "ATTACK.TRAIN.FRACTION": number(0, 1, above=True),
+    "ATTACK.TRAIN.EPS_WARMUP_ITERS": whole(0),
+    "ATTACK.TRAIN.PRECISION": one_of("float32", "tf32", "bfloat16"),
+    "ATTACK.TRAIN.METHOD": one_of("adversarial", "mix", "trades", "mart"),
+    "ATTACK.TRAIN.MIX_WEIGHT": SHARE,
+    "ATTACK.TRAIN.TRADES_BETA": WEIGHT,
+    "ATTACK.TRAIN.MART_BETA": WEIGHT,
+    "ATTACK.TRAIN.PART_LOSS_ON": one_of("attacked", "clean", "both"),
+    "ATTACK.TRAIN.MATCH_ON": one_of("attacked", "clean"),
+    "ATTACK.TRAIN.AWP.GAMMA": WEIGHT,
+    "ATTACK.TRAIN.AWP.WARMUP_ITERS": whole(0),
+    "ATTACK.TRAIN.GUARD.PERIOD": whole(0),
+    "ATTACK.TRAIN.GUARD.IMAGES": COUNT,
+    "ATTACK.TRAIN.GUARD.STEPS": COUNT,
+    "ATTACK.TRAIN.GUARD.DROP": number(0, 1, above=True),
+    "ATTACK.TRAIN.GUARD.ACTION": one_of("warn", "stop"),
+    "ATTACK.EVAL": NAMES,
+    "ATTACK.EVAL_DURING_TRAINING": NAMES,
+}
+
+_EVALUATION: dict[str, Rule] = {
+    "TEST.BEST_METRIC": NAME,
+    "TEST.EVAL_PERIOD": whole(0),
+    "TEST.NUM_IMAGES": whole(0),
+    "TEST.NORM": one_of("", "linf", "l2"),
+    "TEST.EPS": Rule(
+        "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
+    ),
+    "TEST.BACKEND": one_of("own", "autoattack"),
+    "TEST.EPS_CURVE": list_of(WEIGHT, "numbers of at least 0"),
+    "TEST.SAVE_ADVERSARIALS": one_of("", "npz", "png"),
+    "TEST.CHECKS.IMAGES": COUNT,
+    "TEST.CHECKS.DIRECTIONS": COUNT,
+    "TEST.CHECKS.STEPS": COUNT,
+    "TEST.CHECKS.LONG_STEPS": COUNT,
+    "TEST.CHECKS.RESTARTS": COUNT,
+    "TEST.CHECKS.NOISE_DRAWS": COUNT,
+    "TEST.CHECKS.EOT_DRAWS": COUNT,
+    "TEST.CHECKS.SEED": SEED,
+}
+
+_DATA: dict[str, Rule] = {
+    "INPUT.FORMAT": one_of("RGB"),
+    "INPUT.SIZE": COUNT,
+    "INPUT.CROP_SCALE": ascending(0, 1),
+    "INPUT.CROP_RATIO": ascending(0),
+    "INPUT.FLIP_PROB": SHARE,
+    "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox"),
+    "INPUT.TEST_RESIZE": whole(0),
+    "INPUT.PART_MASKS": one_of("masks", "boxes"),
+    "DATASETS.TRAIN": NAMES,
+    "DATASETS.VAL": NAMES,
+    "DATASETS.TEST": NAMES,
+    "DATASETS.REGISTER": list_of(list_of(TEXT, "texts", length=3), "entries [name, part json, image root]"),
+    "DATALOADER.TEST_BATCH_SIZE": COUNT,
+    "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "DATALOADER.REPEAT_THRESHOLD": WEIGHT,
+    "IMPORTS": list_of(NAME, "names of modules"),
+    "OUTPUT_DIR": NAME,
+    "SEED": SEED,
+}
+
+_SOLVER: dict[str, Rule] = {
+    "SOLVER.MAX_ITER": COUNT,
+    "SOLVER.IMS_PER_BATCH": COUNT,
+    "SOLVER.BASE_LR": number(0, above=True),
+    "SOLVER.MOMENTUM": SHARE,
+    "SOLVER.WEIGHT_DECAY": WEIGHT,
+    "SOLVER.WEIGHT_DECAY_NORM": WEIGHT,
+    "SOLVER.GAMMA": number(0, above=True),
+    "SOLVER.STEPS": list_of(whole(0), "whole numbers of at least 0"),
+    "SOLVER.WARMUP_FACTOR": SHARE,
+    "SOLVER.WARMUP_ITERS": whole(0),
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.CHECKPOINT_PERIOD": COUNT,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(0, above=True),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(0, above=True),
+    "SOLVER.EPOCHS": WEIGHT,
+    "SOLVER.STEP_EPOCHS": list_of(WEIGHT, "numbers of at least 0"),
+    "SOLVER.EVAL_EPOCHS": number(0, above=True),
+    "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
+    "SOLVER.BACKBONE_MULTIPLIER": WEIGHT,
+    "SOLVER.BACKBONE_FREEZE_EPOCHS": WEIGHT,
+    "SOLVER.BACKBONE_FREEZE_ITERS": whole(0),
+    "SOLVER.ACCUMULATE": COUNT,
+    "SOLVER.AMP.DTYPE": one_of("bfloat16", "float16"),
+    "SOLVER.EMA.DECAY": Rule("a number from 0 to below 1", lambda value: SHARE.holds(value) and value < 1),
+    "SOLVER.NON_FINITE": one_of("stop", "skip"),
+    "SOLVER.NON_FINITE_LIMIT": whole(0),
+}
+
+_NORM = one_of("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN")
+# Not a choice: backbones of one's own name their features themselves.
+_FEATURE = Rule(
+    "the name of a backbone feature, such as res5",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value) is not None,
+)
+_FEATURES = list_of(_FEATURE, "names of backbone features, such as res5", least=1)
+
+_MODEL: dict[str, Rule] = {
+    "MODEL.DEVICE": Rule("cpu, cuda, cuda:0, cuda:1, ... or mps", _is_device),
+    "MODEL.BACKBONE.FREEZE_AT": whole(0, 5),
+    "MODEL.PIXEL_MEAN": list_of(number(), "numbers", length=3),
+    "MODEL.PIXEL_STD": list_of(number(0, above=True), "numbers above 0", length=3),
+    "MODEL.RESNETS.DEPTH": Rule(
+        "10, 18, 34, 50, 101 or 152", lambda value: type(value) is int and value in (10, 18, 34, 50, 101, 152)
+    ),
+    "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.RESNETS.OUT_FEATURES": _FEATURES,
+    "MODEL.RESNETS.RES5_DILATION": whole(1, 2),
+    "MODEL.SEM_SEG_HEAD.NORM": _NORM,
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": SHARE,
+    "MODEL.ACTIVATION_CHECKPOINTING": list_of(
+        one_of("backbone", "encoder", "decoder"), "names among backbone, encoder, decoder"
+    ),
+    "MODEL.TIMM.NAME": NAME,
+    "MODEL.TIMM.OPTIONS": Rule(
+        "a list of pairs [name, value]",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 and NAME.holds(pair[0]) for pair in value)
+        ),
+    ),
+    "MODEL.PART_CLASSIFIER.NUM_CLASSES": whole(0),
+    "MODEL.PART_CLASSIFIER.NUM_PARTS": whole(0),
+    "MODEL.PART_CLASSIFIER.HEAD_NORM": _NORM,
+    "MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT": SHARE,
+    "MODEL.PART_CLASSIFIER.LABEL_SMOOTHING": SHARE,
+    "MODEL.LINEAR_HEAD.IN_FEATURE": _FEATURE,
+    "MODEL.TWO_HEADED_HEAD.IN_FEATURE": _FEATURE,
+    "MODEL.TWO_HEADED_HEAD.POOL_SIZE": COUNT,
+    "MODEL.TWO_HEADED_HEAD.HIDDEN_DIM": COUNT,
+    "MODEL.DOWNSAMPLED_HEAD.POOL_SIZE": COUNT,
+    "MODEL.DOWNSAMPLED_HEAD.CHANNELS_PER_PART": COUNT,
+    "MODEL.DOWNSAMPLED_HEAD.HIDDEN_DIM": COUNT,
+    "MODEL.BOUNDING_BOX_HEAD.HIDDEN_DIM": COUNT,
+    "MODEL.BOUNDING_BOX_HEAD.NORMALIZE": one_of("image", "object"),
+    "MODEL.SEQUENTIAL_HEAD.HIDDEN_DIM": COUNT,
+    "MODEL.SEQUENTIAL_HEAD.PROBABILITIES": one_of("softmax", "sigmoid"),
+    "MODEL.SEQUENTIAL_HEAD.ORDER": one_of("decoded", "confidence"),
+    "MODEL.QUERY_HEAD.AGGREGATION": one_of("mean", "max", "topk", "confidence"),
+    "MODEL.QUERY_HEAD.TOP_K": COUNT,
+    "MODEL.PART_TO_CLASS.EMPTY_CLASSES": one_of("column", "bias"),
+}
+
+_DETECTORS: dict[str, Rule] = {
+    "IN_FEATURES": _FEATURES,
+    "LEVELS": COUNT,
+    "DECODER_LAYERS": COUNT,
+    "ENCODER_LAYERS": whole(0),
+    "NUM_QUERIES": COUNT,
+    "DIM": COUNT,
+    "HEADS": COUNT,
+    "POINTS": COUNT,
+    "FEEDFORWARD_DIM": COUNT,
+    "DENOISING_NUMBER": whole(0),
+    "LABEL_NOISE": WEIGHT,
+    "BOX_NOISE": WEIGHT,
+    "MATCH_CLASS_COST": WEIGHT,
+    "MATCH_BOX_COST": WEIGHT,
+    "MATCH_GIOU_COST": WEIGHT,
+    "CLASS_WEIGHT": WEIGHT,
+    "BOX_WEIGHT": WEIGHT,
+    "GIOU_WEIGHT": WEIGHT,
+    "LOSS_SCALE": one_of("mean", "thesis"),
+    "MAX_DETECTIONS": COUNT,
+    "MS_DEFORM_ATTN": one_of("auto", "sparse", "embedding_bag", "gather", "grid_sample", "triton"),
+}
+_DINO: dict[str, Rule] = {
+    "POSITION_TEMPERATURE": number(0, above=True),
+    "POSITION_OFFSET": number(),
+    "LABEL_BOOK_SIZE": COUNT,
+}
+_MASK_DINO: dict[str, Rule] = {
+    "LEVEL_ORDER": one_of("coarse_first", "fine_first"),
+    "MASK_FEATURE": _FEATURE,
+    "ENCODER_FEEDFORWARD_DIM": COUNT,
+    "MASK_DIM": COUNT,
+    "BOX_INIT": one_of("no", "bitmask", "mask2box"),
+    "CLASS_LOSS": one_of("cross_entropy", "focal"),
+    "NO_OBJECT_WEIGHT": WEIGHT,
+    "MATCH_MASK_COST": WEIGHT,
+    "MATCH_DICE_COST": WEIGHT,
+    "MASK_WEIGHT": WEIGHT,
+    "DICE_WEIGHT": WEIGHT,
+    "MASK_LOSS": one_of("dense", "points"),
+    "NUM_POINTS": COUNT,
+    "POINT_OVERSAMPLE": number(1),
+    "POINT_IMPORTANCE": SHARE,
+    "POINT_SEED": SEED,
+    "OUTPUTS": list_of(one_of("semantic", "instance"), "names among semantic, instance", least=1),
+}
+
+RULES: dict[str, Rule] = {
+    **_TRAINING_ATTACK,
+    **{f"ATTACK.TRAIN.{key}": rule for key, rule in ATTACK_RULES.items()},
+    **_EVALUATION,
+    **_DATA,
+    **_SOLVER,
+    **_MODEL,
+    **{f"MODEL.DINO.{key}": rule for key, rule in (_DETECTORS | _DINO).items()},
+    **{f"MODEL.MASK_DINO.{key}": rule for key, rule in (_DETECTORS | _MASK_DINO).items()},
+}

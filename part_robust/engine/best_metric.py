@@ -1,0 +1,56 @@
+"""The metric whose best value keeps a checkpoint, and the data it is measured on."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from part_robust.utils.errors import UserError
+
+
+def watched_datasets(cfg: CfgNode) -> tuple[str, ...]:
+    """What training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
+    return tuple(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """TEST.BEST_METRIC with "auto" resolved, as it is named in the event storage."""
+    if cfg.TEST.BEST_METRIC != "auto":
+        return cfg.TEST.BEST_METRIC
+    task = "classification/accuracy" if cfg.MODEL.PART_CLASSIFIER.HEAD else "part_seg/pixel_accuracy"
+    if cfg.ATTACK.TRAIN.ENABLED and cfg.ATTACK.EVAL_DURING_TRAINING:
+        task = task.replace("/", f"_{cfg.ATTACK.EVAL_DURING_TRAINING[0]}/")
+    watched = watched_datasets(cfg)
+    return f"{watched[0]}/{task}" if len(watched) > 1 else task
+
+
+# Metrics of the evaluators, by task; those of a single class or part are behind a "-".
+METRICS = {
+    "classification": ("accuracy", "class_mean_accuracy"),
+    "part_seg": ("pixel_accuracy", "mIoU", "IoU"),
+    "part_box": ("AP", "AP50"),
+}
+
+
+def check_best_metric(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: no evaluation of this training gives TEST.BEST_METRIC.
+    """
+    watched = watched_datasets(cfg)
+    if not watched or cfg.TEST.EVAL_PERIOD == 0 and cfg.TEST.BEST_METRIC == "auto":
+        return
+    model = cfg.MODEL.PART_CLASSIFIER
+    tasks = ["classification"] if model.HEAD else []
+    tasks += ["part_seg"] if model.SEGMENTER else []
+    tasks += ["part_box"] if model.SEGMENTER and cfg.TEST.PART_BOX_AP else []
+    suffixes = ["", *(f"_{name}" for name in cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED)]
+    prefixes = [f"{name}/" for name in watched] if len(watched) > 1 else [""]
+    known = [
+        f"{prefix}{task}{suffix}/{metric}"
+        for prefix in prefixes for task in tasks for suffix in suffixes for metric in METRICS[task]
+    ]  # fmt: skip
+    metric = best_metric(cfg)
+    task, _, name = metric.rpartition("/")
+    if f"{task}/{name.split('-')[0]}" not in known:
+        shown = ", ".join(known for known in known if not known.endswith("/IoU"))
+        raise UserError(f"TEST.BEST_METRIC must be auto or one of {shown}, got {cfg.TEST.BEST_METRIC!r}")

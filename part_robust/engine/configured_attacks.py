@@ -1,0 +1,69 @@
+"""Attacks as a config names them, for the model that it describes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+
+from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
+from part_robust.config import attack_spec
+from part_robust.modeling import PART_SEGMENTER_REGISTRY
+from part_robust.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
+    """Builds an attack; for models that have no class logits, one on the loss of their parts.
+
+    Raises:
+        UserError: the model has nothing that the attack could maximise a loss of.
+    """
+    node = cfg.MODEL.PART_CLASSIFIER
+    _check_fit(cfg, spec)
+    changes = {"FULL_GRADIENT": spec.FULL_GRADIENT and cfg.ATTACK.FULL_GRADIENT}
+    if not node.HEAD and get_objective(spec.OBJECTIVE).reads == "class_logits":
+        changes["OBJECTIVE"] = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
+        logger.info("The model has no class head: attack %s maximises %s", spec.NAME, changes["OBJECTIVE"])
+    return build_attack(spec, **changes)
+
+
+def training_attack(cfg: CfgNode) -> Attack:
+    """The attack of ATTACK.TRAIN; TRADES's leads away from the clean prediction."""
+    attack = aimed(cfg, cfg.ATTACK.TRAIN)
+    if cfg.ATTACK.TRAIN.METHOD == "trades" and attack.objective.name == "cross_entropy":
+        attack.objective = KL_DIVERGENCE
+    logger.info("Training attack: %s", attack.describe())
+    return attack
+
+
+def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:
+    """Attacks of ATTACK.SPECS by name."""
+    return {name: aimed(cfg, attack_spec(cfg, name)) for name in names}
+
+
+def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:
+    """
+    Raises:
+        UserError: the objective reads parts, or a class, that the model does not predict.
+    """
+    node = cfg.MODEL.PART_CLASSIFIER
+    objective = get_objective(spec.OBJECTIVE)
+    if objective.reads == "class_logits":
+        return
+    what = f"OBJECTIVE {objective.name} of attack {spec.NAME}"
+    if not node.SEGMENTER:
+        raise UserError(
+            f"{what} must be a loss of the class, such as cross_entropy: this model has no part segmenter "
+            "(MODEL.PART_CLASSIFIER.SEGMENTER is '')"
+        )
+    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
+    if objective.reads == "part_logits" and own.reads != "part_logits":
+        raise UserError(
+            f"{what} must be {own.name}: {node.SEGMENTER} predicts boxes of parts, and the objective needs a label "
+            "for each pixel"
+        )
+    if objective.name.startswith("joint") and not node.HEAD:
+        raise UserError(f"{what} must be {own.name}: this model has no class head (MODEL.PART_CLASSIFIER.HEAD is '')")

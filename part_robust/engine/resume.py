@@ -1,0 +1,67 @@
+"""What `--resume` does about keys that have changed since the training began."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from part_robust.config import config_values
+from part_robust.engine.begun import STARTED
+from part_robust.engine.fingerprint import different_keys
+from part_robust.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# The checkpoint's values hold, as they are in the state of its optimizer and its schedule.
+IN_CHECKPOINT = (
+    "MODEL.BACKBONE.FREEZE_AT",
+    "SOLVER.BACKBONE_MULTIPLIER",
+    "SOLVER.BASE_LR",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.WEIGHT_DECAY_NORM",
+)
+
+
+def check_resumed(cfg: CfgNode) -> list[str]:
+    """Compares a config with that of the training in OUTPUT_DIR, whose last checkpoint is continued.
+
+    Args:
+        cfg: complete.
+
+    Returns:
+        Sentences about keys that have changed and may.
+
+    Raises:
+        UserError: keys have changed whose values come from the checkpoint, so that the new ones would have no effect.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    # An evaluation in the folder writes a config.yaml of its own.
+    config = next((path for path in (folder / STARTED, folder / "config.yaml") if path.is_file()), folder / STARTED)
+    if not (folder / "last_checkpoint").is_file() or not config.is_file():
+        return []
+    before = config.read_text()
+    # Another training is refused where it matters; keys that only evaluations read do not.
+    keys = [key for key in different_keys(before, cfg.dump()) if key != "OUTPUT_DIR"]
+    old, new = config_values(before), config_values(cfg.dump())
+    changes = {key: f"{key} {new.get(key)} (was {old.get(key)})" for key in keys}
+    fixed = [change for key, change in changes.items() if key in IN_CHECKPOINT]
+    if fixed:
+        raise UserError(
+            f"--resume continues the training in {folder} with the optimizer of its checkpoint, and the config has "
+            f"another {', '.join(fixed)}. Set the old values, or begin another training from MODEL.WEIGHTS in another "
+            "OUTPUT_DIR"
+        )
+    weights = changes.pop("MODEL.WEIGHTS", None)
+    sentences = []
+    if weights:
+        sentences.append(f"--resume: {weights} has no effect, the weights are those of the last checkpoint")
+    if changes:
+        sentences.append(f"--resume: new values hold from here on: {', '.join(changes.values())}")
+    return sentences

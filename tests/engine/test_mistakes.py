@@ -1,0 +1,172 @@
+"""Mistakes that only show beside the data, the machine or an earlier run: refused before any work, by one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import part_robust.modeling  # noqa: F401  (registration)
+from part_robust.cli import train_net
+from part_robust.data import register_part_dataset
+from part_robust.engine import PartTrainer
+from part_robust.engine.resume import check_resumed
+from part_robust.engine.setup import complete_config, setup, train
+from part_robust.modeling.part_classifier import PartClassifier
+from part_robust.utils.errors import UserError
+from tests.toy import tiny_cfg, write_toy
+
+
+def arguments(
+    folder: Path, *opts, model: str = "deeplab_two_headed", eval_only: bool = False, resume: bool = False
+) -> argparse.Namespace:
+    """As train_net parses them, of a tiny model on the toy data."""
+    config = folder / "config.yaml"
+    config.write_text(tiny_cfg(model, "OUTPUT_DIR", str(folder / "out")).dump())
+    values = [str(value) for value in opts]
+    return argparse.Namespace(config_file=str(config), opts=values, eval_only=eval_only, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("model", "opts", "words"),
+    [
+        (
+            "resnet",
+            ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 2],
+            "NUM_CLASSES must be 3 as in dataset 'toy_train', got 2",
+        ),
+        (
+            "deeplab_two_headed",
+            ["MODEL.PART_CLASSIFIER.NUM_PARTS", 2],
+            "NUM_PARTS must be 3 as in dataset 'toy_train', got 2",
+        ),
+        (
+            "resnet",
+            ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 4],
+            "NUM_CLASSES must be 3 as in dataset 'toy_val', got 4",
+        ),
+        ("resnet", ["DATASETS.TRAIN", "()", "MODEL.PART_CLASSIFIER.NUM_CLASSES", 3], "DATASETS.TRAIN must name"),
+        (
+            "resnet",
+            ["TEST.BEST_METRIC", "accuracy"],
+            "TEST.BEST_METRIC must be auto or one of classification/accuracy, .*got 'accuracy'",
+        ),
+        ("resnet", ["TEST.BEST_METRIC", "part_seg/mIoU"], "TEST.BEST_METRIC must be"),
+        ("resnet", ["TEST.BEST_METRIC", "classification_pgd20/accuracy"], "TEST.BEST_METRIC must be"),
+        (
+            "resnet",
+            ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.OBJECTIVE", "segpgd"],
+            "OBJECTIVE segpgd of attack PGD must be a loss of the class.*no part segmenter",
+        ),
+        (
+            "dino_detector",
+            ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.OBJECTIVE", "segpgd"],
+            "OBJECTIVE segpgd of attack PGD must be part_loss: DinoSegmenter predicts boxes",
+        ),
+    ],
+)
+def test_trainings_that_cannot_be(model, opts, words, toy_data, tmp_path):
+    with pytest.raises(UserError, match=words):
+        complete_config(arguments(tmp_path, *opts, model=model))
+
+
+@pytest.mark.parametrize("metric", ["classification/accuracy", "part_seg_pgd20/mIoU", "part_seg/IoU-lamp:base"])
+def test_metrics_that_a_training_can_be_watched_by(metric, toy_data, tmp_path):
+    complete_config(arguments(tmp_path, "TEST.BEST_METRIC", metric, "ATTACK.TRAIN.ENABLED", True))
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["DATASETS.TEST", "()"], "DATASETS.TEST must name one or more data sets to evaluate on, got none"),
+        (["ATTACK.EVAL", "['segpgd']"], "OBJECTIVE segpgd of attack PGD must be"),
+        (["MODEL.PART_CLASSIFIER.NUM_CLASSES", 2], "NUM_CLASSES must be 3 as in dataset 'toy_val', got 2"),
+    ],
+)
+def test_evaluations_that_cannot_be(opts, words, toy_data, tmp_path):
+    with pytest.raises(UserError, match=words):
+        complete_config(arguments(tmp_path, *opts, model="resnet", eval_only=True))
+
+
+def test_a_device_that_the_machine_lacks(toy_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE must be .* got cuda, .* Add MODEL\.DEVICE cpu"):
+        setup(arguments(tmp_path, "MODEL.DEVICE", "cuda", model="resnet"))
+    assert not (tmp_path / "out").exists(), "refused before anything is written"
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE cpu"):
+        PartClassifier(tiny_cfg("resnet", "MODEL.DEVICE", "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="one of the 2 GPUs .* got cuda:2"):
+        setup(arguments(tmp_path, "MODEL.DEVICE", "cuda:2", model="resnet"))
+
+
+@pytest.fixture
+def begun(toy_data, tmp_path) -> Path:
+    """Folder of a training that has a config and a last checkpoint of 4 iterations."""
+    cfg = complete_config(arguments(tmp_path, model="resnet"))
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "config.yaml").write_text(cfg.dump())
+    trainer = PartTrainer(cfg)
+    trainer.iter = 3
+    trainer.checkpointer.save("model_0000003", iteration=3)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["SOLVER.BASE_LR", 0.5],
+        ["SOLVER.WEIGHT_DECAY", 0.5],
+        ["SOLVER.MOMENTUM", 0.5],
+        ["SOLVER.OPTIMIZER", "AdamW"],
+        ["MODEL.BACKBONE.FREEZE_AT", 2],
+    ],
+)
+def test_resuming_refuses_keys_that_the_checkpoint_holds(change, begun):
+    before = (begun / "out" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=rf"--resume continues .*another {change[0]} {change[1]} \(was .*OUTPUT_DIR"):
+        setup(arguments(begun, *change, model="resnet", resume=True))
+    assert (begun / "out" / "config.yaml").read_text() == before
+
+
+def test_resuming_says_which_keys_hold(begun, caplog):
+    opts = ["MODEL.WEIGHTS", "a.pth", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (1,), "TEST.NUM_IMAGES", 3]
+    cfg = complete_config(arguments(begun, *opts, model="resnet"))
+    sentences = check_resumed(cfg)
+    assert sentences[0] == (
+        "--resume: MODEL.WEIGHTS a.pth (was ) has no effect, the weights are those of the last checkpoint"
+    )
+    assert "SOLVER.MAX_ITER 2 (was 40000)" in sentences[1] and "NUM_IMAGES" not in sentences[1]
+    with caplog.at_level("WARNING"):
+        assert train(cfg, resume=True) is None
+    assert f"{begun / 'out'} is already trained to 4 of SOLVER.MAX_ITER 2" in caplog.text
+
+
+def test_a_training_that_would_learn_nothing(tmp_path):
+    path, root = write_toy(tmp_path)
+    data = json.loads(path.read_text())
+    data["annotations"] = []
+    for image in data["images"]:
+        image["part_supervision"] = "none"
+    path.write_text(json.dumps(data))
+    register_part_dataset("without_parts", path, root)
+    opts = ["DATASETS.TRAIN", ("without_parts",), "DATASETS.VAL", ("without_parts",)]
+    try:
+        complete_config(arguments(tmp_path, *opts))
+        with pytest.raises(UserError, match="part labels, got without_parts without any.*learn nothing"):
+            complete_config(arguments(tmp_path, *opts, model="deeplab_segmenter"))
+    finally:
+        DatasetCatalog.pop("without_parts"), MetadataCatalog.pop("without_parts")
+
+
+def test_a_tier_without_an_evaluation(toy_data, tmp_path):
+    args = arguments(tmp_path, "TEST.TIER", "screen", model="resnet")
+    args.audit = args.backend = None
+    with pytest.raises(ValueError, match=r"TEST\.TIER .* --eval-only"):
+        train_net.prepare(args)
