@@ -100,7 +100,7 @@ def test_missing_paco_says_what_and_how(tmp_path):
         (["--audit", "--eval-only"], ["--audit", "TEST.TIER"]),
         (["--backend=autoattack"], ["--backend", "--eval-only"]),
         (["--backend=autoattack", "--eval-only"], ["--backend autoattack", "TEST.TIER"]),
-        (["--backend=theirs", "--eval-only"], ["TEST.BACKEND", "own, autoattack", "theirs"]),
+        (["--backend=theirs", "--eval-only"], ["TEST.BACKEND must be own or autoattack", "theirs"]),
         (["SOLVER.MAX_ITER", "2", "--eval-only"], ["--eval-only", "before the KEY VALUE"]),
     ],
 )
