@@ -12,7 +12,7 @@ import pytest
 from detectron2.engine import HookBase
 
 from part_robust.engine import PartTrainer
-from part_robust.engine.trainer import aimed
+from part_robust.engine.configured_attacks import aimed
 from part_robust.evaluation import evaluate_under_attacks
 from part_robust.modeling.counts import with_counts
 from tests.engine.test_trainer import run_cfg
