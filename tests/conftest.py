@@ -11,6 +11,11 @@ from part_robust.data import register_part_dataset
 from tests.toy import write_toy
 
 
+def pytest_collection_modifyitems(items):
+    """The pretend device comes last: a real GPU cannot be used for gradients in a process that has had it."""
+    items.sort(key=lambda item: "pretend" in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_map
 from tests.pretend import autocast
 from tests.pretend.waits import is_pinned, note_copy, note_operator, pin, unpin
 
-aten = torch.ops.aten
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 BACKEND = "pretend"
 

@@ -25,9 +25,10 @@ FEATURES = {
         *(*ATTACKED, "ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "mart", "ATTACK.TRAIN.MATCH_ON", "clean"),
         *("SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2),
     ],
-    "clean": [],
-    "bfloat16": [*ATTACKED, "ATTACK.TRAIN.PRECISION", "bfloat16", "SOLVER.AMP.ENABLED", True],
+    "clean, bfloat16": ["SOLVER.AMP.ENABLED", True],
 }
+# A second Mask DINO has the settings of its authors' instance segmentation, no code of its own.
+FAMILIES = [name for name in MODELS if name != "mask_dino_instance_segmenter"]
 # Fewer layers, and on the CPU the implementation of deformable attention that a device takes.
 SMALL = [
     *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
@@ -70,7 +71,7 @@ def two_iterations(folder: Path, model: str, device: str, opts: list) -> dict[st
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_training(toy_data, tmp_path, monkeypatch, model, features):
     monkeypatch.setattr(optimizer, "FUSED_ON", ("cuda", "cpu"))  # the fused kernels round in another order
     opts = options(model, features)
@@ -88,6 +89,7 @@ def test_float16_and_recomputed_activations(toy_data, tmp_path, model):
     parts = ["backbone", "encoder", "decoder"] if "dino" in model else ["backbone"]
     opts = [
         *(*SMALL, *ATTACKED, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16", "SOLVER.NON_FINITE", "skip"),
+        *("ATTACK.TRAIN.PRECISION", "bfloat16"),
         *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1),
         *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "MODEL.ACTIVATION_CHECKPOINTING", parts),
         *("INPUT.TEST_TRANSFORM", "letterbox", "DATASETS.VAL", ("toy_val",)),

@@ -33,7 +33,6 @@ BOUNDS = {
     **dict.fromkeys(["mask_dino_simple", "mask_dino_segmenter"], (0, 4, 1, 2)),
     "mask_dino_instance_segmenter": (0, 4, 1, 2),
 }
-DEPTH = ["MODEL.DINO.ENCODER_LAYERS", 3, "MODEL.MASK_DINO.ENCODER_LAYERS", 3]
 
 
 class Snapshots(HookBase):
@@ -55,7 +54,7 @@ def of_training(folder: Path, model: str) -> tuple[Counter, Counter]:
     Of four iterations the second and the third have one and two steps; the first fills caches, the last logs."""
     opts = ["ATTACK.TRAIN.ENABLED", True, "SOLVER.MAX_ITER", 4, "DATASETS.VAL", (), "DATASETS.TEST", ()]
     with pretend_device(), count_waits() as waits:
-        trainer = PartTrainer(run_cfg(folder, "MODEL.DEVICE", "cuda", *SMALL, *DEPTH, *opts, model=model))
+        trainer = PartTrainer(run_cfg(folder, "MODEL.DEVICE", "cuda", *SMALL, *opts, model=model))
         snapshots, loader = Snapshots(waits), trainer.data_loader
         attack_batch = loader.attack_batch
 
@@ -74,7 +73,7 @@ def of_evaluation(model: str, step: Counter) -> tuple[Counter, Counter]:
     """Waits in a clean batch, and in one under an attack of one step, besides those of the `step`."""
     opts = ["MODEL.DEVICE", "cuda", "DATASETS.VAL", ("toy_val",), "DATALOADER.TEST_BATCH_SIZE", 4]
     with pretend_device():
-        cfg = with_counts(tiny_cfg(model, *SMALL, *DEPTH, *opts, "ATTACK.TRAIN.STEPS", 1, "TEST.PART_BOX_AP", False))
+        cfg = with_counts(tiny_cfg(model, *SMALL, *opts, "ATTACK.TRAIN.STEPS", 1, "TEST.PART_BOX_AP", False))
         built, evaluator = PartTrainer.build_model(cfg), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
         found = {}

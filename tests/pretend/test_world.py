@@ -14,9 +14,8 @@ from part_robust.engine.failures import Preempted
 from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import pretend_device
 from tests.pretend.test_evaluation import KINDS, TIERS, evaluation
-from tests.pretend.test_training import ATTACKED, GUARD, SMALL
+from tests.pretend.test_training import ATTACKED, FAMILIES, GUARD, SMALL
 from tests.pretend.world import WrongCollective, pretend_world
-from tests.toy import MODELS
 
 OPTS = [
     *(*SMALL, *ATTACKED, *GUARD, "SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 8),
@@ -26,7 +25,7 @@ OPTS = [
 ]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_training(toy_data, tmp_path, model):
     """With pieces, weight perturbation, averaged weights, guard, shared buffers and evaluation."""
     with pretend_device(), pretend_world() as seen:
@@ -56,7 +55,7 @@ def test_evaluation_of_every_attack(toy_data, tmp_path):
 
 @pytest.mark.parametrize("model", ["deeplab_two_headed", "dino_detector"])
 def test_evaluation_with_tiers(toy_data, tmp_path, model):
-    opts = [*TIERS, *KINDS[model][1]]
+    opts = [*TIERS, *KINDS[model][1], "TEST.TIERS.standard", ["pgd20"], "TEST.NUM_IMAGES", 3]
     with pretend_device(), pretend_world():
         several = evaluation(tmp_path / "two", model, "cuda", toy_data, *opts)
     with pretend_device():
