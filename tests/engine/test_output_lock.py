@@ -52,7 +52,8 @@ def may_lock(folder) -> bool:
 def test_a_folder_in_use_is_refused_before_anything_is_written(holder, toy_data, tmp_path):
     with pytest.raises(OutputInUse, match=rf"in use by a training \(process {holder.pid} on .*Set another OUTPUT_DIR"):
         lock_output(tmp_path, "an evaluation")
-    opts = ["DATASETS.TRAIN", ("toy_train",), "MODEL.PART_CLASSIFIER.HEAD", "LinearHead", "OUTPUT_DIR", str(tmp_path)]
+    opts = ["DATASETS.TRAIN", ("toy_train",), "MODEL.PART_CLASSIFIER.HEAD", "LinearHead", "MODEL.DEVICE", "cpu"]
+    opts += ["OUTPUT_DIR", str(tmp_path)]
     args = argparse.Namespace(config_file="", opts=opts, eval_only=False, resume=False)
     with pytest.raises(OutputInUse):
         setup(args)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from part_robust.cli import compare, demo, export_model, train_net, visualize_attack, visualize_data
+from part_robust.data.builtin import SPLITS, register_builtin
 from part_robust.data.part_shapes import make_part_shapes
 from tests.pretend.device import pretend_device
 from tests.pretend.waits import ROOT
@@ -20,22 +23,31 @@ SIZES = [str(value) for value in TINY[4:]]
 SHORT = ["INPUT.TEST_RESIZE", "32", "SOLVER.IMS_PER_BATCH", "4", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "2"]
 
 
+def register(root: Path | None = None) -> None:
+    """Registers PartShapes in another folder than the one it was found in when the package was imported."""
+    for split in SPLITS:
+        name = f"part_robust_part_shapes_{split}"
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+    register_builtin(root)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory) -> Iterator[Path]:
     """Folder of a training on the device, beside its data."""
     root = tmp_path_factory.mktemp("pretend")
     make_part_shapes(root / "part_shapes", {"train": 8, "val": 3, "test": 3}, image_size=32)
-    with pytest.MonkeyPatch.context() as patch, pretend_device():
-        patch.setenv("DETECTRON2_DATASETS", str(root))
+    register(root)
+    with pretend_device():
         train_net.main(
             ["--config-file", QUICK, "MODEL.DEVICE", "cuda", *SIZES, *SHORT, "OUTPUT_DIR", str(root / "run")]
         )
-    return root / "run"
+    yield root / "run"
+    register()
 
 
 @pytest.fixture(autouse=True)
-def device(finished, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(finished.parent))
+def device(finished):
     with pretend_device():
         yield
 
