@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from part_robust.config import config_text
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.modeling.counts import with_counts
 from part_robust.utils.precision import tf32
@@ -65,7 +66,7 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     names = set(build_model(exported_cfg).state_dict())
     weights = {name: value for name, value in trained.state_dict().items() if name in names}
     _replace(output / "model.pth", lambda path: torch.save({"model": weights}, path))
-    _replace(output / "config.yaml", lambda path: path.write_text(exported_cfg.dump()))
+    _replace(output / "config.yaml", lambda path: path.write_text(config_text(exported_cfg)))
 
     exported = load_trained(exported_cfg)
     if trained.head is not None:

@@ -1,12 +1,39 @@
-"""Files that a run reads back, described in a sentence where they are damaged."""
+"""Files that a run writes whole or not at all, and reads back, described in a sentence where they are damaged."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from part_robust.utils.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which takes the place of `path` when the block ends.
+
+    A killed process leaves the old file or the new one, never a part of it. After an error the temporary file is
+    removed and `path` stays as it is. The folder is made if it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
