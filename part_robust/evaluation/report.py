@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 import part_robust
 from part_robust.attacks import Attack
+from part_robust.utils.files import write_text
 from part_robust.utils.precision import describe_precision
 
 SCHEMA = 2
@@ -132,12 +132,8 @@ def robustbench_fields(
 
 
 def write_json(path: str | Path, record: Mapping) -> None:
-    """Atomic: a killed process leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Write a record whole or not at all."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack]) -> str:

@@ -13,17 +13,24 @@ from part_robust.utils.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, flushed: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to, which takes the place of `path` when the block ends.
 
     A killed process leaves the old file or the new one, never a part of it. After an error the temporary file is
     removed and `path` stays as it is. The folder is made if it is missing.
+
+    Args:
+        path: the file.
+        flushed: its content is on the disk before it takes the place, which a loss of power survives too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
+        if flushed:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -31,9 +38,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file as `replacing` does."""
+    """Write a file of UTF-8 text whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(data)
 
 
 def read_json(path: str | Path, remedy: str) -> Any:

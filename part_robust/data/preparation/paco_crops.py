@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 from part_robust.data.preparation.images import check_image, read_rgb
-from part_robust.data.preparation.journal import write_atomically
 from part_robust.data.preparation.paco_source import PacoAnnotation, PacoImage
 from part_robust.data.preparation.segmentation import (
     SkippedError,
@@ -26,6 +25,7 @@ from part_robust.data.preparation.segmentation import (
     encode,
     part_annotation,
 )
+from part_robust.utils.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _write_crop(
     _, content = cv2.imencode(f".{ending}", np.ascontiguousarray(crop[:, :, ::-1]), quality)
     dataset, split, image_id, object_id = sample["key"].split("/")
     name = f"{dataset}_{split}/{image_id[-3:]}/{image_id}_{object_id}.{ending}"
-    write_atomically(output / "images" / name, content.tobytes())
+    write_bytes(output / "images" / name, content.tobytes())
     source = image["source"]
     # Another key: `crop_xyxy` would tell the loader to cut once more.
     source["window_xyxy"] = source.pop("crop_xyxy")
