@@ -27,7 +27,7 @@ from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
-from part_robust.engine.trainer import PartTrainer
+from part_robust.engine.trainer import PartTrainer, share_weights
 from part_robust.evaluation.html_report import write_report
 from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
 from part_robust.modeling.counts import check_counts
@@ -219,6 +219,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
+        share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
     check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""

@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -264,9 +264,18 @@ def share_buffers(model: nn.Module) -> None:
     detectron2 trains without broadcasting them, so ordinary batch norm keeps other statistics in every process, and
     each would evaluate its share of the images with another model than the saved one.
     """
+    _share(model.buffers())
+
+
+def share_weights(model: nn.Module) -> None:
+    """Gives all processes the weights of the main one; random weights are others in every process."""
+    _share(model.state_dict().values())
+
+
+def _share(tensors: Iterable[Tensor]) -> None:
     if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 @contextmanager
