@@ -44,8 +44,8 @@ def write_annotations(data: Mapping[str, Any], path: Path, kind: str) -> None:
 def coco_instances(data: Mapping[str, Any]) -> dict:
     """COCO instances json without the keys that only the part format has; the class becomes the images' `class`."""
     classes = {entry["id"]: entry["name"] for entry in data["classes"]}
-    keys = ("id", "file_name", "width", "height")
-    images = [{key: i[key] for key in keys} | {"class": classes[i["class_id"]]} for i in data["images"]]
+    image_keys = ("id", "file_name", "width", "height")
+    images = [{key: i[key] for key in image_keys} | {"class": classes[i["class_id"]]} for i in data["images"]]
     keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "score")
     annotations = [
         {"segmentation": [], **{key: a[key] for key in keys if key in a}, "iscrowd": 0} for a in data["annotations"]

@@ -14,6 +14,7 @@ from torch import nn
 from part_robust.config import config_text
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.modeling.counts import with_counts
+from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.files import replacing, write_text
 from part_robust.utils.precision import tf32
 
@@ -81,7 +82,7 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     )
 
 
-def load_trained(cfg: CfgNode) -> nn.Module:
+def load_trained(cfg: CfgNode) -> PartClassifier:
     """The model of MODEL.WEIGHTS, for evaluation.
 
     Raises:
@@ -94,7 +95,7 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _assert_same_logits(first: nn.Module, second: nn.Module, size: int) -> None:
+def _assert_same_logits(first: PartClassifier, second: PartClassifier, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = (255 * torch.rand(2, 3, size, size, generator=generator)).to(first.device)
     with torch.no_grad(), tf32(False):

@@ -52,8 +52,14 @@ def same_training(first: str, second: str) -> bool:
 def different_keys(first: str, second: str) -> list[str]:
     """The keys, of those that trained weights depend on, in which two fingerprints differ; sorted."""
     one, two = config_values(first), config_values(second)
-    watched = {name for config in (one, two) for name in config.get("ATTACK.EVAL_DURING_TRAINING") or ()}
+    watched = _watched(one) | _watched(two)
     return _different(_of_training(one, watched), _of_training(two, watched))
+
+
+def _watched(config: dict[str, object]) -> set[str]:
+    """Names of the attacks that the training is evaluated under."""
+    names = config.get("ATTACK.EVAL_DURING_TRAINING")
+    return set(names) if isinstance(names, (list, tuple)) else set()
 
 
 def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:

@@ -228,7 +228,8 @@ def _sample(
     long_side = max(size)
     target_size = size
     if rules.materialize != "none" and rules.long_side and (rules.upsample or long_side > rules.long_side):
-        target_size = tuple(max(round(side * rules.long_side / long_side), 1) for side in size)
+        height, width = (max(round(side * rules.long_side / long_side), 1) for side in size)
+        target_size = height, width
         annotations, ignore, covered = _resize(annotations, ignore, covered, target_size)
     total = target_size[0] * target_size[1]
     ignored = total if supervision == "none" else int(ignore.sum())

@@ -35,7 +35,7 @@ class PacoAnnotation(NamedTuple):
     id: int
     image_id: int
     category_id: int
-    object_id: int
+    object_id: int | str
     box: list[float]  # x, y, width, height in pixels; may leave the image
     segmentation: Any
 
@@ -210,7 +210,7 @@ def _group(
 ) -> dict[int, list[PacoObject]]:
     """Objects by image with their parts; whatever fits nowhere is counted."""
     names = {category["id"]: category["name"] for category in categories}
-    found: dict[int, PacoObject] = {}
+    found: dict[int | str, PacoObject] = {}
     by_image: dict[int, list[PacoObject]] = defaultdict(list)
     seen: set[int] = set()
     parts = []

@@ -171,7 +171,8 @@ def _process(preparation: Preparation, journal: Journal, workers: int) -> None:
 
 
 def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Path) -> None:
-    samples, counts = [], Counter()
+    samples: list[Sample] = []
+    counts: Counter[str] = Counter()
     skipped = preparation.tallies.setdefault("Left out", Tally())
     noted = preparation.tallies.setdefault("Worth knowing", Tally())
     for _, result in journal.results():
