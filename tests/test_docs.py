@@ -19,7 +19,7 @@ from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.run_config import import_modules
 from tests.attacks.check_models import Honest, make_images
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.toy import ADVERSARIAL, run_cfg
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CONFIGS = DOCS.parent / "configs"

@@ -15,8 +15,7 @@ from part_robust.engine.experiment import Phase, finished_record, run_phase
 from part_robust.engine.fingerprint import WEIGHTS_SHA256, different_keys, fingerprint, same_run, same_training
 from part_robust.engine.phases import OtherRun, train_phase
 from part_robust.engine.suite import plan, states
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.toy import MODELS, TINY
+from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 # Written out once more: a key that moves from one side to the other should not do so unseen.
 EVALUATION = {
