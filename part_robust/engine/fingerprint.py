@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from part_robust.config import config_text, config_values
 from part_robust.config.attacks import SPECS, spec_defaults
-from part_robust.evaluation.report import file_sha256
+from part_robust.utils.files import file_sha256
 
 # Keys, and nodes with all that is in them, that no training reads. What is not here counts as the training's, also what
 # only its own evaluations read (TEST.BEST_METRIC, ATTACK.EVAL_DURING_TRAINING, DATASETS.VAL): they choose the best

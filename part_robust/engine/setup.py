@@ -29,13 +29,13 @@ from part_robust.engine.resume import check_resumed
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.trainer import PartTrainer, share_weights
 from part_robust.evaluation.html_report import write_report
-from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
+from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
 from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
 from part_robust.utils.devices import check_device
 from part_robust.utils.errors import UserError, as_user_errors
-from part_robust.utils.files import write_text
+from part_robust.utils.files import write_json, write_text
 from part_robust.utils.precision import exact_kernels
 
 logger = logging.getLogger(__name__)

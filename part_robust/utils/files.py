@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,32 @@ def replacing(path: str | Path, flushed: bool = False) -> Iterator[Path]:
         raise
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file of UTF-8 text whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file whole or not at all and return its path."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file of UTF-8 text whole or not at all and return its path."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, record: Mapping) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def file_sha256(path: str | Path) -> str | None:
+    """Return the SHA-256 of a file in hexadecimal, None where there is no such file."""
+    if not path or not Path(path).is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
