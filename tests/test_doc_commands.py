@@ -23,6 +23,7 @@ import pytest
 
 from part_robust.cli import COMMANDS
 from part_robust.config import attack_spec, find_config, get_part_robust_cfg
+from part_robust.config.files import is_config
 from part_robust.runs.suites import suite_runs, table_runs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,7 +161,7 @@ def check(monkeypatch):
 
 def check_paths(text: str) -> None:
     for path in OURS.findall(text):
-        assert "/mine/" in path or (ROOT / path).is_file(), f"{path} does not exist"
+        assert "/mine/" in path or is_config(ROOT / path), f"{path} does not exist"
 
 
 def makes(word: str) -> bool:

@@ -78,7 +78,7 @@ def test_files_and_metadata(wheel):
     metadata = message_from_bytes(read(wheel, "METADATA"))
     assert metadata["Version"] == part_robust.__version__ and metadata["Author"] == "The part_robust authors"
     assert metadata["License"] == "Apache-2.0" and metadata.get_all("Project-URL") and metadata.get_all("Classifier")
-    assert metadata["Requires-Python"] == ">=3.10,<3.13"
+    assert metadata["Requires-Python"] == ">=3.10,<3.14"
 
 
 def test_from_an_empty_folder(wheel, tmp_path):

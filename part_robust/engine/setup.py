@@ -57,8 +57,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     _close_logs()
     if args.config_file:
-        # detectron2 opens the file for its log.
-        args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
+        # detectron2 opens the file for its log; not every adversarial training has one.
+        path = find_config(args.config_file)
+        args = argparse.Namespace(**{**vars(args), "config_file": str(path) if path.is_file() else ""})
     default_setup(cfg, args)
     if comm.is_main_process():
         # In place of detectron2's, in which every item of a list has a line.
