@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -28,6 +27,7 @@ from part_robust.modeling.registry import (
     build_class_head,
     build_part_segmenter,
 )
+from part_robust.modeling.segmenters.query_segmenter import Assignment, QuerySegmenter
 from part_robust.utils.devices import check_device
 
 
@@ -101,7 +101,7 @@ class PartClassifier(nn.Module):
                 f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
                 "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
             )
-        if segmenter is not None and self.objective.match_on == "clean" and not hasattr(segmenter, "assign"):
+        if segmenter is not None and self.objective.match_on == "clean" and not isinstance(segmenter, QuerySegmenter):
             raise ValueError(
                 f"ATTACK.TRAIN.MATCH_ON clean: {type(segmenter).__name__} assigns no queries to parts, use attacked"
             )
@@ -205,9 +205,11 @@ class PartClassifier(nn.Module):
         part_losses: dict[str, Tensor] = {}
         clean_logits, like = None, None
 
-        def see(images: Tensor, part_weight: float, class_wanted: bool, **query_options) -> tuple[Tensor | None, Any]:
+        def see(
+            images: Tensor, part_weight: float, class_wanted: bool, denoise: bool = True, like: Assignment | None = None
+        ) -> tuple[Tensor | None, Assignment | None]:
             logits, losses, assignment = self._training_pass(
-                images, padding, targets, part_weight > 0, class_wanted, **query_options
+                images, padding, targets, part_weight > 0, class_wanted, denoise, like
             )
             for name, loss in losses.items():
                 part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
@@ -224,6 +226,7 @@ class PartClassifier(nn.Module):
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
+        assert labels is not None  # read where there is a head
         class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
@@ -248,26 +251,26 @@ class PartClassifier(nn.Module):
         parts_wanted: bool,
         class_wanted: bool,
         denoise: bool = True,
-        like: Any = None,
-    ) -> tuple[Tensor | None, dict[str, Tensor], Any]:
+        like: Assignment | None = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
         """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
         one; computes what is wanted and no more. `like`: an assignment to go by."""
         features = self.backbone(self.normalize(images))
-        class_wanted = class_wanted and self.head is not None
+        segmenter, head = self.segmenter, self.head if class_wanted else None
         parts, losses = None, {}
-        if self.segmenter is not None and parts_wanted:
-            options = {} if denoise or not hasattr(self.segmenter, "assign") else {"denoise": False}
-            parts = self.segmenter(features, images.shape[-2:], padding, targets, **options)
-            if like is not None:
-                self.segmenter.assign(parts, like)
-            losses = self.segmenter.losses(parts, targets)
-        elif class_wanted and self.head.needs_parts:
-            parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
-        logits = self.head(features, parts).float() if class_wanted else None
+        if segmenter is not None and targets is not None and parts_wanted:
+            options = {"denoise": False} if isinstance(segmenter, QuerySegmenter) and not denoise else {}
+            parts = segmenter(features, images.shape[-2:], padding, targets, **options)
+            if isinstance(segmenter, QuerySegmenter) and like is not None:
+                segmenter.assign(parts, like)
+            losses = segmenter.losses(parts, targets)
+        elif segmenter is not None and head is not None and head.needs_parts:
+            parts = segmenter(features, images.shape[-2:], padding, class_only=True)
+        logits = None if head is None else head(features, parts).float()
         return logits, losses, None if parts is None else parts.aux.get("assignment")
 
-    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Any:
-        assert self.segmenter is not None
+    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment:
+        assert isinstance(self.segmenter, QuerySegmenter)
         with only_looking(self):
             features = self.backbone(self.normalize(images))
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
