@@ -21,8 +21,8 @@ from part_robust import load_config
 from part_robust.engine import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
-from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.files import file_sha256, write_json
 from part_robust.utils.precision import tf32
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from part_robust.data.preparation.journal import write_atomically
+from part_robust.utils.files import write_text
 
 FORMATS = ("coco", "coco-results", "cvat")
 
@@ -35,10 +35,10 @@ def write_annotations(data: Mapping[str, Any], path: Path, kind: str) -> None:
     if kind not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     if kind == "cvat":
-        write_atomically(path, cvat_xml(data))
+        write_text(path, cvat_xml(data))
     else:
         content = coco_instances(data) if kind == "coco" else coco_results(data)
-        write_atomically(path, json.dumps(content) + "\n")
+        write_text(path, json.dumps(content) + "\n")
 
 
 def coco_instances(data: Mapping[str, Any]) -> dict:

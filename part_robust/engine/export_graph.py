@@ -24,6 +24,7 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.utils.files import write_text
 from part_robust.utils.precision import tf32
 
 # Logits of the file and of the model may differ by this much, in float32.
@@ -160,9 +161,7 @@ def _describe(cfg: CfgNode, target: Path, kind: str, difference: float, device: 
         "torch": torch.__version__,
     }
     path = target.with_name(target.name + ".json")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(description, indent=2) + "\n")
     return path
 
 

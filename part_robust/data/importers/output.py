@@ -23,6 +23,7 @@ from part_robust.data.part_json import UNFINISHED
 from part_robust.data.preparation.journal import dump
 from part_robust.data.preparation.segmentation import TightMask, box_mask, decode, part_annotation
 from part_robust.data.validation import violations
+from part_robust.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,5 @@ def _text(content: Mapping, style: Style) -> str:
 def _copy(source: Path, target: Path) -> None:
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
