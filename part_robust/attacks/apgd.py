@@ -53,7 +53,8 @@ class ApgdState(State):
 @ATTACK_REGISTRY.register()
 class APGD(Attack):
     """Momentum steps of twice the radius at first. At checkpoints, where too few steps paid, or where the best loss and
-    the step size stood still since the last one, the step size halves and the search goes on from its best point."""
+    the step size stood still since the last one, the step size halves and the search goes on from its best point.
+    """
 
     def __init__(
         self,

@@ -88,7 +88,8 @@ class Objective:
 
     def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
         """bool (N,): nothing worse can happen, so the image may leave. A class is wrong or not; parts get worse until
-        no pixel is right; a detection can always get worse."""
+        no pixel is right; a detection can always get worse.
+        """
         if self.reads == "class_logits":
             return fooled
         return harm >= 1.0 if self.reads == "part_logits" else torch.zeros_like(fooled)

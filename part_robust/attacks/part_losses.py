@@ -21,13 +21,15 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the pixels that are still right (Croce, Singh and Hein, SEA, 2023): those that are wrong already
-    pull nowhere."""
+    pull nowhere.
+    """
     return _mean(_cross_entropy(logits, labels) * _right(logits, labels), labels, logits)
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Masked cross-entropy in which the labels of an image weigh the same however many pixels they have (SEA): small
-    parts count as much as the background, which is what the mean IoU looks at."""
+    parts count as much as the background, which is what the mean IoU looks at.
+    """
     channels = logits.shape[1]
     counted = labels < channels
     flat = labels.where(counted, channels).flatten(1)
@@ -65,7 +67,8 @@ def seg_pgd(logits: Tensor, labels: Tensor, progress: float) -> Tensor:
 
 def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
     """CosPGD (Agnihotri, Jung and Keuper, 2024): each pixel weighs the cosine between its softmax and its one-hot
-    label; no gradient through the weight."""
+    label; no gradient through the weight.
+    """
     with torch.no_grad():
         p = logits.float().softmax(dim=1)
         right = p.gather(1, labels.where(labels < logits.shape[1], 0)[:, None])[:, 0]
@@ -75,7 +78,8 @@ def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
 
 def wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labelled pixels that are wrong, 0..1: what the worst of several images is chosen by, since losses
-    only stand in for it."""
+    only stand in for it.
+    """
     return _mean((~_right(logits, labels)).float(), labels, logits)
 
 

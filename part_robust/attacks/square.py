@@ -37,7 +37,8 @@ class SquareState(State):
 @ATTACK_REGISTRY.register()
 class Square(Attack):
     """Each query changes one square of the image and is kept where the loss grows. Place and signs of the squares
-    depend on the image's key alone."""
+    depend on the image's key alone.
+    """
 
     uses_gradient = False
 

@@ -150,7 +150,8 @@ class AdversarialLoader:
 
     def _positions(self, batch: list[dict]) -> Tensor:
         """Where the images stand in the stream of training images, if the loader says so: the same for any number of
-        processes."""
+        processes.
+        """
         if "position" in batch[0]:
             return torch.tensor([item["position"] for item in batch])
         return torch.arange(len(batch)) + comm.get_rank() * len(batch)

@@ -47,7 +47,8 @@ class PartCheckpointer(DetectionCheckpointer):
 
     def write(self, name: str, without: Sequence[str] = (), **kwargs: Any) -> None:
         """Writes `<save_dir>/<name>.pth`, under another name first: a killed process or a full disk leaves the old
-        file as it was. Checkpointables named in `without` are left out."""
+        file as it was. Checkpointables named in `without` are left out.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}

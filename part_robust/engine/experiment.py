@@ -75,7 +75,8 @@ def run_phase(phase: Phase) -> dict:
 def finished_record(phase: Phase, wanted: str = "") -> dict | None:
     """The record of a phase that is done with this very config, its evaluation included, or None. Raises as
     `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`, if that
-    is known already."""
+    is known already.
+    """
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
@@ -84,7 +85,8 @@ def finished_record(phase: Phase, wanted: str = "") -> dict | None:
 
 def phase_fingerprint(phase: Phase) -> str:
     """By which a run in its folder is known to be this one, or to have trained the same. Raises as
-    `complete_config`."""
+    `complete_config`.
+    """
     return fingerprint(complete_config(_arguments(phase)))
 
 
@@ -152,7 +154,8 @@ def measured(record: Mapping, attack: str = "") -> Measured:
 
 def headline(record: Mapping) -> dict[str, float | None]:
     """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set, with or without
-    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks."""
+    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks.
+    """
     clean, *attacked = matrix(record)
 
     def least(metric: str, rows: Sequence[Mapping]) -> float | None:

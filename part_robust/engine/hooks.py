@@ -48,7 +48,8 @@ class AttackSchedule(HookBase):
 
 class SeededIterations(HookBase):
     """Random numbers of a step (dropout, denoising queries) depend on the seed, the iteration and the process alone, so
-    a resumed run draws those of the uninterrupted one."""
+    a resumed run draws those of the uninterrupted one.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,5 +1,6 @@
 """Optimizers: SGD (the thesis) or AdamW (the published detectors), a learning rate of its own for the backbone, and
-clipping of all gradients together. On CUDA all weights are changed by one fused kernel."""
+clipping of all gradients together. On CUDA all weights are changed by one fused kernel.
+"""
 
 from __future__ import annotations
 

@@ -193,7 +193,8 @@ def journal_folder(cfg: CfgNode, dataset: str) -> Path:
 
 def resumed_weights(cfg: CfgNode) -> str | None:
     """Where an interrupted evaluation in OUTPUT_DIR took its weights from: "MODEL.WEIGHTS" or "last_checkpoint"; None
-    where there is none."""
+    where there is none.
+    """
     for dataset in cfg.DATASETS.TEST:
         identity = Journal(journal_folder(cfg, dataset)).identity()
         if identity is not None:
@@ -293,7 +294,8 @@ def _identity(
     cfg: CfgNode, plan: Plan, model: nn.Module, weights: str, weights_of: str, image_ids: list[int]
 ) -> dict[str, str]:
     """What must be the same for batches to belong together. Folders need not, and with our own attacks neither batch
-    size nor process count."""
+    size nor process count.
+    """
     decisive = {}
     for name in DECISIVE:
         node = cfg[name].clone()

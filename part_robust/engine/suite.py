@@ -119,7 +119,8 @@ def cores() -> int:
 
 def default_processes(jobs: Sequence[Job], devices: Sequence[str]) -> int:
     """One for each device; on the CPU one for each core, as small models gain little from more threads, but never
-    more than 8 or than can run at the same time; else one."""
+    more than 8 or than can run at the same time; else one.
+    """
     if devices:
         return len(devices)
     if any(job.device != "cpu" for job in jobs):

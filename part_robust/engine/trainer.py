@@ -136,7 +136,8 @@ class PartTrainer(DefaultTrainer):
     @classmethod
     def held_out_images(cls, cfg: CfgNode, count: int) -> list[list[dict]]:
         """This process's share of the first `count` images of DATASETS.VAL, in batches; of the training set where there
-        is no VAL. The loader gives each process a run of neighbours, so all data is gone through up to `count`."""
+        is no VAL. The loader gives each process a run of neighbours, so all data is gone through up to `count`.
+        """
         names = cfg.DATASETS.VAL or cfg.DATASETS.TRAIN
         share = -(-count // comm.get_world_size())
         batches, found = [], 0
@@ -282,7 +283,8 @@ def _share(tensors: Iterable[Tensor]) -> None:
 def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
     """detectron2's `DefaultTrainer` takes the local rank for the device's index, which DistributedDataParallel refuses
     on a CPU, and which is wrong where a process sees its own GPU alone. DistributedDataParallel waits for the gradients
-    of a frozen backbone unless it is told to look which ones come."""
+    of a frozen backbone unless it is told to look which ones come.
+    """
     original = defaults.create_ddp_model
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     options: dict = {"device_ids": [torch.cuda.current_device()] if on_gpu else None}

@@ -118,7 +118,8 @@ def _verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
 
 def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
     """Adds `rescored`, images and mismatches by data set, to the record, and makes C5, the verdict and `unreliable`
-    what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification."""
+    what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification.
+    """
     path = folder / "robustness.json"
     record = read_json(path, "evaluate again")
     for dataset, evaluation in record["evaluation"].items():

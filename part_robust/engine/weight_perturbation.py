@@ -78,7 +78,8 @@ class WeightPerturbation:
 
 class RestoreWeights(HookBase):
     """Puts the weights back between the backward pass and the optimizer's step, or that step would be undone with the
-    perturbation. Registered on the inner trainer, whose `after_backward` comes there."""
+    perturbation. Registered on the inner trainer, whose `after_backward` comes there.
+    """
 
     def __init__(self, perturbation: WeightPerturbation) -> None:
         self.perturbation = perturbation

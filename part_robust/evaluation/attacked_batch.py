@@ -159,7 +159,8 @@ class AttackedBatch:
 
 def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:
     """Sum over the images (S,) of a history on the host (at most S, M), NaN where an image had left; such an image
-    keeps its last loss, 0 if it had none."""
+    keeps its last loss, 0 if it had none.
+    """
     losses = history.double().numpy()
     # A run that all images left before its end is shorter.
     losses = np.pad(losses, ((0, steps - len(losses)), (0, 0)), constant_values=np.nan)

@@ -104,7 +104,8 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
     """bool (N,), the class is right on the image and on every attacked image of it, whatever the attack aimed at, that
-    the headline's threat model allows."""
+    the headline's threat model allows.
+    """
     threat, result = plan.headline.threat_model, right(merged, "clean")
     for tier in plan.tiers:
         if tier.threat_model == threat:

@@ -104,7 +104,8 @@ def compare_paired(first: np.ndarray, second: np.ndarray, confidence: float = 0.
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of the exact McNemar test: of the images on which two results differ, each is as likely to
-    favour one as the other. 1 where they differ on none."""
+    favour one as the other. 1 where they differ on none.
+    """
     differing = only_first + only_second
     return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 

@@ -106,7 +106,8 @@ def level_sizes(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Ten
 
 def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four pixels around each location: their index among the S, int64 (N, Q, H, L, P * 4), and what they count
-    for (N, Q, H, L, P * 4): bilinear share x attention weight, 0 outside of the map."""
+    for (N, Q, H, L, P * 4): bilinear share x attention weight, 0 outside of the map.
+    """
     device = locations.device
     size = level_sizes(shapes, torch.int64, device)
     starts = tuple(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))

@@ -52,7 +52,8 @@ class PartBoxes:
 @dataclass
 class Matching:
     """query: int64 (T, N, G), the query of each true part; matched: bool (T, N, G), False for padding and for parts
-    that found no query."""
+    that found no query.
+    """
 
     query: Tensor
     matched: Tensor

@@ -43,6 +43,7 @@ def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Ten
 
 def image_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Tensor:
     """Mean cross-entropy (N,) over the labelled pixels of each image for itself, 0 where there are none; arguments as
-    of `part_cross_entropy`."""
+    of `part_cross_entropy`.
+    """
     summed = F.cross_entropy(logits.float(), target, ignore_index=ignore_label, reduction="none").flatten(1).sum(dim=1)
     return summed / (target != ignore_label).flatten(1).sum(dim=1).clamp(min=1)

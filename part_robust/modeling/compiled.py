@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 
 class CompiledPath:
     """A function of images compiled by `torch.compile`; the function itself once compiling has failed, which is logged
-    with its reason. Copies of a model compile for themselves."""
+    with its reason. Copies of a model compile for themselves.
+    """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         """

@@ -101,7 +101,8 @@ _QUERY_KEYS = tuple(f"segmenter.{name}.weight" for name in ("tgt_embed", "query_
 class Account:
     """What became of a key: action "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in
     the model, not in the file); `key` in the file, or in the model for the last two; `ours` and `reason` where there is
-    one."""
+    one.
+    """
 
     action: str
     key: str

@@ -171,7 +171,8 @@ class PartClassifier(nn.Module):
 
     def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
         """The context in which `class_logits` reads `factor` times the queries; None where the class is read from no
-        queries that are chosen among others."""
+        queries that are chosen among others.
+        """
         if self.head is None or not self.head.needs_parts or not chooses_queries(self):
             return None
         return more_queries(self, factor)
@@ -254,7 +255,8 @@ class PartClassifier(nn.Module):
         like: Assignment | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
         """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
-        one; computes what is wanted and no more. `like`: an assignment to go by."""
+        one; computes what is wanted and no more. `like`: an assignment to go by.
+        """
         features = self.backbone(self.normalize(images))
         segmenter, head = self.segmenter, self.head if class_wanted else None
         parts, losses = None, {}

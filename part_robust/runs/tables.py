@@ -95,7 +95,8 @@ class Tables:
 
 def all_numbers(found: Sequence[tuple[Run, Mapping]]) -> tuple[list[list], list[str]]:
     """Rows and titles: each metric on clean images and under each attack or tier of any record, without columns that
-    no row has a number for."""
+    no row has a number for.
+    """
     attacks = list(dict.fromkeys(row["attack"] for _, record in found for row in matrix(record)))
     rows = [[*run.cells, *numbers(record, attacks)] for run, record in found]
     titles = [*CELLS, *(f"{metric}, {attack}" for metric in METRICS for attack in attacks)]
@@ -134,7 +135,8 @@ def _plain(cell: str | float | None) -> str | float:
 
 def attack_words(settings: Mapping) -> str:
     """Such as "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate"; the record has the
-    rest."""
+    rest.
+    """
     words = [f"{settings.get('attack', 'attack')} on {settings.get('objective', 'an unknown loss')}"]
     if threat := settings.get("threat_model"):
         words.append(f"{threat['norm']} {threat['eps']:g}/255")

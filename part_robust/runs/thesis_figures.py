@@ -172,7 +172,8 @@ def outline_boxes(image: np.ndarray, found: Instances, num_parts: int, top: int 
 
 def figure_2_4(segmenter: Model, detector: Model, path: Path) -> Path:
     """Rows: (a) images with true boxes, (b) true masks, (c) masks and (d) their boxes of a segmenter, (e) boxes and (f)
-    their masks of a detector."""
+    their masks of a detector.
+    """
     parts = segmenter.taxonomy.num_parts
     truth, masks, boxes = segmenter.truth(), segmenter.predict(), detector.predict()
 

@@ -29,7 +29,8 @@ def tf32(allowed: bool) -> Iterator[None]:
 @contextmanager
 def exact_kernels() -> Iterator[None]:
     """Within, float32 is float32 (no TF32), and cuDNN does not choose kernels by their time, which may give other last
-    digits at every start: what evaluations run in."""
+    digits at every start: what evaluations run in.
+    """
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

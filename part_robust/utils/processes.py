@@ -90,7 +90,8 @@ _watch: _Watch | None = None
 
 def watch_neighbour(lost: Callable[[str], NoReturn]) -> None:
     """From now on `lost` is called in a thread, with a sentence, when the process of the next rank is gone. As it ends
-    this process, the job ends as a whole within seconds, whatever started it. Every process must call this."""
+    this process, the job ends as a whole within seconds, whatever started it. Every process must call this.
+    """
     global _watch
     if comm.get_world_size() > 1:
         _watch = _Watch(lost)

@@ -92,7 +92,8 @@ def _row(path: Path, record: Mapping[str, Any], entry: Entry, E: Mapping[str, An
 
 def _config_name(path: Path, record: Mapping[str, Any]) -> str:
     """The leaf config that OUTPUT_DIR is named after, where there is one, and what the run changed in it; else the
-    run's own complete config."""
+    run's own complete config.
+    """
     values = config_values(record.get("config") or "")
     leaf = _leaf(Path(str(values.get("OUTPUT_DIR", ""))))
     if leaf is None:

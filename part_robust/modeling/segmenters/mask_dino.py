@@ -283,7 +283,8 @@ class MaskDinoSegmenter(QuerySegmenter):
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
     ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
         """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
-        pixels (N, Q) were chosen."""
+        pixels (N, Q) were chosen.
+        """
         images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)

@@ -208,7 +208,8 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
 
 class Selected(NamedTuple):
     """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4), and
-    which of the S they are, int64 (N, Q)."""
+    which of the S they are, int64 (N, Q).
+    """
 
     content: Tensor
     logits: Tensor
