@@ -1,5 +1,7 @@
-"""Turns a public checkpoint into one for MODEL.WEIGHTS: DINO (the authors' or detrex's), Mask DINO (the authors'), or
-an ImageNet classifier for the backbone (torchvision's or timm's layout; docs/backbones.md).
+"""Turns a public checkpoint into one for MODEL.WEIGHTS.
+
+It is that of DINO (the authors' or detrex's), of Mask DINO (the authors'), or of an ImageNet classifier for the
+backbone (torchvision's or timm's layout; docs/backbones.md).
 
     part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \\
         --config-file part_imagenet/dino_detector.yaml

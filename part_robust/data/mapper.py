@@ -51,7 +51,8 @@ class PartDatasetMapper:
         ignore_label: int,
         masks_from: str = "masks",
     ) -> None:
-        """
+        """Set what is done to every record of a data set.
+
         Args:
             augmentations: geometry only; the result must be one size for all images.
             num_parts: P.
@@ -212,7 +213,8 @@ def _select(file: Image.Image, record: dict) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """
+    """Return an image of any mode as RGB, transparency over white.
+
     Raises:
         ValueError: pixels of 32 bits.
     """

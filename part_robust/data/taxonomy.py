@@ -55,7 +55,7 @@ class PartTaxonomy:
 
 
 def bare_part_name(part_name: str) -> str:
-    """ "bottle:cap" -> "cap"; a name without a colon stays."""
+    """Return the part of "bottle:cap", which is "cap"; a name without a colon stays."""
     return part_name.split(":", 1)[-1]
 
 

@@ -52,7 +52,8 @@ class OverfittingGuard(HookBase):
         drop: float = 0.5,
         action: str = "warn",
     ) -> None:
-        """
+        """Set what is watched, and what a collapse leads to.
+
         Args:
             model: with a class head.
             attack: the training's; its `scale` is that of the moment.

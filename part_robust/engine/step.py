@@ -46,7 +46,8 @@ class TrainingStep(nn.Module):
         scaler: Any = None,
         perturbation: WeightPerturbation | None = None,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
             model: batch -> dict of losses.
             pieces: parts of the batch that are computed one after the other.

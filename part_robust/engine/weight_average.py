@@ -18,7 +18,8 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """
+        """Start the average from the model's weights.
+
         Args:
             model: not wrapped.
             decay: 0..1, not 1.

@@ -21,7 +21,8 @@ class WeightPerturbation:
     """
 
     def __init__(self, gamma: float = 0.01, warmup_iters: int = 0) -> None:
-        """
+        """Set the length of the perturbation.
+
         Args:
             gamma: length of the perturbation relative to the weights'.
             warmup_iters: iterations without perturbation at the beginning.
@@ -77,8 +78,10 @@ class WeightPerturbation:
 
 
 class RestoreWeights(HookBase):
-    """Puts the weights back between the backward pass and the optimizer's step, or that step would be undone with the
-    perturbation. Registered on the inner trainer, whose `after_backward` comes there.
+    """Hook that puts the weights back between the backward pass and the optimizer's step.
+
+    Otherwise that step would be undone with the perturbation. It is registered on the inner trainer, whose
+    `after_backward` comes there.
     """
 
     def __init__(self, perturbation: WeightPerturbation) -> None:

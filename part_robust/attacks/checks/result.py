@@ -15,10 +15,12 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 @dataclass(frozen=True)
 class Check:
-    """Attributes:
-    name: what is checked.
-    level: "error": a finding makes the record not reportable; "warning": the reader must see it.
-    remedy: what to do about a finding.
+    """A check of the catalogue.
+
+    Attributes:
+        name: what is checked.
+        level: "error": a finding makes the record not reportable; "warning": the reader must see it.
+        remedy: what to do about a finding.
     """
 
     name: str
@@ -140,14 +142,16 @@ CATALOGUE: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Attributes:
-    id: "C1" to "C21".
-    name: what was checked.
-    level: "error" or "warning".
-    status: "pass", "fail" or "skipped".
-    value: the number that was compared, None where there is none.
-    sentence: what was found.
-    remedy: what to do about it; "" unless it failed.
+    """Outcome of a check.
+
+    Attributes:
+        id: "C1" to "C21".
+        name: what was checked.
+        level: "error" or "warning".
+        status: "pass", "fail" or "skipped".
+        value: the number that was compared, None where there is none.
+        sentence: what was found.
+        remedy: what to do about it; "" unless it failed.
     """
 
     id: str

@@ -89,7 +89,8 @@ class Subject:
         padding: Tensor | None = None,
         precise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """
+        """Set up a batch and the attack on it that is checked.
+
         Args:
             forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_view`.
             images: float (N, 3, H, W).
