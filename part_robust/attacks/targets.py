@@ -58,6 +58,7 @@ class TargetChoice:
         return cls(number=node["NUM_TARGETS"], ranking=node["TARGET_RANKING"], candidates=node["TARGET_CANDIDATES"])
 
     def describe(self) -> dict:
+        """Return the settings for the record, by names that start with `targets_`."""
         values = asdict(self)
         if self.ranking == "logits":
             del values["candidates"]

@@ -51,6 +51,7 @@ class ThreatModel:
         return replace(self, eps=self.eps * factor)
 
     def describe(self) -> dict:
+        """Return norm, radius and pixel range for the record."""
         return asdict(self)
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:

@@ -57,10 +57,12 @@ class MaskSampler:
     """
 
     def __init__(self, transform: Transform, height: int, width: int) -> None:
-        """
+        """Compute the source of every row and every column, where the transform allows it.
+
         Args:
             transform: what the image went through.
-            height, width: h, w.
+            height: h.
+            width: w.
         """
         self._transform = transform
         self._size = height, width

@@ -29,10 +29,12 @@ class PartTaxonomy:
 
     @property
     def num_classes(self) -> int:
+        """C, the number of classes."""
         return len(self.class_names)
 
     @property
     def num_parts(self) -> int:
+        """P, the number of parts, without background."""
         return len(self.part_names)
 
     @property

@@ -49,6 +49,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
+        """Return the classes with their probabilities, in words."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 

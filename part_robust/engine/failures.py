@@ -58,6 +58,7 @@ class FiniteSteps(HookBase):
 
     @property
     def step(self) -> Any:
+        """The `TrainingStep` that the trainer runs."""
         return self.inner_trainer.model
 
     def keep_buffers(self) -> None:

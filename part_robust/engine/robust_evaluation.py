@@ -188,6 +188,7 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
 
 
 def journal_folder(cfg: CfgNode, dataset: str) -> Path:
+    """Return the folder of the journal of one data set."""
     return Path(cfg.OUTPUT_DIR) / f"journal_{dataset}"
 
 

@@ -87,6 +87,7 @@ class TrainingStep(nn.Module):
 
     @property
     def inner(self) -> nn.Module:
+        """The model without DistributedDataParallel."""
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def _losses(self, model: nn.Module, piece: list[dict], share: dict[str, Tensor | float]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class Job:
 
     @property
     def console(self) -> Path:
+        """File that takes what the run prints."""
         return self.output / CONSOLE
 
 

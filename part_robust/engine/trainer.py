@@ -258,6 +258,7 @@ class PartTrainer(DefaultTrainer):
 
 
 def unwrap(model: PartClassifier | DistributedDataParallel) -> PartClassifier:
+    """Return the model without DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

@@ -33,6 +33,7 @@ class WeightPerturbation:
         self._kept: list[tuple[nn.Parameter, Tensor]] = []
 
     def at(self, iteration: int) -> None:
+        """Switch the perturbation on where the warm-up is over at this iteration."""
         self.active = iteration >= self.warmup_iters
 
     def perturb(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> None:

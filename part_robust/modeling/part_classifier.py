@@ -59,7 +59,8 @@ class PartClassifier(nn.Module):
         compile_attacks: bool = False,
         objective: TrainingObjective | None = None,
     ) -> None:
-        """
+        """Put a model together from its pieces.
+
         Args:
             backbone: a detectron2 backbone.
             segmenter: part segmenter, or None for a plain classifier.
@@ -128,6 +129,7 @@ class PartClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -170,8 +172,9 @@ class PartClassifier(nn.Module):
         return full_gradient(self) if self.full_gradient_attacks else nullcontext()
 
     def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
-        """The context in which `class_logits` reads `factor` times the queries; None where the class is read from no
-        queries that are chosen among others.
+        """Return the context in which `class_logits` reads `factor` times the queries.
+
+        It is None where the class is read from no queries that are chosen among others.
         """
         if self.head is None or not self.head.needs_parts or not chooses_queries(self):
             return None
@@ -188,6 +191,7 @@ class PartClassifier(nn.Module):
         return preprocess(batched_inputs, self.device)
 
     def normalize(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) of 0..255 with the mean and the deviation of the backbone's training taken out."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -254,8 +258,11 @@ class PartClassifier(nn.Module):
         denoise: bool = True,
         like: Assignment | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
-        """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
-        one; computes what is wanted and no more. `like`: an assignment to go by.
+        """Compute class logits (N, C), part losses, and the assignment of queries to true parts, as far as they exist.
+
+        Computes what is wanted and no more. `like` is an assignment to keep.
+
+        Computes what is wanted and no more. `like` is an assignment to keep.
         """
         features = self.backbone(self.normalize(images))
         segmenter, head = self.segmenter, self.head if class_wanted else None
@@ -278,6 +285,16 @@ class PartClassifier(nn.Module):
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
+        """Return one dict per image, with `class_logits` (C,), `sem_seg` (P + 1, H, W) and `instances` as the model has them.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding; None where there is none.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding; None where there is none.
+        """
         features = self.backbone(self.normalize(images))
         height, width = images.shape[-2:]
         parts = None

@@ -27,7 +27,8 @@ def part_loss_view(
     joint: bool,
     fixed: bool,
 ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-    """
+    """Return the function of images that an attack on the model's part loss maximises.
+
     Args:
         model: in eval mode.
         batched_inputs: with the true parts.

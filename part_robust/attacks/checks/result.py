@@ -168,17 +168,19 @@ class CheckResult:
 
 
 def passed(id: str, sentence: str, value: float | None = None) -> CheckResult:
+    """Return the result of a check of the catalogue that has found nothing."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, check.level, PASS, value, sentence, "")
 
 
 def failed(id: str, sentence: str, value: float | None = None, *, remedy: str = "", level: str = "") -> CheckResult:
-    """`remedy` and `level` in place of the catalogue's."""
+    """Return the result of a check that has a finding; `remedy` and `level` replace the catalogue's."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, level or check.level, FAIL, value, sentence, remedy or check.remedy)
 
 
 def skipped(id: str, sentence: str) -> CheckResult:
+    """Return the result of a check that could not be made, with the reason in `sentence`."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, check.level, SKIPPED, None, sentence, "")
 

@@ -88,6 +88,7 @@ class Journal:
         return offset
 
     def append(self, unit: str, result: dict) -> None:
+        """Write the result of a unit, which from now on counts as finished."""
         self._offsets[unit] = self._write({"unit": unit, "result": result})
 
     @property
@@ -106,6 +107,7 @@ class Journal:
                 yield unit, entry["result"]
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
