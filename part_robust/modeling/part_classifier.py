@@ -285,11 +285,7 @@ class PartClassifier(nn.Module):
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
-        """Return one dict per image, with `class_logits` (C,), `sem_seg` (P + 1, H, W) and `instances` as the model has them.
-
-        Args:
-            images: float (N, 3, H, W), RGB, 0..255.
-            padding: bool (N, H, W), True on letterbox padding; None where there is none.
+        """Return one dict per image: `class_logits` (C,), `sem_seg` (P + 1, H, W) and `instances`, as far as predicted.
 
         Args:
             images: float (N, 3, H, W), RGB, 0..255.
