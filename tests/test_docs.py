@@ -1,5 +1,6 @@
 """The pieces of docs/extending.md run as they stand, in a model that trains, is attacked and evaluated; the config
-of docs/backbones.md builds."""
+of docs/backbones.md builds.
+"""
 
 from __future__ import annotations
 

@@ -44,6 +44,8 @@ def test_links_lead_somewhere():
     """Of every page; and the README leads to each of them."""
     pages = [
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
         *ROOT.glob("docs/*.md"),
         ROOT / "datasets" / "README.md",
         ROOT / "configs" / "README.md",

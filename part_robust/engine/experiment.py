@@ -73,9 +73,11 @@ def run_phase(phase: Phase) -> dict:
 
 
 def finished_record(phase: Phase, wanted: str = "") -> dict | None:
-    """The record of a phase that is done with this very config, its evaluation included, or None. Raises as
-    `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`, if that
-    is known already."""
+    """Return the record of a phase that is done with this very config, its evaluation included, or None.
+
+    Raises as `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`,
+    if that is known already.
+    """
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
@@ -83,8 +85,10 @@ def finished_record(phase: Phase, wanted: str = "") -> dict | None:
 
 
 def phase_fingerprint(phase: Phase) -> str:
-    """By which a run in its folder is known to be this one, or to have trained the same. Raises as
-    `complete_config`."""
+    """Return what tells whether a run in the phase's folder is this one, or has trained the same.
+
+    Raises as `complete_config`.
+    """
     return fingerprint(complete_config(_arguments(phase)))
 
 
@@ -102,8 +106,9 @@ def _finished(output: Path, wanted: str) -> dict | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50"); absent or None
-    where a model has no such metric.
+    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50").
+
+    They are absent or None where a model has no such metric.
 
     Attributes:
         clean: on clean images.
@@ -132,7 +137,8 @@ def matrix(record: Mapping) -> list[dict]:
 
 
 def measured(record: Mapping, attack: str = "") -> Measured:
-    """
+    """Return the numbers of a record on clean images and under one attack.
+
     Args:
         record: of one data set, with or without tiers.
         attack: name of an attack or a tier; "" for the one that leaves the least of what the model is for: of the class
@@ -151,8 +157,11 @@ def measured(record: Mapping, attack: str = "") -> Measured:
 
 
 def headline(record: Mapping) -> dict[str, float | None]:
-    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set, with or without
-    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks."""
+    """Return clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set.
+
+    Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks. The record
+    may have tiers or not.
+    """
     clean, *attacked = matrix(record)
 
     def least(metric: str, rows: Sequence[Mapping]) -> float | None:

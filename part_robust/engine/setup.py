@@ -101,7 +101,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """
+    """Check what a training needs before it begins.
+
     Raises:
         ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
     """
@@ -126,7 +127,8 @@ def check_training(cfg: CfgNode) -> None:
 
 
 def check_part_labels(cfg: CfgNode) -> None:
-    """
+    """Check that the training set has the labels that the loss needs.
+
     Raises:
         UserError: the training minimises a loss of the parts alone, and no image has part labels: the loss would be 0.
     """

@@ -104,7 +104,7 @@ def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
 
 
 def is_background(name: str) -> bool:
-    """ "_background_", "__background__", "Background", "bg"."""
+    """Return whether a name is that of the background: "_background_", "__background__", "Background" or "bg"."""
     return name.strip("_ ").lower() in ("background", "bg")
 
 

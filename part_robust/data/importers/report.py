@@ -85,6 +85,11 @@ class Tally:
         self.events: list[tuple[str, str]] = []  # all of them, for another tally to take over
 
     def add(self, reason: str, example: str) -> None:
+        """Count an event, and keep the first examples of its reason.
+
+        Raises:
+            KeyError: the reason is not in REASONS.
+        """
         if reason not in REASONS:
             raise KeyError(reason)
         self.counts[reason] += 1

@@ -19,13 +19,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    caption: what the table shows, with units.
-    columns: their heads.
-    rows: cells as text; the first cell names the row.
-    shades: by row and column 0..1, how strongly a cell is coloured; empty for none.
-    tones: for each row "", "good", "warning" or "bad"; empty for none.
-    tone_column: which cell of a row shows its tone.
+    """A table of a report.
+
+    Attributes:
+        caption: what the table shows, with units.
+        columns: their heads.
+        rows: cells as text; the first cell names the row.
+        shades: by row and column 0..1, how strongly a cell is coloured; empty for none.
+        tones: for each row "", "good", "warning" or "bad"; empty for none.
+        tone_column: which cell of a row shows its tone.
     """
 
     caption: str
@@ -43,10 +45,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Attributes:
-    svg: inline, without size.
-    title: what it shows.
-    description: what a reader without eyes on it should know.
+    """A figure of a report.
+
+    Attributes:
+        svg: inline, without size.
+        title: what it shows.
+        description: what a reader without eyes on it should know.
     """
 
     svg: str
@@ -92,6 +96,8 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
+    """Numbers in large type, side by side."""
+
     tiles: Sequence[Tile]
 
 
@@ -117,10 +123,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Attributes:
-    title: of the page.
-    subtitle: one line under it.
-    parts: for each data set its name and sections; "" for those of all.
+    """A report, in any form.
+
+    Attributes:
+        title: of the page.
+        subtitle: one line under it.
+        parts: for each data set its name and sections; "" for those of all.
     """
 
     title: str
@@ -138,4 +146,5 @@ def number(value: float | int | None, digits: int = 1) -> str:
 
 
 def interval(values: Sequence[float] | None) -> str:
+    """Return an interval with one decimal, such as "[12.3, 45.6]"; "-" for nothing."""
     return f"[{values[0]:.1f}, {values[1]:.1f}]" if values else MISSING

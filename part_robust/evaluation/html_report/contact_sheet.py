@@ -24,7 +24,8 @@ TITLES = {"worst": "broken farthest", "median": "median", "robust": "held"}
 def contact_sheet(
     pictures: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None
 ) -> Sheet | None:
-    """
+    """Draw images before and after an attack, with parts and classes.
+
     Args:
         pictures: arrays of the pictures file: `clean` (K, 3, H, W), `attacked`, part maps (K, H, W) with -1 where
             absent, `label`, `top3_*`, `kind`.

@@ -39,7 +39,8 @@ class Entry:
 
 
 def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Report:
-    """
+    """Build the page that compares several models.
+
     Args:
         records: paths and what is in them; models without a class head are left out.
     """

@@ -6,6 +6,7 @@ from part_robust.evaluation.html_report.blocks import Block, Code, Report, Secti
 
 
 def render_markdown(report: Report) -> str:
+    """Return a report as Markdown."""
     lines = [f"# {_escape(report.title)}", ""]
     if report.subtitle:
         lines += [_escape(report.subtitle), ""]

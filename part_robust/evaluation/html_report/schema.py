@@ -36,7 +36,8 @@ def find_records(paths: list[str | Path]) -> list[Path]:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """
+    """Read a record.
+
     Raises:
         ValueError: not a record; names the file and what is wrong.
     """

@@ -36,7 +36,8 @@ CHANGES = 20
 
 
 def build_report(record: Mapping[str, Any], folder: Path) -> Report:
-    """
+    """Build the report of one record.
+
     Args:
         record: of any schema.
         folder: where its npz files are.

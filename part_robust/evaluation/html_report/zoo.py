@@ -25,7 +25,8 @@ OF_EVERY_RUN = (
 
 
 def build_zoo(records: Sequence[tuple[Path, Mapping[str, Any]]], made_by: Sequence[str] = ()) -> Report:
-    """
+    """Build the page of a model zoo.
+
     Args:
         records: paths and what is in them.
         made_by: commands that made the models and the page.
@@ -91,8 +92,10 @@ def _row(path: Path, record: Mapping[str, Any], entry: Entry, E: Mapping[str, An
 
 
 def _config_name(path: Path, record: Mapping[str, Any]) -> str:
-    """The leaf config that OUTPUT_DIR is named after, where there is one, and what the run changed in it; else the
-    run's own complete config."""
+    """Return the leaf config that OUTPUT_DIR is named after, where there is one, and what the run changed in it.
+
+    Otherwise it is the run's own complete config.
+    """
     values = config_values(record.get("config") or "")
     leaf = _leaf(Path(str(values.get("OUTPUT_DIR", ""))))
     if leaf is None:
