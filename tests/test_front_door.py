@@ -25,8 +25,8 @@ from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.phases import phase_arguments
 from part_robust.engine.setup import setup
 from part_robust.engine.verification import recorded_config
-from part_robust.evaluation.report import file_sha256
 from part_robust.modeling import PartClassifier
+from part_robust.utils.files import file_sha256
 from tests.data.builtin_names import builtin_below
 from tests.toy import MODELS, TINY, write_toy
 

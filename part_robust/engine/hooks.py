@@ -17,8 +17,7 @@ from torch import nn
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
-from part_robust.evaluation.report import write_json
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

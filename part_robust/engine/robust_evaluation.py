@@ -38,10 +38,10 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
-from part_robust.evaluation.report import file_sha256
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.gradients import cuts_gradient
+from part_robust.utils.files import file_sha256
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)

@@ -21,9 +21,8 @@ from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.record import check_rescored
-from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.run_config import complete
-from part_robust.utils.files import read_json
+from part_robust.utils.files import file_sha256, read_json, write_json
 from part_robust.utils.precision import tf32
 
 

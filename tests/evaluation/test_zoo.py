@@ -12,7 +12,7 @@ import pytest
 from part_robust.attacks.checks import failed
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.html_report import write_zoo
-from part_robust.evaluation.report import write_json
+from part_robust.utils.files import write_json
 from tests.evaluation import record_fixture as fixture
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 
 from part_robust.data.preparation.images import check_image, read_rgb
-from part_robust.data.preparation.journal import write_atomically
 from part_robust.data.preparation.paco_source import PacoAnnotation, PacoImage, is_good_box
 from part_robust.data.preparation.segmentation import (
     SkippedError,
@@ -26,6 +25,7 @@ from part_robust.data.preparation.segmentation import (
     encode,
     part_annotation,
 )
+from part_robust.utils.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ def _sample(
     long_side = max(size)
     target_size = size
     if rules.materialize != "none" and rules.long_side and (rules.upsample or long_side > rules.long_side):
-        target_size = tuple(max(round(side * rules.long_side / long_side), 1) for side in size)
+        height, width = (max(round(side * rules.long_side / long_side), 1) for side in size)
+        target_size = height, width
         annotations, ignore, covered = _resize(annotations, ignore, covered, target_size)
     total = target_size[0] * target_size[1]
     parts_area = 0 if supervision == "none" else int((covered & ~ignore).sum())
@@ -312,7 +313,7 @@ def _write_crop(
     _, content = cv2.imencode(f".{ending}", np.ascontiguousarray(crop[:, :, ::-1]), quality)
     dataset, split, image_id, object_id = sample["key"].split("/")
     name = f"{dataset}_{split}/{image_id[-3:]}/{image_id}_{object_id}.{ending}"
-    write_atomically(output / "images" / name, content.tobytes())
+    write_bytes(output / "images" / name, content.tobytes())
     source = image["source"]
     # Another key: `crop_xyxy` would tell the loader to cut once more.
     source["window_xyxy"] = source.pop("crop_xyxy")

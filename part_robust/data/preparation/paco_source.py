@@ -35,7 +35,7 @@ class PacoAnnotation(NamedTuple):
     id: int
     image_id: int
     category_id: int
-    object_id: int
+    object_id: int | str
     box: list[float]  # x, y, width, height in pixels; may leave the image
     segmentation: Any
 
@@ -212,7 +212,7 @@ def _group(
 ) -> tuple[dict[int, list[PacoObject]], dict[int, list]]:
     """Objects by image with their parts; whatever fits nowhere is counted, its boxes by image come second."""
     names = {category["id"]: category["name"] for category in categories}
-    found: dict[int, PacoObject] = {}
+    found: dict[int | str, PacoObject] = {}
     by_image: dict[int, list[PacoObject]] = defaultdict(list)
     lost: dict[int, list] = defaultdict(list)
     seen: set[int] = set()

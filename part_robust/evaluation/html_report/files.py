@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from part_robust.evaluation.html_report.page import render_html
 from part_robust.evaluation.html_report.schema import load_record
 from part_robust.evaluation.html_report.sections import build_report
 from part_robust.evaluation.html_report.zoo import build_zoo
+from part_robust.utils.files import write_text
 
 
 def write_report(record_path: str | Path) -> tuple[Path, Path]:
@@ -48,21 +48,10 @@ def write_zoo(record_paths: Sequence[str | Path], output: str | Path, made_by: S
     Raises:
         ValueError: a file is no record.
     """
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     text = render_markdown(build_zoo([(Path(path), load_record(Path(path))) for path in record_paths], made_by))
-    return _replace(output, text)
+    return write_text(output, text)
 
 
 def _write(report: Report, folder: Path, stem: str) -> tuple[Path, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown = _replace(folder / f"{stem}.md", render_markdown(report))
-    return markdown, _replace(folder / f"{stem}.html", render_html(report))
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Atomic: a killed process leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    markdown = write_text(folder / f"{stem}.md", render_markdown(report))
+    return markdown, write_text(folder / f"{stem}.html", render_html(report))

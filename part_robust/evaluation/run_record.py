@@ -1,13 +1,10 @@
-"""The record a robust number travels in: json, and a table for people."""
+"""The record of an evaluation run (`robustness.json`), and its results as a Markdown table."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import detectron2
@@ -17,24 +14,10 @@ from torch import nn
 
 import part_robust
 from part_robust.attacks import Attack
+from part_robust.utils.files import file_sha256
 from part_robust.utils.precision import describe_precision
 
 SCHEMA = 2
-
-
-def file_sha256(path: str | Path) -> str | None:
-    """Hash of a checkpoint, None where there is no local file."""
-    if not path or not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def build_record(
@@ -129,15 +112,6 @@ def robustbench_fields(
         "unreliable": not evaluation.get("reportable", True),
         "number_forward_passes": 1,
     }
-
-
-def write_json(path: str | Path, record: Mapping) -> None:
-    """Atomic: a killed process leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack]) -> str:
