@@ -61,7 +61,7 @@ def _item(entry: Any, where: str) -> Item:
         ValueError: it has no name.
     """
     found = entry if isinstance(entry, Mapping) else {}
-    image = next((found[key] for key in ("image", "media") if isinstance(found.get(key), Mapping)), {})
+    image: Mapping = next((found[key] for key in ("image", "media") if isinstance(found.get(key), Mapping)), {})
     name = image.get("path") or (f"{found['id']}.jpg" if found.get("id") not in (None, "") else "")
     if not name:
         raise ValueError(f"{where} names no image: it must have an id, and image.path")

@@ -115,7 +115,7 @@ def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Tally
     """Adds the part that the results of one region describe."""
     labels = [text for r in results if str(r.get("type")).endswith("labels") for text in _texts(r, r.get("type"))]
     attributes = {str(r.get("from_name")): text for r in results for text in _texts(r, "choices")[:1]}
-    raw = {"part": next(iter(labels), ""), "where": where, "no_box": True}
+    raw: dict[str, Any] = {"part": next(iter(labels), ""), "where": where, "no_box": True}
     raw |= {"attributes": attributes} if attributes else {}
     reason = "" if labels else "no_label"
     if any(as_number(result.get("image_rotation")) for result in results):

@@ -64,7 +64,7 @@ def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
 def _add_shape(item: Item, shape: Any, where: str, tally: Tally) -> None:
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
-        raw = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}
+        raw: dict[str, Any] = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}
         kind = shape.get("shape_type") or "polygon"
         if kind in ("polygon", "oriented_rectangle", "rotation"):
             raw["segmentation"] = [[value for point in points for value in point]]
