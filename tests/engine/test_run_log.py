@@ -72,4 +72,4 @@ def test_a_level_and_a_second_run_in_the_process(tmp_path, capsys):
     assert "look at this" in line
     assert (tmp_path / "one" / "log.txt").read_text() == before
     log = (tmp_path / "two" / "log.txt").read_text()
-    assert [log.count(word) for word in ("progress", "look at this", "of no use", "Running with full config")] == [1] * 4
+    assert all(log.count(word) == 1 for word in ("progress", "look at this", "of no use", "Running with full config"))
