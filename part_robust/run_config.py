@@ -51,7 +51,7 @@ def complete(cfg: CfgNode) -> CfgNode:
         ValueError: an entry of DATASETS.REGISTER is wrong; nothing says the numbers.
     """
     import_modules(cfg)
-    check_config(cfg, _defaults(), _registered(), {name: attack.own_keys for name, attack in ATTACK_REGISTRY})
+    check_config(cfg, _defaults(), _registered())
     register_from_config(cfg)
     return with_counts(cfg)
 

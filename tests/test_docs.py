@@ -19,7 +19,7 @@ from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.run_config import import_modules
 from tests.attacks.check_models import Honest, make_images
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.toy import ADVERSARIAL, run_cfg
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CONFIGS = DOCS.parent / "configs"
@@ -78,6 +78,7 @@ def test_the_attack_is_one(my_parts, tmp_path, objective):
     cfg.TEST.TIER = "mine"
     (tier,) = build_tiers(cfg)
     assert list(tier.attacks) == ["apgd_ce", "momentum"] and type(tier.attacks["momentum"]).__name__ == "MomentumPGD"
+    assert build_attack({"NAME": "DecayingMomentumPGD", "DECAY": 0.5}).decay == 0.5
     with attack_view(Honest()) as view, torch.no_grad():
         images = make_images(12)
         labels = view(images).argmax(dim=1)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from part_robust.data import register_from_config
-from tests.test_tools import ROOT, call, succeeded
+from tests.commands import ROOT, call, succeeded
 from tests.toy import TINY, tiny_cfg, write_toy
 
 README = (ROOT / "README.md").read_text()

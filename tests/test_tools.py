@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from part_robust.data.part_shapes import make_part_shapes
+from tests.commands import call, succeeded
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = "configs/quick_schedules/deeplab_two_headed_instant_test_adv.yaml"
-
-
-def call(tool: str, *arguments, datasets: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if datasets:
-        environment["DETECTRON2_DATASETS"] = str(datasets)
-    command = [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def succeeded(done: subprocess.CompletedProcess) -> str:
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

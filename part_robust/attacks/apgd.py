@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
@@ -57,11 +58,11 @@ class APGD(Attack):
     def __init__(
         self,
         *,
-        steps: int = 100,
-        random_start: bool = True,
-        momentum: float = 0.75,
-        success_share: float = 0.75,
-        radius_schedule: Sequence[Sequence[float]] = NO_SCHEDULE,
+        steps: int,
+        random_start: bool,
+        momentum: float,
+        success_share: float,
+        radius_schedule: Sequence[Sequence[float]],
         **shared: Any,
     ) -> None:
         """
@@ -95,12 +96,27 @@ class APGD(Attack):
             raise ValueError(f"RADIUS_SCHEDULE has a stage without a step: {radius_schedule} of {steps} steps")
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Start uniformly in the ball instead of at the image.
+        node.RANDOM_START = True
+        # Weight of the gradient step against the last move; share of the steps between two checkpoints that must raise
+        # the loss, otherwise the step size halves (alpha and rho of the paper, 0..1).
+        node.APGD_MOMENTUM = 0.75
+        node.APGD_SUCCESS_SHARE = 0.75
+        # Pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
+        # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
+        node.RADIUS_SCHEDULE = ()
+        node.update(TargetChoice.default_config())
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> APGD:
         return cls(
-            random_start=node.get("RANDOM_START", True),
-            momentum=node.get("APGD_MOMENTUM", 0.75),
-            success_share=node.get("APGD_SUCCESS_SHARE", 0.75),
-            radius_schedule=node.get("RADIUS_SCHEDULE", ()) or NO_SCHEDULE,
+            random_start=node["RANDOM_START"],
+            momentum=node["APGD_MOMENTUM"],
+            success_share=node["APGD_SUCCESS_SHARE"],
+            radius_schedule=node["RADIUS_SCHEDULE"] or NO_SCHEDULE,
             targets=TargetChoice.from_config(node),
             **shared_arguments(node),
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ class Square(Attack):
 
     uses_gradient = False
 
-    def __init__(self, *, steps: int = 5000, area_share: float = 0.8, **shared: Any) -> None:
+    def __init__(self, *, steps: int, area_share: float, **shared: Any) -> None:
         """
         Args:
             steps: number of queries.
@@ -56,8 +57,15 @@ class Square(Attack):
         self.area_share = area_share
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Share of the image that the first squares cover, 0..1 (p of the paper).
+        node.SQUARE_AREA = 0.8
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> Square:
-        return cls(area_share=node.get("SQUARE_AREA", 0.8), **shared_arguments(node))
+        return cls(area_share=node["SQUARE_AREA"], **shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
         first = stripes if problem.threat_model.norm == "linf" else tiles

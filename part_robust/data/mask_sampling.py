@@ -79,7 +79,9 @@ class MaskSampler:
         # Run-length codes and decoded arrays go by columns.
         if source_rows.size * source_columns.size * _LOOK_UPS < self._size[0] * self._size[1]:
             counts = rle["counts"]
-            ends = np.cumsum(run_lengths(counts.decode() if isinstance(counts, bytes) else counts))
+            lengths = run_lengths(counts.decode() if isinstance(counts, bytes) else counts)
+            assert lengths is not None  # the json was validated
+            ends = np.cumsum(lengths)
             places = source_columns[:, None] * self._size[0] + source_rows
             found = np.searchsorted(ends, places, side="right") & 1
         else:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.utils.errors import UserError, as_user_errors
+from part_robust.utils.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,22 +54,12 @@ class PartCheckpointer(DetectionCheckpointer):
         data.update({key: part.state_dict() for key, part in self.checkpointables.items() if key not in without})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
-        temporary = f"{path}.tmp"
         logger.info("Saving checkpoint to %s", path)
-        try:
-            with PathManager.open(temporary, "wb") as file:
-                torch.save(data, file)
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(data, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with PathManager.open(f"{path}.tmp", "w") as file:
-            file.write(last_filename_basename)
-        os.replace(f"{path}.tmp", path)
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """

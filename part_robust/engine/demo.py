@@ -128,7 +128,7 @@ class Demo:
         with torch.no_grad(), tf32(False):
             images, padding = self.model.preprocess(batch)
             outputs = self.model.inference(images, padding)
-        after = attacked = None
+        attacked, after = images, outputs
         if attack is not None:
             truths = [self._as_truth(item, found, label) for item, found in zip(batch, outputs, strict=True)]
             with attack_view(self.model, attack.full_gradient) as inner:
@@ -138,7 +138,8 @@ class Demo:
             with torch.no_grad(), tf32(False):
                 after = self.model.inference(attacked, padding)
         for index, item in enumerate(batch):
-            inside = tuple(slice(side) for side in item.get("content_size", images.shape[-2:]))
+            height, width = item.get("content_size", images.shape[-2:])
+            inside = slice(height), slice(width)
             clean = _pixels(images[index])[inside]
             seen = self._seen(outputs[index], clean, inside)
             panels = [Panel(_picture(clean), Path(item["file_name"]).name), Panel(seen.picture, _title("", seen))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.journal import JournalMismatch
 from part_robust.evaluation.report import evaluations
 from part_robust.utils.errors import as_user_errors
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +68,7 @@ def run_phase(phase: Phase) -> dict:
         logger.info("Evaluates anew: %s", error)
         evaluate(evaluation)
     record = json.loads((output / "robustness.json").read_text())
-    temporary = (output / FINISHED).with_suffix(".tmp")
-    temporary.write_text(json.dumps({"config": wanted, "record": record}))
-    os.replace(temporary, output / FINISHED)
+    write_text(output / FINISHED, json.dumps({"config": wanted, "record": record}))
     return record
 
 

@@ -308,7 +308,8 @@ def _signals_passed_on() -> Iterator[list[int]]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
+            if child.pid is not None:
+                os.kill(child.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 from detectron2.utils.logger import setup_logger
 
-from part_robust.config import find_config
+from part_robust.config import config_text, find_config
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
@@ -35,7 +35,7 @@ from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
 from part_robust.utils.devices import check_device
 from part_robust.utils.errors import UserError, as_user_errors
-from part_robust.utils.files import write_json
+from part_robust.utils.files import write_json, write_text
 from part_robust.utils.precision import exact_kernels
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         # detectron2 opens the file for its log.
         args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
     default_setup(cfg, args)
+    if comm.is_main_process():
+        # In place of detectron2's, in which every item of a list has a line.
+        write_text(Path(cfg.OUTPUT_DIR, "config.yaml"), config_text(cfg))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
     for line in resumed:
         logger.warning(line)
@@ -239,7 +242,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         attacks=attacks,
         warnings=warnings,
         checkpoint=local,
-        config=cfg.dump(),
+        config=config_text(cfg),
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),

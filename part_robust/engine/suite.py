@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,15 @@ def states(jobs: Sequence[Job]) -> list[str]:
     """
     found = {job.output: _state(job) for job in jobs}
     after = {job.output: job.after for job in jobs}
+    unsure: dict[Path, str] = {}
 
     def trains(output: Path | None) -> bool:
         return output in found and (found[output] in ("begun", "other config", "to do") or trains(after[output]))
 
-    unsure = {job.output for job in jobs if trains(job.after) and found[job.output] not in ("other config", "to do")}
-    return [f"after {job.after.name}" if job.output in unsure else found[job.output] for job in jobs]
+    for job in jobs:
+        if job.after is not None and trains(job.after) and found[job.output] not in ("other config", "to do"):
+            unsure[job.output] = f"after {job.after.name}"
+    return [unsure.get(job.output, found[job.output]) for job in jobs]
 
 
 def _state(job: Job) -> str:
@@ -146,8 +149,10 @@ def run_jobs(
         One outcome for each job, in the order of `jobs`.
     """
     outputs = {job.output for job in jobs}
-    waiting, running, outcomes = list(jobs), {}, {}
-    looked = set()  # outputs that were looked at: to compare configs takes longer than PERIOD
+    waiting = list(jobs)
+    running: dict[subprocess.Popen, tuple[Job, int, float]] = {}
+    outcomes: dict[Path, Outcome] = {}
+    looked: set[Path] = set()  # outputs that were looked at: to compare configs takes longer than PERIOD
     free = list(range(processes))
     begun = time.time()
 
@@ -227,7 +232,7 @@ def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: 
 
 
 @contextmanager
-def _ended_politely(running: dict[subprocess.Popen, object]) -> Iterator[None]:
+def _ended_politely(running: Collection[subprocess.Popen]) -> Iterator[None]:
     """Leaves no process behind: trainings save on SIGTERM (engine/failures.py)."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -20,6 +20,7 @@ from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.protocol import Plan
 from part_robust.evaluation.tiers import Tier
+from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
 
@@ -296,7 +297,5 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)

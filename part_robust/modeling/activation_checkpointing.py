@@ -75,5 +75,5 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if count is not None:
+            if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)

@@ -41,6 +41,9 @@ class PartClassifier(nn.Module):
     (P + 1, H, W) and / or `instances` if there is one.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -158,8 +161,9 @@ class PartClassifier(nn.Module):
         """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
-        output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
-        return self.segmenter.dense_logits(output, images.shape[-2:])
+        height, width = images.shape[-2:]
+        output = self.segmenter(self.backbone(self.normalize(images)), (height, width), padding)
+        return self.segmenter.dense_logits(output, (height, width))
 
     def attack_gradient(self) -> AbstractContextManager[None]:
         """The context in which attacks take their gradients."""
@@ -270,11 +274,12 @@ class PartClassifier(nn.Module):
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
         features = self.backbone(self.normalize(images))
+        height, width = images.shape[-2:]
         parts = None
         results: list[dict] = [{} for _ in images]
         if self.segmenter is not None:
-            parts = self.segmenter(features, images.shape[-2:], padding)
-            results = self.segmenter.inference(parts, images.shape[-2:])
+            parts = self.segmenter(features, (height, width), padding)
+            results = self.segmenter.inference(parts, (height, width))
         if self.head is not None:
             for result, logits in zip(results, self.head(features, parts), strict=True):
                 result["class_logits"] = logits

@@ -57,6 +57,9 @@ class PartToClass(nn.Module):
     `matrix` is in the checkpoint either way, so a trained model keeps the taxonomy that it was trained with.
     """
 
+    matrix: Tensor
+    empty: Tensor  # int64, indices of the classes without parts
+
     @configurable
     def __init__(
         self, *, matrix: np.ndarray, learned: bool = False, normalize: bool = False, empty_classes: str = "column"

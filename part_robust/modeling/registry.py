@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -113,7 +113,8 @@ class PaddedParts:
         )
 
 
-class LabelCount(NamedTuple):
+@dataclass(frozen=True)
+class LabelCount:
     """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
 
     count: Tensor

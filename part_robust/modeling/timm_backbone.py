@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -19,6 +19,15 @@ from torch.nn import functional as F
 NORMS = ("BN", "SyncBN", "FrozenBN")
 
 
+if TYPE_CHECKING:
+    from timm.models import FeatureListNet
+
+    class FeatureNet(FeatureListNet):
+        """What `timm.create_model(..., features_only=True)` returns."""
+
+        pretrained_cfg: dict
+
+
 class TimmBackbone(Backbone):
     """Images (N, 3, H, W) -> {"res2": (N, C, ceil(H / s), ceil(W / s)), ...}, as detectron2's ResNets give them.
 
@@ -26,7 +35,7 @@ class TimmBackbone(Backbone):
     mean colour, and features are cut to the image, so that they lie over it for odd sizes too.
     """
 
-    def __init__(self, net: nn.Module, out_features: Sequence[str], res5_stride: int = 32) -> None:
+    def __init__(self, net: FeatureNet, out_features: Sequence[str], res5_stride: int = 32) -> None:
         """
         Args:
             net: of `timm.create_model(..., features_only=True)`, with all its features.
@@ -138,7 +147,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     return backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
-def _create(timm: Any, name: str, pretrained: bool, options: dict) -> nn.Module:
+def _create(timm: Any, name: str, pretrained: bool, options: dict) -> FeatureNet:
     # Swin refuses other sizes than its own unless it is told not to; most models do not know the word.
     for attempt in ({"strict_img_size": False, **options}, options):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from part_robust.engine.experiment import finished_record, matrix
 from part_robust.runs.suites import Run
 from part_robust.runs.thesis_numbers import THESIS
 from part_robust.runs.thesis_tables import lines, markdown, to_csv
+from part_robust.utils.files import write_text
 
 CELLS = ("model", "supervision", "training")
 METRICS = {
@@ -90,10 +90,7 @@ class Tables:
         return sections
 
     def _save(self, name: str, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{name}.{os.getpid()}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, self.folder / name)
+        write_text(self.folder / name, text)
 
 
 def all_numbers(found: Sequence[tuple[Run, Mapping]]) -> tuple[list[list], list[str]]:

@@ -114,14 +114,19 @@ class Model:
         """
         Args:
             attacked: on images under the record's attack.
+
+        Raises:
+            ValueError: the record has no attack.
         """
-        full_gradient = self.attack.full_gradient if attacked else True
-        with attack_view(self.model, full_gradient) as inner, torch.no_grad():
+        if attacked and self.attack is None:
+            raise ValueError("the record has no attack: its evaluation was clean")
+        attack = self.attack if attacked else None
+        with attack_view(self.model, attack is None or attack.full_gradient) as inner, torch.no_grad():
             images, padding = inner.preprocess(self.items)
-            if attacked:
+            if attack is not None:
                 with torch.enable_grad():
                     keys = torch.tensor([item["image_id"] for item in self.items])
-                    images = attack_batch(self.attack, inner, self.items, keys)[0].images
+                    images = attack_batch(attack, inner, self.items, keys)[0].images
             outputs = inner.inference(images, padding)
             size = images.shape[-2:]
             labels = [predicted_labels(output, self.taxonomy.num_parts, size).cpu().numpy() for output in outputs]

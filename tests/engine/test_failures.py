@@ -22,7 +22,7 @@ from part_robust.engine.failures import NonFiniteStep, Preempted
 from part_robust.engine.safe_loading import NoCheckpoint, UnsafeCheckpoint, check_pickle
 from part_robust.engine.step import ScaledStepTrainer, StepScaler, build_step_trainer
 from part_robust.utils.errors import UserError
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.toy import ADVERSARIAL, run_cfg
 
 QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
 

@@ -18,11 +18,10 @@ from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.protocol import run_plan
 from part_robust.modeling.counts import with_counts
-from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import pretend_device
-from tests.pretend.test_training import SMALL
+from tests.pretend.runs import SMALL
 from tests.pretend.waits import count_waits
-from tests.toy import MODELS, tiny_cfg
+from tests.toy import MODELS, run_cfg, tiny_cfg
 
 # By family: waits in a step of the attack, in the rest of a training step (its hooks and the rest of the attack
 # included), in a clean batch of an evaluation, and in a batch under an attack, besides its steps. The losses of a

@@ -172,12 +172,13 @@ def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str,
         elif not isinstance(given, int) or isinstance(given, bool) or given < 1:
             tally.add("annotation_id", f"{path.name}: annotations[{index}] has id {given!r}")
         ids.add(identifier)
-        item = by_id.get(_identifier_or_none(annotation["image_id"]))
+        image_id = _identifier_or_none(annotation["image_id"])
+        item = None if image_id is None else by_id.get(image_id)
         if item is None:
             tally.add("unknown_image", f"{where}, image_id {annotation['image_id']!r}")
             continue
         category = _identifier_or_none(annotation.get("category_id"))
-        if category not in names:
+        if category is None or category not in names:
             tally.add("unknown_category", f"{where}, category_id {annotation.get('category_id')!r}")
             item.lost += 1
             continue

@@ -107,6 +107,7 @@ def read_names(path: Path) -> dict:
         FileNotFoundError: no such file.
         ValueError: other columns, a label that is no number, one without a name, or one with two names.
     """
+    keys: tuple[str, ...]
     try:
         keys, rows = ("label",), read_table(path, ("label", "name"), "--names")
     except ValueError as error:

@@ -34,7 +34,7 @@ def read_yolo(path: Path, tally: Tally) -> list[tuple[Source, Contents]]:
     if not isinstance(names, Mapping) or not names or not all(isinstance(number, int) for number in names):
         raise ValueError(f"{path} must have `names`, a list of the parts or {{number: part}}")
     parts = {number: str(name).strip() for number, name in names.items()}
-    found = []
+    found: list[tuple[Source, Contents]] = []
     for key, split in _SPLITS:
         if isinstance(data.get(key), str) and split not in [source.split for source, _ in found]:
             folder = _folder(path, data, data[key])

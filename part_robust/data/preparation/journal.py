@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,6 @@ from typing import Any
 def dump(value: Any) -> str:
     """Json in one line and one spelling."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def _overall_checks(
         Check("part classes of kept objects", thesis("part_classes"), len(scan.seen_parts)),
         Check("absent part classes", (", ".join(THESIS_ABSENT_PARTS),) if is_thesis else (), shown or "none"),
     ]
-    drawn = {
+    drawn: dict[str, Sequence[str | None]] = {
         "thesis": thesis_shuffle(len(kept)),
         "grouped": [split_of_group(k.group, seed, ratios) for k in kept],
         "official": [k.source_split for k in kept],

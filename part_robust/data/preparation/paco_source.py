@@ -35,7 +35,7 @@ class PacoAnnotation(NamedTuple):
     id: int
     image_id: int
     category_id: int
-    object_id: int
+    object_id: int | str
     box: list[float]  # x, y, width, height in pixels; may leave the image
     segmentation: Any
 
@@ -62,6 +62,7 @@ class PacoFile:
         split: the file's own split.
         images: by id.
         objects: by image id, in file order.
+        lost: boxes of annotations that fit nowhere, by image id.
         categories: entries of the json, in ascending id.
         instances: annotations per category id, as they stand in the file.
         num_objects, num_parts: annotations in the file.
@@ -75,6 +76,7 @@ class PacoFile:
     instances: Counter
     num_objects: int
     num_parts: int
+    lost: dict[int, list] = field(default_factory=dict)
 
     def key(self, image_id: int, object_id: int | None = None) -> str:
         """Names an image or an object across all files: ids are unique within one file only."""
@@ -115,10 +117,10 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
     images = {image.id: image for image in data["images"]}
     tally = tally if tally is not None else Tally()
     name = f"{dataset}/{split}"
-    objects = _group(data["annotations"], images, categories, kind, name, tally)
+    objects, lost = _group(data["annotations"], images, categories, kind, name, tally)
     instances = Counter(annotation.category_id for annotation in data["annotations"])
     count = Counter(kind.get(annotation.category_id) for annotation in data["annotations"])
-    return PacoFile(dataset, split, images, objects, categories, instances, count["OBJECT"], count["PART"])
+    return PacoFile(dataset, split, images, objects, categories, instances, count["OBJECT"], count["PART"], lost)
 
 
 def _parse(path: Path, masks: bool) -> Any:
@@ -207,11 +209,12 @@ def _group(
     kind: dict[int, str],
     name: str,
     tally: Tally,
-) -> dict[int, list[PacoObject]]:
-    """Objects by image with their parts; whatever fits nowhere is counted."""
+) -> tuple[dict[int, list[PacoObject]], dict[int, list]]:
+    """Objects by image with their parts; whatever fits nowhere is counted, its boxes by image come second."""
     names = {category["id"]: category["name"] for category in categories}
-    found: dict[int, PacoObject] = {}
+    found: dict[int | str, PacoObject] = {}
     by_image: dict[int, list[PacoObject]] = defaultdict(list)
+    lost: dict[int, list] = defaultdict(list)
     seen: set[int] = set()
     parts = []
     for order, annotation in enumerate(annotations):
@@ -220,11 +223,12 @@ def _group(
             tally.add("duplicate_id", where)
         elif annotation.category_id not in kind:
             tally.add("unknown_category", f"{where} has category_id {annotation.category_id}")
+            lost[annotation.image_id].append(annotation.box)
         elif annotation.image_id not in images:
             tally.add("unknown_image", f"{where} has image_id {annotation.image_id}")
         elif kind[annotation.category_id] == "PART":
             parts.append(annotation)
-        elif not _good_box(annotation.box):
+        elif not is_good_box(annotation.box):
             tally.add("degenerate_box", f"{where} has bbox {annotation.box}")
         else:
             found[annotation.id] = PacoObject(order, annotation)
@@ -241,15 +245,17 @@ def _group(
             )
         else:
             owner.parts.append(part)
+            continue
+        lost[part.image_id].append(part.box)
     if parts and not any(entry.parts for entry in found.values()):
         raise ValueError(
             f"{name}: none of {len(parts)} parts belongs to an object of its image, first: annotation {parts[0].id} "
             f"with obj_ann_id {parts[0].object_id}: download the file again"
         )
-    return by_image
+    return by_image, lost
 
 
-def _good_box(box: Any) -> bool:
+def is_good_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from part_robust.data.preparation.journal import write_atomically
+from part_robust.utils.files import write_text
 
 MAX_EXAMPLES = 20
 # Libraries whose version can change a byte of the output.
@@ -120,8 +120,8 @@ def write_report(
         {"name": c.name, "expected": list(c.expected), "found": c.found, "status": c.status} for c in checks
     ]
     data["counted"] = {heading: tally.as_dict() for heading, tally in tallies.items()}
-    write_atomically(folder / "report.md", _markdown(report, checks, tallies))
-    write_atomically(folder / "report.json", json.dumps(data, sort_keys=True, indent=1) + "\n")
+    write_text(folder / "report.md", _markdown(report, checks, tallies))
+    write_text(folder / "report.json", json.dumps(data, sort_keys=True, indent=1) + "\n")
 
 
 def _markdown(report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, Tally]) -> str:

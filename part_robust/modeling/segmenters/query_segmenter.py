@@ -76,7 +76,7 @@ class QuerySegmenter(PartSegmenter):
     """
 
     attack_objective = "part_loss"
-    target_fields = ("parts",)
+    target_fields: tuple[str, ...] = ("parts",)
     criterion: SetCriterion
     label_enc: nn.Embedding
     num_queries: int

@@ -137,6 +137,15 @@ def input_projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequenti
     return nn.Sequential(conv, group_norm(dim))
 
 
+def reset_projections(projections: nn.ModuleList) -> None:
+    """Initial weights of `input_projection`s, as published."""
+    for module in projections.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:
     """(N or 1, 2) height and width in pixels of the images without their padding."""
     if padding_mask is None:

@@ -7,7 +7,7 @@ Boxes are cxcywh, 0..1 of the image without its padding. Parameter names are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ from part_robust.layers.box_ops import inverse_sigmoid
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.layers.position_encoding import box_embedding
 from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class LayerOptions(TypedDict):
+    """Settings that encoder and decoder layers share: heads, hidden units, levels, points, `ms_deform_attn`'s name."""
+
+    heads: int
+    feedforward_dim: int
+    levels: int
+    points: int
+    backend: str
 
 
 class MLP(nn.Module):
@@ -34,6 +47,11 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
+
+    def zero_last_layer(self) -> None:
+        """Set the last layer to zero, so that refined boxes are at first those that they start from."""
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 class EncoderLayer(nn.Module):
@@ -56,9 +74,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Layers over the tokens; without a norm at the end, as published."""
 
-    def __init__(self, *, layers: int, **layer_options) -> None:
+    def __init__(self, *, layers: int, dim: int, **layer_options: Unpack[LayerOptions]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(**layer_options) for _ in range(layers))
+        self.layers = nn.ModuleList(EncoderLayer(dim=dim, **layer_options) for _ in range(layers))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Returns (N, S, C)."""
@@ -108,7 +126,15 @@ class Decoder(nn.Module):
             follows such gradients misses every path through the boxes; see modeling/gradients.py.
     """
 
-    def __init__(self, *, layers: int, dim: int, detach_references: bool, eps: float = 1e-3, **layer_options) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        dim: int,
+        detach_references: bool,
+        eps: float = 1e-3,
+        **layer_options: Unpack[LayerOptions],
+    ) -> None:
         """
         Args:
             layers: number of layers.
