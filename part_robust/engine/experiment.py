@@ -22,8 +22,8 @@ from part_robust.engine.phases import train_phase
 from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.evaluation.html_report.schema import evaluations
 from part_robust.evaluation.journal import JournalMismatch
+from part_robust.evaluation.report import evaluations
 from part_robust.utils.errors import as_user_errors
 from part_robust.utils.files import read_json, write_text
 
