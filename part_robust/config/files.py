@@ -23,8 +23,9 @@ def zoo_folder() -> Path:
 
 
 def zoo_configs() -> list[str]:
-    """Return the names of the package's configs, such as "paco/mask_dino_simple.yaml", those without a file of their
-    own included.
+    """Return the names of the package's configs, such as "paco/mask_dino_simple.yaml".
+
+    Adversarial trainings that have no file of their own are among them.
     """
     folder = zoo_folder()
     paths = set(folder.rglob("*.yaml"))

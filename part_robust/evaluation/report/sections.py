@@ -57,7 +57,8 @@ MATRIX_COLUMNS = {
 
 
 def build_report(record: Mapping[str, Any], folder: Path) -> Page:
-    """
+    """Return the page of a record.
+
     Args:
         record: of any schema.
         folder: where its npz files are.
