@@ -23,8 +23,10 @@ def zoo_folder() -> Path:
 
 
 def zoo_configs() -> list[str]:
-    """Return the names of the package's configs, such as "paco/mask_dino_simple.yaml", those without a file of their
-    own included."""
+    """Return the names of the package's configs, such as "paco/mask_dino_simple.yaml".
+
+    Those without a file of their own are included.
+    """
     folder = zoo_folder()
     paths = set(folder.rglob("*.yaml"))
     runs = {path for path in paths if "\nOUTPUT_DIR:" in path.read_text() and not path.name.endswith(ADVERSARIAL)}

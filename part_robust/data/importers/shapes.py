@@ -72,8 +72,10 @@ def pasted(pixels: np.ndarray, left: int, top: int, height: int, width: int) -> 
 
     Args:
         pixels: bool or 0/1 (h, w); what leaves the image is cut off.
-        left, top: pixels, may be negative.
-        height, width: pixels.
+        left: pixels, may be negative.
+        top: pixels, may be negative.
+        height: of the image, pixels.
+        width: of the image, pixels.
     """
     whole = np.zeros((height, width), dtype=np.uint8)
     cut = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]

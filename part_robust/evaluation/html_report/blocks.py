@@ -1,4 +1,4 @@
-"""What a report is made of, before it becomes Markdown or HTML."""
+"""Blocks of a report, before it becomes Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Table:
     tone_column: int = 2
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column is aligned at the right."""
+        """Return whether a column is aligned at the right."""
         cells = [row[column] for row in self.rows]
         return column > 0 and all(re.fullmatch(r"-|[-+]?[\d.,]+( ?%)?|\[[^\]]*\]", cell) for cell in cells)
 

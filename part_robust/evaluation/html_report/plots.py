@@ -61,7 +61,7 @@ def convergence(curves: Mapping[str, Sequence[float]]) -> str:
 
 
 def distances(values: Sequence[float], eps: float | None = None) -> str:
-    """How far the nearest adversarial image is, in levels."""
+    """Plot how far the nearest adversarial image is, in levels."""
     figure, axis = _figure()
     axis.hist(np.asarray(values, dtype=float), bins=min(30, max(5, len(values) // 5)), color=SERIES[0], alpha=0.85)
     if eps is not None:

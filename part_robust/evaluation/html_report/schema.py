@@ -131,7 +131,7 @@ def headline_result(E: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None
 
 
 def threat_words(E: Mapping[str, Any]) -> str:
-    """Such as "linf 8/255"."""
+    """Return a threat model in words, such as "linf 8/255"."""
     if E.get("eps") is None:
         return ""
     return f"{E.get('norm') or 'linf'} {E['eps']:g}/255"

@@ -106,7 +106,7 @@ def _config_name(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _leaf(output: Path) -> Path | None:
-    """Of output/part_shapes/resnet50, and of output/part_shapes_small/resnet50, configs/part_shapes/resnet50.yaml."""
+    """Return the leaf config of a folder: configs/part_shapes/resnet50.yaml of output/part_shapes_small/resnet50."""
     found = [
         path
         for path in Path("configs").glob(f"*/{output.name}.yaml")
@@ -116,7 +116,7 @@ def _leaf(output: Path) -> Path | None:
 
 
 def _command(path: Path, record: Mapping[str, Any]) -> str:
-    """With the run's complete config, which has the values that a command line had changed."""
+    """Return the command with the run's complete config, which has the values that a command line had changed."""
     weights = (record.get("checkpoint") or {}).get("path") or ""
     return (
         f"python tools/train_net.py --config-file {_near(path.parent / 'config.yaml')} --eval-only "
@@ -125,6 +125,6 @@ def _command(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _near(path: Path) -> str:
-    """From the working directory if it lies below; a page for others names no folder of this machine."""
+    """Return a path from the working directory if it lies below; a page for others names no folder of this machine."""
     relative = os.path.relpath(path)
     return path.name if relative.startswith("..") else Path(relative).as_posix()
