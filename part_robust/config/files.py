@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file
 
 BASE_KEY = "_BASE_"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,6 +37,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; names similar configs.
+        UserError: the path is no file.
     """
     path = Path(beside or "", Path(name).expanduser())
     if path.is_file():
@@ -44,6 +46,8 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     packaged = zoo_folder() / wanted
     if packaged.is_file():
         return packaged
+    if path.exists():
+        check_file(path, "a config file")
     similar = difflib.get_close_matches(wanted, zoo_configs())
     hint = f" (similar: {', '.join(similar)})" if similar else ""
     raise FileNotFoundError(f"config file {path} does not exist, and the package has no config of that name{hint}")

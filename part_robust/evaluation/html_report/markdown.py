@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from part_robust.evaluation.html_report.blocks import Block, Code, Report, Section, Table, Text, Tiles
+from part_robust.utils.markdown import escape
 
 
 def render_markdown(report: Report) -> str:
-    lines = [f"# {_escape(report.title)}", ""]
+    lines = [f"# {escape(report.title)}", ""]
     if report.subtitle:
-        lines += [_escape(report.subtitle), ""]
+        lines += [escape(report.subtitle), ""]
     several = len([name for name, _ in report.parts if name]) > 1
     for name, sections in report.parts:
         if name:
-            lines += [f"## {_escape(name)}", ""]
+            lines += [f"## {escape(name)}", ""]
         for section in sections:
             lines += _section(section, "###" if name or several else "##")
     return "\n".join(lines).rstrip() + "\n"
@@ -20,12 +21,12 @@ def render_markdown(report: Report) -> str:
 
 def _section(section: Section, level: str) -> list[str]:
     lines = [line for block in section.blocks for line in _block(block)]
-    return [f"{level} {_escape(section.title)}", "", *lines] if lines else []
+    return [f"{level} {escape(section.title)}", "", *lines] if lines else []
 
 
 def _block(block: Block) -> list[str]:
     if isinstance(block, Text):
-        return [f"**{_escape(block.text)}**" if block.tone == "bad" else _escape(block.text), ""]
+        return [f"**{escape(block.text)}**" if block.tone == "bad" else escape(block.text), ""]
     if isinstance(block, Tiles):
         rows = [[tile.label, tile.value, tile.detail] for tile in block.tiles]
         return _table(Table("", ["", "value", "detail"], rows))
@@ -34,15 +35,15 @@ def _block(block: Block) -> list[str]:
     if isinstance(block, Code) and not block.summary:
         return [*_fenced(block.text), ""]
     if isinstance(block, Code):
-        return [f"<details><summary>{_escape(block.summary)}</summary>", "", *_fenced(block.text), "", "</details>", ""]
+        return [f"<details><summary>{escape(block.summary)}</summary>", "", *_fenced(block.text), "", "</details>", ""]
     return []
 
 
 def _table(table: Table) -> list[str]:
-    lines = [f"{_escape(table.caption)}:", ""] if table.caption else []
-    lines.append("| " + " | ".join(_escape(column) for column in table.columns) + " |")
+    lines = [f"{escape(table.caption)}:", ""] if table.caption else []
+    lines.append("| " + " | ".join(escape(column) for column in table.columns) + " |")
     lines.append("|" + "|".join("---:" if table.is_numeric(i) else "---" for i in range(len(table.columns))) + "|")
-    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
+    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in table.rows]
     return [*lines, ""]
 
 
@@ -52,18 +53,3 @@ def _fenced(text: str) -> list[str]:
     while fence in text:
         fence += "`"
     return [fence, text.rstrip(), fence]
-
-
-def _escape(text: str) -> str:
-    """Names from data sets may look like HTML or like the borders of a table."""
-    for character, safe in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ("\\", "\\\\"),
-        ("|", "\\|"),
-        ("*", "\\*"),
-        ("`", "\\`"),
-    ):
-        text = text.replace(character, safe)
-    return " ".join(text.replace("_", "\\_").split())
