@@ -11,7 +11,7 @@ import pytest
 from part_robust.cli import import_parts
 from tests.commands import exit_code
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
-from tests.data.test_import_readers import command, label_studio, line, percent, result, right
+from tests.data.tool_files import command, label_studio, line, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 BY_NAME = ("--class-from", "name:([a-z]+)[^/]*$")
