@@ -51,7 +51,11 @@ setup(
     # configs/ becomes part_robust/configs (part_robust/config/files.py).
     packages=[*find_packages(include=["part_robust", "part_robust.*"]), "part_robust.configs"],
     package_dir={"part_robust.configs": "configs"},
-    package_data={"part_robust": ["py.typed"], "part_robust.configs": ["**/*.yaml"]},
+    package_data={
+        "part_robust": ["py.typed"],
+        "part_robust.configs": ["**/*.yaml"],
+        "part_robust.evaluation.report": ["templates/*"],
+    },
     entry_points={"console_scripts": ["part-robust = part_robust.cli:main"]},
     install_requires=runtime_requirements(),
     extras_require={

@@ -25,7 +25,7 @@ def zoo_folder() -> Path:
 def zoo_configs() -> list[str]:
     """Return the names of the package's configs, such as "paco/mask_dino_simple.yaml".
 
-    Those without a file of their own are included.
+    Adversarial trainings that have no file of their own are among them.
     """
     folder = zoo_folder()
     paths = set(folder.rglob("*.yaml"))

@@ -24,11 +24,11 @@ SIZE = (4.4, 2.9)
 
 
 def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None) -> str:
-    """Accuracy against the radius, with its interval as a band.
+    """Accuracy against eps, with its interval as a band.
 
     Args:
         points: {eps, accuracy, interval}.
-        headline: radius of the threat model, marked.
+        headline: eps of the threat model, marked by a dotted line.
     """
     figure, axis = _figure()
     points = sorted(points, key=lambda point: point["eps"])
@@ -41,7 +41,7 @@ def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None
         axis.axvline(headline, color=TEXT, linewidth=0.8, linestyle=":")
     axis.set_ylim(-2, 102)
     axis.set_xlabel("eps, levels of 255")
-    axis.set_ylabel("right under attack, %")
+    axis.set_ylabel("accuracy under attack, %")
     return _svg(figure, "eps")
 
 
@@ -55,13 +55,16 @@ def convergence(curves: Mapping[str, Sequence[float]]) -> str:
     axis.set_xlabel("share of the attack's steps, %")
     axis.set_ylabel("mean loss")
     if curves:
-        # Below the axes: tiers and a curve of radii easily are ten lines.
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7, labelcolor=TEXT)
+        # Below the axes: tiers and a curve over eps easily make ten lines.
+        legend = figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7, labelcolor=TEXT)
+        for text in legend.get_texts():
+            # A name with two dollar signs is not a formula.
+            text.set_parse_math(False)
     return _svg(figure, "convergence")
 
 
 def distances(values: Sequence[float], eps: float | None = None) -> str:
-    """Plot how far the nearest adversarial image is, in levels."""
+    """Histogram of the distances to the nearest adversarial image, in levels of 255."""
     figure, axis = _figure()
     axis.hist(np.asarray(values, dtype=float), bins=min(30, max(5, len(values) // 5)), color=SERIES[0], alpha=0.85)
     if eps is not None:

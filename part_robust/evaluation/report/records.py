@@ -36,7 +36,7 @@ def find_records(paths: list[str | Path]) -> list[Path]:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """Read a record.
+    """Read a record of any schema.
 
     Raises:
         ValueError: not a record; names the file and what is wrong.
@@ -46,12 +46,12 @@ def load_record(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
-        raise ValueError(f"{path} is no record of an evaluation: it has neither 'results' nor 'evaluation'")
+        raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
     return record
 
 
 def load_arrays(folder: Path, name: str | None) -> dict[str, np.ndarray]:
-    """Arrays of an npz file beside the record; empty where there is none."""
+    """Arrays of an npz file beside the record; empty without one."""
     if not name or not (folder / name).is_file():
         return {}
     with np.load(folder / name, allow_pickle=False) as arrays:
@@ -118,20 +118,22 @@ def _share(accuracy: float, images: int) -> dict[str, Any]:
     return {"correct": correct, "accuracy": accuracy, "interval": list(wilson(correct, images))}
 
 
-def headline_result(E: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
-    """Name and {correct, accuracy, interval} of the number a data set is known by: a class tier, or a tier on parts."""
-    tiers = E.get("tiers") or {}
-    if E.get("headline_result"):
-        return E["headline"], E["headline_result"]
-    candidates = [E.get("headline"), "standard", "screen", *class_tiers(E), *tiers]
-    for name in candidates:
+def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    """Return name and {correct, accuracy, interval} of a data set's most important number, "" and None without any.
+
+    It is that of a class tier, or of a tier on parts where there is no other.
+    """
+    tiers = entry.get("tiers") or {}
+    if entry.get("headline_result"):
+        return entry["headline"], entry["headline_result"]
+    for name in (entry.get("headline"), "standard", "screen", *class_tiers(entry), *tiers):
         if name in tiers and tiers[name].get("robust"):
             return str(name), tiers[name]["robust"]
     return "", None
 
 
-def threat_words(E: Mapping[str, Any]) -> str:
-    """Return a threat model in words, such as "linf 8/255"."""
-    if E.get("eps") is None:
+def threat_model_text(values: Mapping[str, Any]) -> str:
+    """The threat model of an entry or of an attack, such as "linf 8/255"; "" without one."""
+    if values.get("eps") is None:
         return ""
-    return f"{E.get('norm') or 'linf'} {E['eps']:g}/255"
+    return f"{values.get('norm') or 'linf'} {values['eps']:g}/255"
