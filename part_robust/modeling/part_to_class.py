@@ -16,10 +16,16 @@ def part_metadata(name: str) -> Metadata:
     """Metadata of a registered part data set; reads its json on the first call.
 
     Raises:
-        ValueError: the data set was not registered by `register_part_dataset`.
+        KeyError: the data set is not registered.
+        ValueError: it was not registered by `register_part_dataset`.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("object_classes"):
+        if name not in DatasetCatalog.list():
+            raise KeyError(
+                f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first, or name its "
+                "json in DATASETS.REGISTER"
+            )
         DatasetCatalog.get(name)  # reads the json, which fills the metadata in
     if not metadata.get("object_classes"):
         raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
