@@ -232,7 +232,7 @@ def _require_pixels(path: Path, items: list[Item]) -> None:
 
 
 def _kind(raw: Mapping) -> str:
-    """ "normalised" coordinates; or a box without mask whose area tells "corners" from "sides"; else ""."""
+    """Return "normalised" for such coordinates, or a box without mask as "corners" or "sides" by its area; else ""."""
     segmentation, box = raw.get("segmentation"), raw.get("bbox")
     values: list = []
     if isinstance(segmentation, list):

@@ -88,7 +88,7 @@ def _number(shape: ElementTree.Element, key: str) -> float:
 
 
 def _points(text: str) -> list[float]:
-    """ "x,y;x,y" as [x, y, x, y]."""
+    """Turn "x,y;x,y" into [x, y, x, y]."""
     return [float(value) for point in text.split(";") for value in point.split(",")]
 
 

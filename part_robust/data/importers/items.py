@@ -1,4 +1,4 @@
-"""What every reader of a format gives: images with their parts as the tool wrote them, and the names of the parts.
+"""Items that every reader of a format gives: images with their parts as the tool wrote them, and names of the parts.
 
 Letters: H, W image height and width in pixels.
 """
@@ -79,7 +79,7 @@ class Item:
 
 @dataclass
 class Contents:
-    """What a reader found in one source.
+    """Everything that a reader found in one source.
 
     Attributes:
         items: images in the order of their file names.
@@ -127,7 +127,7 @@ def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
 
 
 def is_background(name: str) -> bool:
-    """ "_background_", "__background__", "Background", "bg"."""
+    """Return whether a name is that of the background: "_background_", "__background__", "Background" or "bg"."""
     return name.strip("_ ").lower() in ("background", "bg")
 
 

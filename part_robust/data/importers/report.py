@@ -1,4 +1,4 @@
-"""What an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
+"""Report of what an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
 
 from __future__ import annotations
 
@@ -97,6 +97,11 @@ class Tally:
         self.events: list[tuple[str, str]] = []  # all of them, for another tally to take over
 
     def add(self, reason: str, example: str) -> None:
+        """Count an event, and keep the first examples of its reason.
+
+        Raises:
+            KeyError: the reason is not in REASONS.
+        """
         if reason not in REASONS:
             raise KeyError(reason)
         self.counts[reason] += 1
@@ -120,7 +125,7 @@ class Tally:
 
 
 def counted_text(tally: Tally) -> str:
-    """What was counted, in one line."""
+    """Return the counts in one line."""
     return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 
 

@@ -69,12 +69,14 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float
 
 
 def pasted(pixels: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """Run-length code of an image (height, width) that shows a mask whose top left corner is at (left, top).
+    """Return the run-length code of an image that shows a mask whose top left corner is at (left, top).
 
     Args:
         pixels: bool or 0/1 (h, w); what leaves the image is cut off.
-        left, top: pixels, may be negative.
-        height, width: pixels.
+        left: of the mask in the image, pixels, may be negative.
+        top: of the mask in the image, pixels, may be negative.
+        height: of the image, pixels.
+        width: of the image, pixels.
 
     Raises:
         ValueError: no picture is that large.
