@@ -1,29 +1,22 @@
-"""Names from data and folders as dead text in Markdown: no link, image, HTML or border of a table comes of them."""
+"""Text of users, such as names of classes, as text in Markdown: no link, image, HTML or table comes of it."""
 
 from __future__ import annotations
 
+import html
 import re
 
-_LIVE = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), *((character, f"\\{character}") for character in "\\|`"))
-# Where a link, a reference or its definition ends; brackets by themselves, as of intervals, are plain text.
-_LINK = re.compile(r"\](?=[(\[:])")
-_EMPHASIS = "*_~$"
-# What GitHub makes links of by itself. An invisible space inside ends that, where an escape would not.
-_BARE_LINK = re.compile(r"(?<=:)(?=//)|(?<=\bwww)(?=\.)|(?<=\w)(?=@)", re.IGNORECASE)
-_INVISIBLE = "&#8203;"
-
-
-def dead_text(text: str) -> str:
-    """Text in one line without links, images, HTML, code and table borders; `*` and `_` stay readable in a terminal."""
-    for character, safe in _LIVE:
-        text = text.replace(character, safe)
-    text = _LINK.sub(r"\\]", text)
-    return " ".join(_BARE_LINK.sub(_INVISIBLE, text).split())
+# Characters that begin emphasis, code, cells, links or headings. An interval such as [30.7, 36.0] stays as it is unless
+# something that makes it a link follows.
+_MARKUP = re.compile(r"(\[[\d.]+, [\d.]+\](?![(\[:]))|[\\`*_|#\[\]]")
+# GitHub's own: strikethrough, formulas, and addresses that become links. No backslash helps there in every reader.
+_GITHUB = re.compile(r"[~$]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+# What begins a list, or a line across the page, at the beginning of a paragraph.
+_LIST = re.compile(r"^(\d*)([-+.)])(?=[\s-])")
 
 
 def escape(text: str) -> str:
-    """`dead_text` without emphasis and formulas, too: for a Markdown file."""
-    text = dead_text(text)
-    for character in _EMPHASIS:
-        text = text.replace(character, f"\\{character}")
-    return text
+    """Text that Markdown shows as it is, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    text = _MARKUP.sub(lambda found: found[1] or "\\" + found[0], text)
+    text = _GITHUB.sub(lambda found: "".join(f"&#{ord(character)};" for character in found[0]), text)
+    return _LIST.sub(r"\1\\\2", text)
