@@ -1,4 +1,4 @@
-"""What the value of a config key must be: kinds of values, and the check of a whole config.
+"""Rules for the values of config keys: kinds of values, and the check of a whole config.
 
 The rules themselves stand in part_robust/config/rule_table.py.
 """
@@ -15,7 +15,7 @@ from part_robust.utils.errors import UserError
 
 
 class Rule(NamedTuple):
-    """What the values of a key must be.
+    """Rule for the values of a key.
 
     Attributes:
         words: what a value must be, for "KEY must be ...".

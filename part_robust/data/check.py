@@ -50,7 +50,7 @@ def other_imports(path: Path, data: dict) -> list[str]:
 
 
 def wrong_areas(data: dict) -> list[str]:
-    """Where annotations lie whose `area` is not that of their mask."""
+    """Return where annotations lie whose `area` is not that of their mask."""
     found = []
     sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
     for index, annotation in enumerate(data["annotations"]):

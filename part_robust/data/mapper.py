@@ -101,7 +101,7 @@ class PartDatasetMapper:
         return result
 
     def _mask(self, annotation: dict, record: dict, sampler: MaskSampler) -> tuple[Block | None, float]:
-        """What is left of one annotation after the transform, and the area that decides what lies on top."""
+        """Return the rest of one annotation after the transform, and the area that decides what lies on top."""
         height, width = record["height"], record["width"]
         if self.masks_from == "boxes":
             x, y, w, h = annotation["bbox"]

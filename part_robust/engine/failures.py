@@ -1,4 +1,4 @@
-"""What a long training does about numbers that are not finite and about the signals of pre-emptible machines."""
+"""Numbers that are not finite, and the signals of pre-emptible machines, in a long training."""
 
 from __future__ import annotations
 

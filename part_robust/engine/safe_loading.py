@@ -76,7 +76,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def load_state(path: str | Path) -> dict:
-    """Same as `load_tensors`, of a file that holds a mapping, as every checkpoint does.
+    """Load a file that holds a mapping, as every checkpoint does; same as `load_tensors` otherwise.
 
     Raises:
         UnsafeCheckpoint, NoCheckpoint, OSError: same as `load_tensors`.

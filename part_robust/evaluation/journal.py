@@ -84,7 +84,7 @@ class Journal:
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """What `open` was told when the journal began; None where there is no journal.
+        """Return what `open` was told when the journal began; None where there is no journal.
 
         Raises:
             UserError: journal.json is damaged.

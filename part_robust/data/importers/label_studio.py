@@ -29,7 +29,7 @@ _OUTLINE = frozenset(
 
 
 def is_label_studio(data: Any) -> bool:
-    """Whether a json value is a list of tasks (and not Label Studio's COCO export)."""
+    """Return whether a json value is a list of tasks (and not Label Studio's COCO export)."""
     return isinstance(data, list) and all(isinstance(task, Mapping) and "data" in task for task in data)
 
 

@@ -1,4 +1,4 @@
-"""What an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
+"""Report of what an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Tally:
 
 
 def counted_text(tally: Tally) -> str:
-    """What was counted, in one line."""
+    """Return the counts in one line."""
     return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 
 

@@ -337,7 +337,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     def true_parts(
         self, targets: PartTargets, content_size: Tensor, mask_size: tuple[int, int] | None = None
     ) -> PartBoxes:
-        """With masks, compared at `mask_size` (h, w).
+        """Return the true parts with their masks, compared at `mask_size` (h, w).
 
         In images whose labels are incomplete everything but the labelled parts is unknown, so masks learn there only to
         tell these from one another.
