@@ -1,4 +1,4 @@
-"""What every attack shares: the call, the loop over restarts, targets and steps, and building from config.
+"""The part that all attacks share: the call, the loop over restarts, targets and steps, and building from config.
 
 Letters: N images of (3, H, W), RGB, 0..255; T classes to aim at; S steps.
 """
@@ -36,19 +36,21 @@ by `from_config(node)`.
 
 @dataclass
 class AttackResult:
-    """Attributes:
-    images: (N, 3, H, W), allowed by the threat model (verified).
-    zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
-        and the result says nothing about robustness. False for images that left before the first step, and for
-        attacks that use no gradient.
-    num_zero_gradient: how many images that are, known on the host.
-    fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
-    forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
-    backwards: images whose gradient was taken, counted likewise.
-    history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
-        `record_history`.
-    distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
-        that are wrong already, `inf` where none was found; None for attacks that do not look for it.
+    """Result of an attack on a batch of images.
+
+    Attributes:
+        images: (N, 3, H, W), allowed by the threat model (verified).
+        zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
+            and the result says nothing about robustness. False for images that left before the first step, and for
+            attacks that use no gradient.
+        num_zero_gradient: how many images that are, known on the host.
+        fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
+        forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
+        backwards: images whose gradient was taken, counted likewise.
+        history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
+            `record_history`.
+        distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
+            that are wrong already, `inf` where none was found; None for attacks that do not look for it.
     """
 
     images: Tensor
@@ -94,7 +96,8 @@ class Attack(ABC):
         targets: TargetChoice | None = None,
         record_history: bool = False,
     ) -> None:
-        """
+        """Build the part that all attacks share.
+
         Args:
             threat_model: norm, radius, pixel range.
             objective: what to maximise.
@@ -185,7 +188,7 @@ class Attack(ABC):
         return node
 
     def start(self, problem: Problem, restart: int) -> State:
-        """Where a run begins; `problem.keys` are those of the run."""
+        """Return the state in which a run begins; `problem.keys` are those of the run."""
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
@@ -193,7 +196,7 @@ class Attack(ABC):
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
-        """What a scored run still has to do after its last step."""
+        """Complete a scored run after its last step."""
 
     def outcome(self, state: State) -> Run:
         """Result of a scored run."""
@@ -329,7 +332,7 @@ class Attack(ABC):
         return problem if len(index) == len(problem) else problem.select(index)
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
-        """With the keys and the target of one run."""
+        """Return the problem with the keys and the target of one run."""
         if restart > 0:
             problem = replace(problem, starts=None)
         if problem.aims is None:

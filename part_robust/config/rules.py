@@ -1,4 +1,4 @@
-"""What the value of a config key must be: kinds of values, and the check of a whole config.
+"""Rules for the values of config keys: kinds of values, and the check of a whole config.
 
 The rules themselves stand in part_robust/config/rule_table.py.
 """
@@ -15,9 +15,11 @@ from part_robust.utils.errors import UserError
 
 
 class Rule(NamedTuple):
-    """Attributes:
-    words: what a value must be, for "KEY must be ...".
-    holds: whether a value of any type is that.
+    """Rule for the values of a key.
+
+    Attributes:
+        words: what a value must be, for "KEY must be ...".
+        holds: whether a value of any type is that.
     """
 
     words: str
@@ -156,7 +158,8 @@ def check_values(cfg: CfgNode, defaults: CfgNode, rules: Mapping[str, Rule]) -> 
 
 
 def check_names(key: str, names: Collection[str], known: Collection[str], where: str) -> None:
-    """
+    """Check that every name is known.
+
     Raises:
         UserError: a name is not among those that are known.
     """

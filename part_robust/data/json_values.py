@@ -1,4 +1,4 @@
-"""What a value of a json is, as the rules of the part format need it."""
+"""Kinds of json values, as the rules of the part format need them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """json's `true` is an int in Python, but no number in the file."""
+    """Return whether a json value is an integer; json's `true` is an int in Python, but not a number in the file."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -18,5 +18,5 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def has_size(image: Mapping) -> bool:
-    """Whether the image's own width and height make sense; where not, that is said once."""
+    """Return whether the image's own width and height make sense; where not, that is said once."""
     return all(is_int(image.get(key)) and image[key] > 0 for key in ("width", "height"))

@@ -67,13 +67,13 @@ def header_of(data: Mapping) -> Mapping:
 
 
 def import_id(data: Mapping) -> str:
-    """What all splits of one import or preparation have in common; empty for other files."""
+    """Return what all splits of one import or preparation have in common; empty for other files."""
     header = header_of(data)
     return str(header.get("config_hash") or "") if header.get("generator") in _DIVIDERS else ""
 
 
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
-    """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
+    """Return the default folder of images: `info.part_robust.image_root`, relative to the json, else `../images`."""
     header = header_of(data)
     return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
 
@@ -145,7 +145,7 @@ def crop_of(image: Mapping) -> list[int] | None:
 
 
 def image_record(image: Mapping, image_root: str | Path) -> dict:
-    """What `read_image` needs to know of an image of the json."""
+    """Return what `read_image` needs to know of an image of the json."""
     record = {
         "file_name": os.path.join(image_root, image["file_name"]),
         "height": image["height"],

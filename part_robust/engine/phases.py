@@ -122,7 +122,7 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
 
 
 def is_trained(output: Path, wanted: str) -> bool:
-    """Whether the training with the fingerprint `wanted` is done, and its weights are there."""
+    """Return whether the training with the fingerprint `wanted` is done, and its weights are there."""
     trained = output / TRAINED
     return (
         trained.is_file()
@@ -137,7 +137,7 @@ def _weights(output: Path) -> Path:
 
 
 def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
-    """ "done", "start", "resume", or "refuse: " and the reason."""
+    """Return "done", "start", "resume", or "refuse: " and the reason."""
     if is_trained(output, wanted):
         return "done"
     last = output / LAST

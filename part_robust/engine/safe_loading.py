@@ -38,7 +38,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def check_pickle(path: str | Path) -> None:
-    """
+    """Check that a pickle holds only plain data.
+
     Raises:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
         NoCheckpoint: the file is no pickle, or not whole.
@@ -72,7 +73,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def load_state(path: str | Path) -> dict:
-    """Same as `load_tensors`, of a file that holds a mapping, as every checkpoint does.
+    """Load a file that holds a mapping, as every checkpoint does; same as `load_tensors` otherwise.
 
     Raises:
         UnsafeCheckpoint, NoCheckpoint, OSError: same as `load_tensors`.

@@ -171,7 +171,7 @@ def _try(
     threat_model: ThreatModel,
     sibling: Sibling,
 ) -> tuple[int, set[int]]:
-    """How many images were tried, and the ids of those that are misclassified."""
+    """Return how many images were tried, and the ids of those that are misclassified."""
     tried, broken, most = 0, set(), cfg.DATALOADER.TEST_BATCH_SIZE
     with attack_view(model) as inner, torch.no_grad():
         for arrays in load_adversarials(sibling.images):

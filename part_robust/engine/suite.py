@@ -24,11 +24,13 @@ PERIOD = 0.2  # seconds between two looks at the processes
 
 @dataclass(frozen=True)
 class Job:
-    """Attributes:
-    phase: what is run.
-    output: its OUTPUT_DIR.
-    after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
-    device: MODEL.DEVICE.
+    """A run of a suite.
+
+    Attributes:
+        phase: what is run.
+        output: its OUTPUT_DIR.
+        after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
+        device: MODEL.DEVICE.
     """
 
     phase: Phase
@@ -38,16 +40,19 @@ class Job:
 
     @property
     def console(self) -> Path:
+        """File that takes what the run prints."""
         return self.output / CONSOLE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Attributes:
-    job: what was to be run.
-    state: "finished", "failed", or "left out" because what it begins from failed.
-    seconds: that it took; 0 where it was finished before.
-    reason: one sentence; "" unless it failed or was left out.
+    """Outcome of a run of a suite.
+
+    Attributes:
+        job: what was to be run.
+        state: "finished", "failed", or "left out" because what it begins from failed.
+        seconds: that it took; 0 where it was finished before.
+        reason: one sentence; "" unless it failed or was left out.
     """
 
     job: Job
@@ -76,7 +81,7 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
 
 
 def states(jobs: Sequence[Job]) -> list[str]:
-    """What a suite finds, for each job.
+    """Return the state of each job.
 
     "finished"; "trained, evaluates" (for the first time) or "trained, evaluates again" (in another way); "begun" (it
     goes on); "other config" (it begins anew in that folder); "to do"; or "after X", of which the run X is still to be
@@ -99,7 +104,7 @@ def states(jobs: Sequence[Job]) -> list[str]:
 
 
 def _state(job: Job) -> str:
-    """Without a look at what it begins from."""
+    """Return the state of a job as if what it begins from were finished."""
     if not any((job.output / name).is_file() for name in (FINISHED, TRAINED, LAST)):
         return "to do"
     wanted = phase_fingerprint(job.phase)
@@ -118,8 +123,11 @@ def cores() -> int:
 
 
 def default_processes(jobs: Sequence[Job], devices: Sequence[str]) -> int:
-    """One for each device; on the CPU one for each core, as small models gain little from more threads, but never
-    more than 8 or than can run at the same time; else one."""
+    """Return the number of processes: one for each device or, on the CPU, one for each core.
+
+    Small models gain little from more threads, but there are never more than 8, nor more than can run at the same time.
+    Otherwise it is one.
+    """
     if devices:
         return len(devices)
     if any(job.device != "cpu" for job in jobs):
@@ -221,7 +229,7 @@ def _outcome(job: Job, code: int, seconds: float) -> Outcome:
 
 
 def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: int, elapsed: float) -> str:
-    """Such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
+    """Return a line such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
     times = [each.seconds for each in outcomes if each.seconds]
     left = total - len(outcomes)
     rest = f", about {sum(times) / len(times) * left / processes / 60:.0f} min left" if left else ""

@@ -91,7 +91,7 @@ def save_adversarials(
 
 
 def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
-    """What is compared when the images are scored again: `prediction` (N,) and `pixels_right` (N,), those there are."""
+    """Return what is compared when images are scored again: `prediction` (N,) and `pixels_right` (N,), if predicted."""
     arrays = {}
     outputs = host_outputs(outputs)
     if "class_logits" in outputs[0]:

@@ -39,7 +39,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """
+        """Open the journal of a folder.
+
         Args:
             folder: of the journal alone.
             identity: of the evaluation that writes batches or reads its own; None to read all there are.
@@ -83,7 +84,7 @@ class Journal:
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """What `open` was told when the journal began; None where there is no journal.
+        """Return what `open` was told when the journal began; None where there is no journal.
 
         Raises:
             UserError: journal.json is damaged.

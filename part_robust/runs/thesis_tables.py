@@ -84,11 +84,12 @@ def columns(table: Table) -> list[str]:
 
 
 def heads(table: Table, found: Sequence[Line]) -> tuple[str, ...]:
+    """Return the heads of the columns before the numbers."""
     return table.heads[: len(found[0].cells)]
 
 
 def _cell(ours: float | None, thesis: float | None) -> str:
-    """Such as "54.2 (54.7)"; "-" where there is nothing."""
+    """Return a cell such as "54.2 (54.7)"; "-" where there is nothing."""
     if ours is None and thesis is None:
         return ""
     return f"{'-' if ours is None else f'{ours:.1f}'} ({'-' if thesis is None else f'{thesis:.1f}'})"

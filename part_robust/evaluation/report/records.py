@@ -37,7 +37,7 @@ def find_records(paths: list[str | Path]) -> list[Path]:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """Reads a record of any schema.
+    """Read a record of any schema.
 
     Raises:
         ValueError: not a record; names the file and what is wrong.
@@ -121,8 +121,10 @@ def _share(accuracy: float, images: int) -> dict[str, Any]:
 
 
 def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
-    """Name and {correct, accuracy, interval} of a data set's most important number: of a class tier, or of one on
-    parts. "" and None without any."""
+    """Return name and {correct, accuracy, interval} of a data set's most important number, "" and None without any.
+
+    It is that of a class tier, or of a tier on parts where there is no other.
+    """
     tiers = entry.get("tiers") or {}
     if entry.get("headline_result"):
         return entry["headline"], entry["headline_result"]

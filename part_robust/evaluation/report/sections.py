@@ -56,7 +56,7 @@ MATRIX_COLUMNS = {
 
 
 def build_report(record: Mapping[str, Any], folder: Path) -> Page:
-    """The page of one record.
+    """Return the page of a record.
 
     Args:
         record: of any schema.

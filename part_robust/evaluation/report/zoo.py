@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from part_robust.attacks.checks import from_record, summary
-from part_robust.config import config_values, get_part_robust_cfg
+from part_robust.config import config_values, get_part_robust_cfg, zoo_configs
 from part_robust.evaluation.report.content import MISSING, Code, Page, Part, Section, Text, make_table
 from part_robust.evaluation.report.leaderboard import Entry, accuracy, entry_of
 from part_robust.evaluation.report.records import evaluations
@@ -95,8 +95,10 @@ def _row(path: Path, record: Mapping[str, Any], entry: Entry, values: Mapping[st
 
 
 def _config_name(path: Path, record: Mapping[str, Any]) -> str:
-    """The leaf config that OUTPUT_DIR is named after with the keys that the run changed, or the run's own complete
-    config where there is no such leaf."""
+    """Return the leaf config that OUTPUT_DIR is named after, with the keys that the run changed.
+
+    Where there is no such leaf it is the run's own complete config.
+    """
     values = config_values(record.get("config") or "")
     leaf = _leaf(Path(str(values.get("OUTPUT_DIR", ""))))
     if leaf is None:
@@ -110,8 +112,8 @@ def _leaf(output: Path) -> Path | None:
     """For output/part_shapes/resnet50 and output/part_shapes_small/resnet50: configs/part_shapes/resnet50.yaml."""
     found = [
         path
-        for path in Path("configs").glob(f"*/{output.name}.yaml")
-        if output.name and output.parent.name.startswith(path.parent.name)
+        for path in (Path("configs", name) for name in zoo_configs())
+        if path.stem == output.name and len(path.parts) == 3 and output.parent.name.startswith(path.parent.name)
     ]
     return max(found, key=lambda path: len(path.parent.name), default=None)
 

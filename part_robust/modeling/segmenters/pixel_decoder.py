@@ -51,7 +51,8 @@ class PixelDecoder(nn.Module):
         position_temperature: float = 10000.0,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the encoder of pixels.
+
         Args:
             in_channels: of the backbone features that the encoder sees, fine to coarse.
             mask_in_channels: of the backbone feature that has the resolution of masks.
@@ -114,7 +115,7 @@ class PixelDecoder(nn.Module):
             weight_init.c2_xavier_fill(convolution)
 
     def forward(self, maps: Sequence[Tensor], padding_mask: Tensor | None) -> tuple[Tensor, Tokens]:
-        """What the decoder of queries sees.
+        """Return what the decoder of queries sees.
 
         Args:
             maps: backbone features (N, c, h, w), fine to coarse.
