@@ -49,7 +49,8 @@ def load_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
         raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
-    return record
+    # Bytes of a file's name that are not UTF-8 are surrogates in the record, which no page can show.
+    return json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
 
 
 def load_arrays(folder: Path, name: str | None) -> dict[str, np.ndarray]:
@@ -132,6 +133,23 @@ def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | 
         if name in tiers and tiers[name].get("robust"):
             return str(name), tiers[name]["robust"]
     return "", None
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """The most important numbers in words."""
+    name, result = headline_result(entry)
+    clean, words = entry.get("clean"), []
+    if result:
+        threat = threat_model_text(entry)
+        of_class = name in class_tiers(entry) or entry.get("headline_result")
+        words.append(
+            f"{name}: {result['accuracy']:.1f} % {to_text(result.get('interval'))} "
+            f"{'class' if of_class else 'pixel'} accuracy under attack" + (f" ({threat})" if threat else "")
+        )
+    if clean:
+        words.append(f"clean {clean['accuracy']:.1f} % {to_text(clean.get('interval'))}")
+    words.append(f"{entry.get('num_images') or 0} images")
+    return ", ".join(words)
 
 
 def threat_model_text(values: Mapping[str, Any]) -> str:
