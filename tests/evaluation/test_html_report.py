@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from part_robust.attacks.checks import failed
+from part_robust.evaluation.checks import failed
 from part_robust.evaluation.html_report import (
     build_report,
     evaluations,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import errors, from_record, reportable
+from part_robust.evaluation.checks import errors, from_record, reportable
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.html_report.blocks import MISSING, Report, Section, Table, Text, interval, number
 from part_robust.evaluation.html_report.schema import evaluations, threat_words

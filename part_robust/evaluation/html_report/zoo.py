@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import from_record, summary
 from part_robust.config import config_values, get_part_robust_cfg
+from part_robust.evaluation.checks import from_record, summary
 from part_robust.evaluation.html_report.blocks import MISSING, Code, Report, Section, Table, Text, interval, number
 from part_robust.evaluation.html_report.leaderboard import Entry, entry_of
 from part_robust.evaluation.html_report.schema import evaluations
