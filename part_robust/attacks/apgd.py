@@ -1,5 +1,6 @@
-"""Auto-PGD (Croce and Hein, 2020): PGD with momentum whose step halves where it stops paying, and with the radius
-schedule of SEA (Croce, Singh and Hein, 2023).
+"""Auto-PGD (Croce and Hein, 2020): PGD with momentum, whose step size halves where the loss stops growing.
+
+It also has the radius schedule of SEA (Croce, Singh and Hein, 2023).
 
 Letters: N images, S steps.
 """
@@ -27,16 +28,18 @@ NO_SCHEDULE = ((1.0, 1.0),)
 
 @dataclass
 class ApgdState(State):
-    """Attributes:
-    slope: (N, 3, H, W), gradient at `x`.
-    previous: (N, 3, H, W), the iterate before `x`.
-    top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
-    top_loss: (N,), there.
-    top_slope: (N, 3, H, W), likewise.
-    length: (N,), step size as a share of the radius.
-    gains: (N,), steps since the last checkpoint that raised the loss.
-    top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
-    halved_at_checkpoint: bool (N,), the step size was halved there.
+    """State of the images under Auto-PGD.
+
+    Attributes:
+        slope: (N, 3, H, W), gradient at `x`.
+        previous: (N, 3, H, W), the iterate before `x`.
+        top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
+        top_loss: (N,), there.
+        top_slope: (N, 3, H, W), likewise.
+        length: (N,), step size as a share of the radius.
+        gains: (N,), steps since the last checkpoint that raised the loss.
+        top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
+        halved_at_checkpoint: bool (N,), the step size was halved there.
     """
 
     slope: Tensor
@@ -52,8 +55,11 @@ class ApgdState(State):
 
 @ATTACK_REGISTRY.register()
 class APGD(Attack):
-    """Momentum steps of twice the radius at first. At checkpoints, where too few steps paid, or where the best loss and
-    the step size stood still since the last one, the step size halves and the search goes on from its best point."""
+    """Auto-PGD: steps with momentum, at first of twice the radius.
+
+    At checkpoints, where too few steps paid, or where the best loss and the step size stood still since the last one,
+    the step size halves and the search continues from its best point.
+    """
 
     def __init__(
         self,
@@ -65,7 +71,8 @@ class APGD(Attack):
         radius_schedule: Sequence[Sequence[float]],
         **shared: Any,
     ) -> None:
-        """
+        """Build the attack from its steps and its schedules.
+
         Args:
             steps: number of steps; a run asks the model once more, at its start.
             random_start: start uniformly in the ball instead of at the image.

@@ -32,8 +32,10 @@ TRAINING_KEYS = frozenset(
 
 
 def attack_defaults(name: str = DEFAULT) -> CfgNode:
-    """Return all keys that an attack's node may have, with their defaults: those of every built-in attack, so that one
-    node serves several, and those of the attack `name`, which come first.
+    """Return all keys that an attack's node may have, with their defaults.
+
+    These are the keys of every built-in attack, so that one node serves several, and those of the attack `name`, which
+    come first.
 
     Args:
         name: in ATTACK_REGISTRY; one that is not there (yet) has no keys of its own.

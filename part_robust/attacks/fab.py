@@ -58,7 +58,8 @@ class FAB(Attack):
         final_search: int,
         **shared: Any,
     ) -> None:
-        """
+        """Build the attack from the settings of its paper.
+
         Args:
             steps: number of steps.
             alpha_max: largest weight of the step from the original against that from the iterate, 0..1.
@@ -201,8 +202,9 @@ class FAB(Attack):
 
 
 def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
-    """The change of least norm that moves a linear function by `gap` and keeps all pixels in range (section 2 of the
-    paper); where the range does not allow it, the change that comes closest.
+    """Return the change of least norm that moves a linear function by `gap` and keeps all pixels in range.
+
+    See section 2 of the paper. Where the range does not allow it, this is the change that comes closest.
 
     Each pixel goes in its own direction until its room is used up, at speed 1 ("linf") or |slope| ("l2"), so what the
     function gains by some moment is piecewise linear and concave in time. Newton's method from moment 0 never goes too

@@ -29,7 +29,8 @@ class NFGSM(Attack):
     keeps_best = False
 
     def __init__(self, *, eps: float, noise: float, **shared: Any) -> None:
-        """
+        """Build the attack for a radius.
+
         Args:
             eps: see above; also the length of the step.
             noise: largest change of a pixel before the step, in units of eps; the paper's k.
@@ -54,7 +55,8 @@ class NFGSM(Attack):
 
     @classmethod
     def from_config(cls, node: Mapping) -> NFGSM:
-        """
+        """Build the attack from its config node.
+
         Raises:
             ValueError: a value that only other attacks have.
         """

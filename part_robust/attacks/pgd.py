@@ -21,7 +21,8 @@ class PGD(Attack):
     def __init__(
         self, *, steps: int, step_size: float, random_start: bool = True, keep: str = "last", **shared: Any
     ) -> None:
-        """
+        """Build the attack from its steps.
+
         Args:
             steps: number of steps, 0 or more.
             step_size: length of a step in the norm, 0..255 units.

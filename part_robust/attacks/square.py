@@ -27,8 +27,10 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass
 class SquareState(State):
-    """Attributes:
-    walk_loss: (N,), the loss at `x`, from which the next patch starts.
+    """State of the images under Square.
+
+    Attributes:
+        walk_loss: (N,), the loss at `x`, from which the next patch starts.
     """
 
     walk_loss: Tensor
@@ -36,13 +38,16 @@ class SquareState(State):
 
 @ATTACK_REGISTRY.register()
 class Square(Attack):
-    """Each query changes one square of the image and is kept where the loss grows. Place and signs of the squares
-    depend on the image's key alone."""
+    """Square attack: each query changes one square of the image, and is kept where the loss grows.
+
+    Place and signs of the squares depend on the image's key alone.
+    """
 
     uses_gradient = False
 
     def __init__(self, *, steps: int, area_share: float, **shared: Any) -> None:
-        """
+        """Build the attack from its number of queries.
+
         Args:
             steps: number of queries.
             area_share: of the first squares in the image, more than 0 and at most 1; p of the paper.
@@ -127,7 +132,7 @@ def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
 
 
 def window(drawn: Tensor, side: int, height: int, width: int) -> Tensor:
-    """bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
+    """Return bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
     top, left = corner(drawn, side, height, width)
     rows = torch.arange(height, device=drawn.device) - top[:, None]
     columns = torch.arange(width, device=drawn.device) - left[:, None]

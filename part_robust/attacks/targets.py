@@ -19,12 +19,14 @@ RANKINGS = ("logits", "malt")
 
 @dataclass(frozen=True)
 class TargetChoice:
-    """Attributes:
-    number: at most this many classes, and never more than there are wrong ones.
-    ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
-        the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
-        Shamir, MALT, 2024).
-    candidates: wrong classes of largest logit among which "malt" chooses; costs one backward pass each.
+    """How the classes are chosen that a targeted attack aims at.
+
+    Attributes:
+        number: at most this many classes, and never more than there are wrong ones.
+        ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
+            the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
+            Shamir, MALT, 2024).
+        candidates: wrong classes of largest logit among which "malt" chooses; costs one backward pass each.
     """
 
     number: int = 9
@@ -56,6 +58,7 @@ class TargetChoice:
         return cls(number=node["NUM_TARGETS"], ranking=node["TARGET_RANKING"], candidates=node["TARGET_CANDIDATES"])
 
     def describe(self) -> dict:
+        """Return the settings for the record, by names that start with `targets_`."""
         values = asdict(self)
         if self.ranking == "logits":
             del values["candidates"]

@@ -1,9 +1,11 @@
-"""Turns a public checkpoint into one for MODEL.WEIGHTS: DINO (the authors' or detrex's), Mask DINO (the authors'), or
-an ImageNet classifier for the backbone (torchvision's or timm's layout; docs/backbones.md).
+r"""Turns a public checkpoint into one for MODEL.WEIGHTS.
 
-    part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \\
+It is that of DINO (the authors' or detrex's), of Mask DINO (the authors'), or of an ImageNet classifier for the
+backbone (torchvision's or timm's layout; docs/backbones.md).
+
+    part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \
         --config-file part_imagenet/dino_detector.yaml
-    part-robust convert-checkpoint resnet50_linf_eps8.0.ckpt robust_r50.pth --layout torchvision \\
+    part-robust convert-checkpoint resnet50_linf_eps8.0.ckpt robust_r50.pth --layout torchvision \
         --config-file part_imagenet/deeplab_two_headed.yaml
 
 Every key of the file is accounted for. Heads for another number of parts start from random values.

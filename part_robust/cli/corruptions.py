@@ -69,7 +69,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, names: Sequence[str], severities: S
 
 
 def _config(config_file: str, opts: list[str]) -> CfgNode:
-    """
+    """Load the config of an evaluation under corruptions.
+
     Raises:
         ValueError: padding would be corrupted, too.
     """

@@ -1,6 +1,6 @@
 """Shows what an attack does to a model: image, perturbation, predicted parts and label before and after.
 
-    part-robust visualize-attack --config-file part_shapes/deeplab_two_headed.yaml --attack pgd20 \
+part-robust visualize-attack --config-file part_shapes/deeplab_two_headed.yaml --attack pgd20 \
         --output output/attack.png MODEL.WEIGHTS output/part_shapes/deeplab_two_headed/model_best.pth
 """
 

@@ -151,9 +151,10 @@ def _add_input(cfg: CfgNode) -> None:
 
 
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
-    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
-    step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
-    SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
+    """Return the full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs.
+
+    In the pairs, radii and step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers
+    without a point: SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
 
     Args:
         config_file: a path, or a name among the package's configs, "paco/mask_dino_simple.yaml" (`find_config`).

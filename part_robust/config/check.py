@@ -72,7 +72,8 @@ def _check_attack(prefix: str, node: Mapping, rules: Mapping[str, Rule], others:
 
 
 def check_value(key: str, value: object) -> None:
-    """
+    """Check a value against the rule of its key.
+
     Raises:
         UserError: the rule of the key excludes the value.
     """

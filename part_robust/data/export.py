@@ -60,7 +60,7 @@ def coco_results(data: Mapping[str, Any]) -> list[dict]:
 
 
 def cvat_xml(data: Mapping[str, Any]) -> str:
-    """ "CVAT for images 1.1": polygons, masks and boxes; the class of an image is its tag."""
+    """Return "CVAT for images 1.1": polygons, masks and boxes; the class of an image is its tag."""
     classes = {entry["id"]: entry["name"] for entry in data["classes"]}
     parts = {entry["id"]: entry["name"] for entry in data["categories"]}
     by_image: dict[int, list[Mapping]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """json's `true` is an int in Python, but no number in the file."""
+    """Return whether a json value is an integer; json's `true` is an int in Python, but not a number in the file."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -46,8 +46,10 @@ class PartCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def write(self, name: str, without: Sequence[str] = (), **kwargs: Any) -> None:
-        """Writes `<save_dir>/<name>.pth`, under another name first: a killed process or a full disk leaves the old
-        file as it was. Checkpointables named in `without` are left out."""
+        """Write `<save_dir>/<name>.pth`, without the checkpointables named in `without`.
+
+        It is written under another name first: a killed process or a full disk leaves the old file as it was.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
@@ -62,7 +64,8 @@ class PartCheckpointer(DetectionCheckpointer):
         write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
-        """
+        """Load a checkpoint, and account for every weight of the model.
+
         Raises:
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
@@ -123,7 +126,8 @@ class PartCheckpointer(DetectionCheckpointer):
 
 
 def check_finite(model: nn.Module, path: str) -> None:
-    """
+    """Check that all weights and statistics of a model are finite.
+
     Raises:
         UserError: weights or statistics are not finite numbers: results would mean nothing.
     """

@@ -49,6 +49,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
+        """Return the classes with their probabilities, in words."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 
@@ -61,7 +62,8 @@ class Demo:
     """
 
     def __init__(self, cfg: CfgNode, min_score: float = 0.3) -> None:
-        """
+        """Load the trained model.
+
         Args:
             cfg: of the training, with MODEL.WEIGHTS of the trained model.
             min_score: of the boxes that count as found, 0..1.
@@ -82,7 +84,8 @@ class Demo:
         PartCheckpointer(self.model, strict=True).load(self.cfg.MODEL.WEIGHTS)
 
     def label(self, name: str) -> int:
-        """
+        """Return the index of a class by its name.
+
         Raises:
             ValueError: no such class; lists those there are.
         """

@@ -32,7 +32,8 @@ class AttackSchedule(HookBase):
     """
 
     def __init__(self, loader: AdversarialLoader, warmup_iters: int) -> None:
-        """
+        """Set how long the radius grows.
+
         Args:
             loader: whose attack is scaled.
             warmup_iters: until the full radius.
@@ -47,8 +48,10 @@ class AttackSchedule(HookBase):
 
 
 class SeededIterations(HookBase):
-    """Random numbers of a step (dropout, denoising queries) depend on the seed, the iteration and the process alone, so
-    a resumed run draws those of the uninterrupted one."""
+    """Hook that makes a step's random numbers depend on the seed, the iteration and the process alone.
+
+    These are dropout, denoising queries and the like, so that a resumed run draws those of the uninterrupted one.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -65,7 +68,8 @@ class FrozenBackbone(HookBase):
     """
 
     def __init__(self, backbone: nn.Module, iterations: int) -> None:
-        """
+        """Set how long the backbone stays frozen.
+
         Args:
             backbone: weights that are frozen for good already stay so.
             iterations: until it learns.
@@ -113,7 +117,8 @@ class BestCheckpoint(HookBase):
         eval_period: int,
         weights: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        """
+        """Set the metric by which a checkpoint is the best.
+
         Args:
             checkpointer: with `save_dir` and `write`.
             metric: name in the event storage, "task/metric".
@@ -183,7 +188,8 @@ class MissedEvaluation(HookBase):
     """
 
     def __init__(self, period: int, evaluate: Callable[[], Any], best: BestCheckpoint | None, folder: str) -> None:
-        """
+        """Set how the evaluation is made up.
+
         Args:
             period: iterations between evaluations.
             evaluate: evaluates, in all processes, and puts the results into the event storage.

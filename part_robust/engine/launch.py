@@ -67,7 +67,8 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """
+    """Check the numbers of processes and machines.
+
     Raises:
         LaunchError: a number of processes or machines is impossible.
     """

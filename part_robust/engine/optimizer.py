@@ -1,5 +1,8 @@
-"""Optimizers: SGD (the thesis) or AdamW (the published detectors), a learning rate of its own for the backbone, and
-clipping of all gradients together. On CUDA all weights are changed by one fused kernel."""
+"""Optimizers: SGD (the thesis) or AdamW (the published detectors).
+
+The backbone has a learning rate of its own, and all gradients are clipped together. On CUDA all weights are changed by
+one fused kernel.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ FUSED_ON = ("cuda",)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """
+    """Build the optimizer that SOLVER describes.
+
     Raises:
         ValueError: SOLVER.OPTIMIZER is neither SGD nor AdamW.
     """

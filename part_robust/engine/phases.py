@@ -137,7 +137,7 @@ def _weights(output: Path) -> Path:
 
 
 def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
-    """ "done", "start", "resume", or "refuse: " and the reason."""
+    """Return "done", "start", "resume", or "refuse: " and the reason."""
     if is_trained(output, wanted):
         return "done"
     last = output / LAST

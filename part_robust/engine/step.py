@@ -46,7 +46,8 @@ class TrainingStep(nn.Module):
         scaler: Any = None,
         perturbation: WeightPerturbation | None = None,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
             model: batch -> dict of losses.
             pieces: parts of the batch that are computed one after the other.
@@ -86,6 +87,7 @@ class TrainingStep(nn.Module):
 
     @property
     def inner(self) -> nn.Module:
+        """The model without DistributedDataParallel."""
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def _losses(self, model: nn.Module, piece: list[dict], share: dict[str, Tensor | float]) -> dict[str, Tensor]:

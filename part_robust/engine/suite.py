@@ -24,11 +24,13 @@ PERIOD = 0.2  # seconds between two looks at the processes
 
 @dataclass(frozen=True)
 class Job:
-    """Attributes:
-    phase: what is run.
-    output: its OUTPUT_DIR.
-    after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
-    device: MODEL.DEVICE.
+    """A run of a suite.
+
+    Attributes:
+        phase: what is run.
+        output: its OUTPUT_DIR.
+        after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
+        device: MODEL.DEVICE.
     """
 
     phase: Phase
@@ -38,16 +40,19 @@ class Job:
 
     @property
     def console(self) -> Path:
+        """File that takes what the run prints."""
         return self.output / CONSOLE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Attributes:
-    job: what was to be run.
-    state: "finished", "failed", or "left out" because what it begins from failed.
-    seconds: that it took; 0 where it was finished before.
-    reason: one sentence; "" unless it failed or was left out.
+    """How a run of a suite ended.
+
+    Attributes:
+        job: what was to be run.
+        state: "finished", "failed", or "left out" because what it begins from failed.
+        seconds: that it took; 0 where it was finished before.
+        reason: one sentence; "" unless it failed or was left out.
     """
 
     job: Job
@@ -118,8 +123,11 @@ def cores() -> int:
 
 
 def default_processes(jobs: Sequence[Job], devices: Sequence[str]) -> int:
-    """One for each device; on the CPU one for each core, as small models gain little from more threads, but never
-    more than 8 or than can run at the same time; else one."""
+    """Return the number of processes: one for each device or, on the CPU, one for each core.
+
+    Small models gain little from more threads, but there are never more than 8, nor more than can run at the same time.
+    Otherwise it is one.
+    """
     if devices:
         return len(devices)
     if any(job.device != "cpu" for job in jobs):

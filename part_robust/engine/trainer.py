@@ -135,8 +135,11 @@ class PartTrainer(DefaultTrainer):
 
     @classmethod
     def held_out_images(cls, cfg: CfgNode, count: int) -> list[list[dict]]:
-        """This process's share of the first `count` images of DATASETS.VAL, in batches; of the training set where there
-        is no VAL. The loader gives each process a run of neighbours, so all data is gone through up to `count`."""
+        """Return this process's share of the first `count` images of DATASETS.VAL, in batches.
+
+        Without VAL they are of the training set. The loader gives each process a run of neighbours, so all data is gone
+        through up to `count`.
+        """
         names = cfg.DATASETS.VAL or cfg.DATASETS.TRAIN
         share = -(-count // comm.get_world_size())
         batches, found = [], 0
@@ -247,6 +250,7 @@ class PartTrainer(DefaultTrainer):
 
 
 def unwrap(model: PartClassifier | DistributedDataParallel) -> PartClassifier:
+    """Return the model without DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -272,9 +276,12 @@ def _share(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
-    """detectron2's `DefaultTrainer` takes the local rank for the device's index, which DistributedDataParallel refuses
-    on a CPU, and which is wrong where a process sees its own GPU alone. DistributedDataParallel waits for the gradients
-    of a frozen backbone unless it is told to look which ones come."""
+    """Let detectron2's `DefaultTrainer` build DistributedDataParallel as this job needs it.
+
+    It takes the local rank for the device's index, which DistributedDataParallel refuses on a CPU, and which is wrong
+    where a process sees its own GPU alone. DistributedDataParallel waits for the gradients of a frozen backbone unless
+    it is asked to look which ones come.
+    """
     original = defaults.create_ddp_model
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     options: dict = {"device_ids": [torch.cuda.current_device()] if on_gpu else None}

@@ -39,7 +39,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """
+        """Open the journal of a folder.
+
         Args:
             folder: of the journal alone.
             identity: of the evaluation that writes batches or reads its own; None to read all there are.

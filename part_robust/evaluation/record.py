@@ -92,19 +92,21 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
 
 
 def right(merged: Merged, row: str) -> np.ndarray:
-    """bool (N,), the class is right on a row's images."""
+    """Return bool (N,), whether the class is right on a row's images."""
     return merged.images[f"prediction.{row}"] == merged.images["label"]
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
-    """bool (N,), the class is right under a tier: on its images as scored last, and after each of its attacks."""
+    """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
     final = right(merged, tier.name)
     return final & (merged.images[f"broken_by.{tier.name}"] < 0) if tier.kind == "class" else final
 
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
-    """bool (N,), the class is right on the image and on every attacked image of it, whatever the attack aimed at, that
-    the headline's threat model allows."""
+    """Return bool (N,), whether the class is right on the image and on every attacked image of it.
+
+    These are all that the headline's threat model allows, whatever the attack aimed at.
+    """
     threat, result = plan.headline.threat_model, right(merged, "clean")
     for tier in plan.tiers:
         if tier.threat_model == threat:

@@ -189,12 +189,15 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
 
 
 def journal_folder(cfg: CfgNode, dataset: str) -> Path:
+    """Return the folder of the journal of one data set."""
     return Path(cfg.OUTPUT_DIR) / f"journal_{dataset}"
 
 
 def resumed_weights(cfg: CfgNode) -> str | None:
-    """Where an interrupted evaluation in OUTPUT_DIR took its weights from: "MODEL.WEIGHTS" or "last_checkpoint"; None
-    where there is none."""
+    """Return where an interrupted evaluation in OUTPUT_DIR took its weights from.
+
+    That is "MODEL.WEIGHTS" or "last_checkpoint", or None where there is no interrupted evaluation.
+    """
     for dataset in cfg.DATASETS.TEST:
         identity = Journal(journal_folder(cfg, dataset)).identity()
         if identity is not None:
@@ -293,8 +296,10 @@ def _move_aside(folder: Path) -> None:
 def _identity(
     cfg: CfgNode, plan: Plan, model: nn.Module, weights: str, weights_of: str, image_ids: list[int]
 ) -> dict[str, str]:
-    """What must be the same for batches to belong together. Folders need not, and with our own attacks neither batch
-    size nor process count."""
+    """Return what must be the same for batches to belong together.
+
+    Folders need not be, and with our own attacks neither the batch size nor the number of processes.
+    """
     decisive = {}
     for name in DECISIVE:
         node = cfg[name].clone()

@@ -73,8 +73,10 @@ def build_record(
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Numbers in the model's parameters: all, and those that training moves. Buffers, such as statistics of norms and
-    norms that are frozen, are in neither."""
+    """Return the numbers in the model's parameters: all, and those that training moves.
+
+    Buffers, such as statistics of norms and norms that are frozen, are in neither.
+    """
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 

@@ -26,11 +26,13 @@ from part_robust.utils.precision import tf32
 
 @dataclass
 class Verification:
-    """Attributes:
-    dataset: of the images.
-    tier: likewise.
-    right: image id -> whether the class is right; None for models without classes.
-    problems: sentences, one for each image or batch that is not as the record says.
+    """What the verification of saved images found.
+
+    Attributes:
+        dataset: of the images.
+        tier: likewise.
+        right: image id -> whether the class is right; None for models without classes.
+        problems: sentences, one for each image or batch that is not as the record says.
     """
 
     dataset: str
@@ -114,8 +116,11 @@ def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[
 
 
 def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
-    """Adds `rescored`, images and mismatches by data set, to the record, and makes C5, the verdict and `unreliable`
-    what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification."""
+    """Add `rescored`, images and mismatches by data set, to the record.
+
+    C5, the verdict and `unreliable` become what follows from it. `rescored.before` keeps C5 as the evaluation itself
+    left it, for the next verification.
+    """
     path = folder / "robustness.json"
     record = read_json(path, "evaluate again")
     for dataset, evaluation in record["evaluation"].items():

@@ -41,8 +41,10 @@ def automatic_backend(value: Tensor) -> str:
 
 @functools.cache
 def why_not_triton(device: torch.device) -> str:
-    """The reason why the Triton kernel cannot be used on a CUDA device; "" if it can: it has computed a small example,
-    forward and backward, as plain PyTorch does."""
+    """Return the reason why the Triton kernel cannot be used on a CUDA device; "" if it can.
+
+    It can where it has computed a small example, forward and backward, as plain PyTorch does.
+    """
     reason = _try_triton(device)
     if reason:
         logger.warning("Deformable attention runs in plain PyTorch on %s, not in the Triton kernel: %s", device, reason)

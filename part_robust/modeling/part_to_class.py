@@ -64,7 +64,8 @@ class PartToClass(nn.Module):
     def __init__(
         self, *, matrix: np.ndarray, learned: bool = False, normalize: bool = False, empty_classes: str = "column"
     ) -> None:
-        """
+        """Set the matrix, and what is learned of it.
+
         Args:
             matrix: (P, C), 1 where the part belongs to the class, else 0.
             learned: the matrix is where training starts, not where it stays.

@@ -47,7 +47,7 @@ def stack_images(batched_inputs: Sequence[dict], key: str = "image") -> Tensor:
 
 
 def padding_mask(batched_inputs: Sequence[dict]) -> Tensor | None:
-    """bool (N, H, W), True on letterbox padding; None when no image of the batch has any."""
+    """Return bool (N, H, W), True on letterbox padding; None when no image of the batch has any."""
     if not any("content_size" in item for item in batched_inputs):
         return None
     height, width = batched_inputs[0]["image"].shape[-2:]

@@ -36,7 +36,8 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, net: FeatureNet, out_features: Sequence[str], res5_stride: int = 32) -> None:
-        """
+        """Wrap a network of timm.
+
         Args:
             net: of `timm.create_model(..., features_only=True)`, with all its features.
             out_features: the names that are given out, "res2" (stride 4) to "res5".
@@ -166,7 +167,8 @@ def _create(timm: Any, name: str, pretrained: bool, options: dict) -> FeatureNet
 
 
 def check_normalisation(pretrained_cfg: dict, mean: Sequence[float], std: Sequence[float]) -> None:
-    """
+    """Check that the config normalises images as the weights were trained.
+
     Raises:
         ValueError: the weights were trained with another mean or deviation of images than MODEL.PIXEL_MEAN, PIXEL_STD.
     """
@@ -180,7 +182,8 @@ def check_normalisation(pretrained_cfg: dict, mean: Sequence[float], std: Sequen
 
 
 def import_timm() -> Any:
-    """
+    """Return the package timm.
+
     Raises:
         ImportError: it is not installed, with the mend.
     """

@@ -84,6 +84,7 @@ def columns(table: Table) -> list[str]:
 
 
 def heads(table: Table, found: Sequence[Line]) -> tuple[str, ...]:
+    """Return the heads of the columns before the numbers."""
     return table.heads[: len(found[0].cells)]
 
 

@@ -67,7 +67,8 @@ def file_sha256(path: str | Path) -> str | None:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """
+    """Read a json file.
+
     Args:
         path: of a file that exists.
         remedy: what to do where it is damaged, a clause.

@@ -53,7 +53,8 @@ class Snapshots(HookBase):
 def of_training(folder: Path, model: str) -> tuple[Counter, Counter]:
     """Waits in a step of the attack, and in the rest of a training step.
 
-    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs."""
+    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs.
+    """
     opts = ["ATTACK.TRAIN.ENABLED", True, "SOLVER.MAX_ITER", 4, "DATASETS.VAL", (), "DATASETS.TEST", ()]
     with pretend_device(), count_waits() as waits:
         trainer = PartTrainer(run_cfg(folder, "MODEL.DEVICE", "cuda", *SMALL, *opts, model=model))

@@ -165,7 +165,7 @@ def _values(path: str, coloured: bool) -> tuple[list, dict]:
 
 
 def read_value(path: str, value: Any) -> np.ndarray:
-    """bool (H, W): pixels of one label or colour, or of any of ("any", values)."""
+    """Return bool (H, W), the pixels of one label or colour, or of any of ("any", values)."""
     several = value[1] if isinstance(value, tuple) and value[0] == "any" else (value,)
     coloured = isinstance(several[0], tuple)
     pixels = _load(path, coloured)

@@ -203,8 +203,11 @@ def write_all(
     stale: Sequence[Path],
     style: Style,
 ) -> None:
-    """Images first, then the jsons that promise them. Nothing is replaced before everything is written beside it, and a
-    marker says that the folder is unfinished while one file after the other is replaced."""
+    """Write the images first, then the jsons that name them.
+
+    Nothing is replaced before everything is written beside it, and a marker says that the folder is unfinished while
+    one file after the other is replaced.
+    """
     for sample in tqdm(to_copy, desc="copying images", unit="image", disable=None if to_copy else True):
         _copy(sample.path, output / "images" / sample.name)
     folder = output / "annotations"

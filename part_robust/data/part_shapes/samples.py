@@ -92,6 +92,7 @@ def _draw_one(
 
 
 def class_entries() -> list[dict]:
+    """Return the `classes` of the part json."""
     return [
         {"id": i, "name": name, "part_category_ids": sorted(PARTS.index(part) + 1 for part in c.parts)}
         for i, (name, c) in enumerate(CLASSES.items(), start=1)

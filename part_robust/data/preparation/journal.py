@@ -36,7 +36,8 @@ class Journal:
     """Results by unit of work. A line is `crc32 json`; a torn last line is cut off on opening."""
 
     def __init__(self, path: Path, settings: dict, root: Path) -> None:
-        """
+        """Name the file and what its results depend on.
+
         Args:
             path: the file.
             settings: everything that the results depend on.
@@ -87,6 +88,7 @@ class Journal:
         return offset
 
     def append(self, unit: str, result: dict) -> None:
+        """Write the result of a unit, which from now on counts as finished."""
         self._offsets[unit] = self._write({"unit": unit, "result": result})
 
     @property
@@ -105,6 +107,7 @@ class Journal:
                 yield unit, entry["result"]
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

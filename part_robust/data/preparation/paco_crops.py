@@ -96,7 +96,8 @@ def crop_unit(
     Args:
         unit: the image and its objects.
         rules: how to crop.
-        class_ids, part_ids: source category id -> id in the part json; parts that are in neither are left out.
+        class_ids: source category id -> class id in the part json.
+        part_ids: source category id -> part id in the part json; parts that are in neither are left out.
         output: where materialized crops go.
 
     Returns:

@@ -63,10 +63,12 @@ class PacoScan:
 
     @property
     def objects(self) -> list[dict]:
+        """The categories that are objects."""
         return [c for c in self.categories if c["supercategory"].upper() == "OBJECT"]
 
     @property
     def parts(self) -> list[dict]:
+        """The categories that are parts."""
         return [c for c in self.categories if c["supercategory"].upper() == "PART"]
 
 

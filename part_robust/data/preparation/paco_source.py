@@ -23,6 +23,8 @@ _KEPT_KEYS = ("images", "annotations", "categories")
 
 
 class PacoImage(NamedTuple):
+    """An image of the json, as far as it is read."""
+
     id: int
     file_name: str
     width: int
@@ -32,11 +34,19 @@ class PacoImage(NamedTuple):
 
 
 class PacoAnnotation(NamedTuple):
+    """An annotation of the json, of an object or a part.
+
+    Attributes:
+        object_id: the annotation of the object that it belongs to.
+        box: x, y, width, height in pixels; may leave the image.
+        segmentation: polygons or a run-length code, or what the counts need of them.
+    """
+
     id: int
     image_id: int
     category_id: int
     object_id: int | str
-    box: list[float]  # x, y, width, height in pixels; may leave the image
+    box: list[float]
     segmentation: Any
 
 
@@ -50,6 +60,7 @@ class PacoObject:
 
     @property
     def id(self) -> int:
+        """The id of the object's annotation."""
         return self.annotation.id
 
 
@@ -89,7 +100,8 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
 
     Args:
         path: json.
-        dataset, split: what to call it.
+        dataset: "lvis" or "ego4d".
+        split: of the file.
         masks: keep the segmentations; else only whether there is one, and the size of a run-length code.
         tally: counts what is left out: duplicate_id, unknown_category, unknown_image, orphan_part, foreign_part.
 
@@ -256,6 +268,7 @@ def _group(
 
 
 def is_good_box(box: Any) -> bool:
+    """Return whether a json value is a box of four finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4

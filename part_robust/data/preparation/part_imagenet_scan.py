@@ -218,7 +218,7 @@ def _checks(scan: PartImageNetScan, files: PartImageNetFiles, options: PartImage
 
 
 def part_name(category: dict) -> str:
-    """ "Quadruped Head", also where the json's name is the bare part."""
+    """Return a part's name such as "Quadruped Head", also where the json has the bare part."""
     name, group = str(category["name"]), str(category.get("supercategory") or "")
     return name if not group or name.startswith(group) else f"{group} {name}"
 

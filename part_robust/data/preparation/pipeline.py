@@ -122,6 +122,7 @@ def default_workers() -> int:
 
 
 def file_hash(path: Path, algorithm: str = "blake2b") -> str:
+    """Return the hash of a file's content, as hexadecimal digits."""
     digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

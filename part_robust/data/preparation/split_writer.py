@@ -15,7 +15,8 @@ class SplitWriter:
     """Takes samples in their final order and numbers images and annotations from 1."""
 
     def __init__(self, work: Path, split: str) -> None:
-        """
+        """Begin the json of a split.
+
         Args:
             work: folder for the two halves of the json until it is whole.
             split: name of the split.

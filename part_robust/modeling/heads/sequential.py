@@ -39,7 +39,8 @@ class SequentialHead(ClassHead):
         order: str,
         norm: str,
     ) -> None:
-        """
+        """Build the perceptron for the given numbers of queries, parts and classes.
+
         Args:
             num_queries: Q.
             num_parts: K.

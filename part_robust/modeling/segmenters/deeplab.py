@@ -28,7 +28,8 @@ class DeepLabSegmenter(PartSegmenter):
 
     @configurable
     def __init__(self, *, head: DeepLabV3PlusHead, ignore_label: int) -> None:
-        """
+        """Wrap detectron2's head.
+
         Args:
             head: a `DeepLabV3PlusHead` with P + 1 outputs, background last.
             ignore_label: label of pixels that count nowhere.

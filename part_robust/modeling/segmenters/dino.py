@@ -69,7 +69,8 @@ class DinoSegmenter(QuerySegmenter):
         criterion: SetCriterion,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the detector.
+
         Args:
             in_features: backbone features, fine to coarse.
             in_channels: their channels.
@@ -254,8 +255,10 @@ class DinoSegmenter(QuerySegmenter):
         )
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """`instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first; a query may
-        give several boxes of different parts, and there is no suppression of double ones."""
+        """Return `instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first.
+
+        A query may give several boxes of different parts, and there is no suppression of double ones.
+        """
         assert output.query_logits is not None and output.query_boxes is not None
         scores, index = output.query_logits.float().sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, : self.max_detections], index[:, : self.max_detections]

@@ -78,7 +78,8 @@ class MaskDinoSegmenter(QuerySegmenter):
         criterion: SetCriterion,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the segmenter.
+
         Args:
             in_features: backbone features that the encoder sees, fine to coarse.
             mask_feature: backbone feature that has the resolution of masks.
@@ -282,8 +283,10 @@ class MaskDinoSegmenter(QuerySegmenter):
     def _start(
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
     ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
-        """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
-        pixels (N, Q) were chosen."""
+        """Return where the queries start, what the encoder predicts, and which pixels (N, Q) were chosen.
+
+        They start from content (N, Q, C) and boxes (N, Q, 4). The encoder's prediction is there only `with_losses`.
+        """
         images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)

@@ -51,7 +51,8 @@ class PixelDecoder(nn.Module):
         position_temperature: float = 10000.0,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the encoder of pixels.
+
         Args:
             in_channels: of the backbone features that the encoder sees, fine to coarse.
             mask_in_channels: of the backbone feature that has the resolution of masks.

@@ -49,7 +49,7 @@ class Assignment:
     pixels: Tensor | None
 
     def kept(self, pixels: Tensor | None, num_queries: int) -> Tensor:
-        """bool (T, N, Q, G): the same pairs among queries that start from `pixels` (N, Q), of a changed image."""
+        """Return bool (T, N, Q, G), the same pairs among queries that start from `pixels` (N, Q) of a changed image."""
         query = self.matching.query
         if self.pixels is None or pixels is None:
             here, place = torch.arange(num_queries, device=query.device)[None], query
@@ -59,7 +59,9 @@ class Assignment:
 
 
 class QuerySegmenter(PartSegmenter):
-    """A segmenter whose parts are queries. Made with targets, its output holds in `aux`
+    """A segmenter whose parts are queries.
+
+    Made with targets, its output holds in `aux`
 
     - `true_parts`: `PartBoxes`;
     - `decoder`: `PredictedParts` of the decoder's layers, the last one last;

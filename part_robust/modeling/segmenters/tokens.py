@@ -44,7 +44,8 @@ def make_tokens(
     temperature: float,
     offset: float = 0.0,
 ) -> Tokens:
-    """
+    """Make one sequence of the pixels of all levels.
+
     Args:
         levels: L maps (N, C, h, w).
         padding_mask: bool (N, H, W), True on padding.

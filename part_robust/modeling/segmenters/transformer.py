@@ -19,7 +19,7 @@ from part_robust.layers.position_encoding import box_embedding
 from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack  # of Python 3.11; read by type checkers only
 
 
 class LayerOptions(TypedDict):
@@ -36,7 +36,8 @@ class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        """
+        """Build the layers.
+
         Args:
             sizes: of input, hidden layers and output.
         """
@@ -135,7 +136,8 @@ class Decoder(nn.Module):
         eps: float = 1e-3,
         **layer_options: Unpack[LayerOptions],
     ) -> None:
-        """
+        """Build the layers.
+
         Args:
             layers: number of layers.
             dim: C.
@@ -159,7 +161,8 @@ class Decoder(nn.Module):
         box_heads: Sequence[Callable[[Tensor], Tensor]],
         attention_mask: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """
+        """Refine content and boxes of the queries, layer by layer.
+
         Args:
             content: (N, Q, C).
             reference: (N, Q, 4).
@@ -207,8 +210,14 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
 
 
 class Selected(NamedTuple):
-    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4), and
-    which of the S they are, int64 (N, Q)."""
+    """Pixels that become queries, most confident first.
+
+    Attributes:
+        content: (N, Q, C).
+        logits: (N, Q, K) of the classes.
+        boxes: (N, Q, 4).
+        pixels: int64 (N, Q), which of the S they are.
+    """
 
     content: Tensor
     logits: Tensor
@@ -227,7 +236,8 @@ class QuerySelection(nn.Module):
     factor = 1
 
     def __init__(self, *, dim: int, num_queries: int, num_classes: int | None = None) -> None:
-        """
+        """Set how many queries are chosen, and by which heads.
+
         Args:
             dim: C.
             num_queries: Q.
@@ -248,7 +258,8 @@ class QuerySelection(nn.Module):
         class_head: Callable[[Tensor], Tensor] | None = None,
         box_head: Callable[[Tensor], Tensor] | None = None,
     ) -> Selected:
-        """
+        """Choose the pixels whose most probable class is most confident.
+
         Args:
             memory: (N, S, C), the encoder's output.
             tokens: what the encoder saw.
