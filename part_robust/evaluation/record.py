@@ -300,4 +300,4 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle

@@ -1,4 +1,4 @@
-"""What a page consists of, as plain data; the templates beside this file turn it into HTML and Markdown.
+"""Content of a page, as plain data; the templates beside this file turn it into HTML and Markdown.
 
 A tone is "", "good", "warning" or "bad"; of a text also "note". All text is plain: the templates escape it.
 """
@@ -86,7 +86,7 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """How each column is laid out: "number", "short", "prose", "long" (words that must be broken) or ""."""
+        """Layout of each column: "number", "short", "prose", "long" (words that must be broken) or ""."""
         return [_kind([row[column].text for row in self.rows], column) for column in range(len(self.columns))]
 
 

@@ -109,7 +109,7 @@ def _config_name(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _leaf(output: Path) -> Path | None:
-    """For output/part_shapes/resnet50 and output/part_shapes_small/resnet50: configs/part_shapes/resnet50.yaml."""
+    """Return the leaf config of a folder: configs/part_shapes/resnet50.yaml of output/part_shapes_small/resnet50."""
     found = [
         path
         for path in (Path("configs", name) for name in zoo_configs())
