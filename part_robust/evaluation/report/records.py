@@ -11,7 +11,7 @@ import numpy as np
 
 from part_robust.evaluation.checks import wilson
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.evaluation.report.content import to_text
+from part_robust.utils.files import check_file
 
 RECORD_NAME = "robustness.json"
 
@@ -29,7 +29,7 @@ def find_records(paths: list[str | Path]) -> list[Path]:
             if not inside:
                 raise FileNotFoundError(f"no {RECORD_NAME} in {path}: evaluate first (tools/train_net.py --eval-only)")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist")
@@ -42,9 +42,10 @@ def load_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a record; names the file and what is wrong.
     """
+    check_file(path, "the record of an evaluation")
     try:
         record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
         raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
