@@ -27,7 +27,7 @@ from part_robust.evaluation.report import (
 from part_robust.evaluation.report.content import Cell, make_table, to_text
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.plots import convergence, eps_curve
-from part_robust.evaluation.report.render import escape_markdown, render_html, render_markdown
+from part_robust.evaluation.report.render import render_html, render_markdown
 from part_robust.evaluation.report.sections import build_report
 from tests.evaluation import record_fixture as fixture
 
@@ -232,13 +232,6 @@ def test_a_name_that_is_not_utf_8_is_shown_as_far_as_it_can_be(tmp_path):
     record, _ = renamed("caf\udce9")
     for path in write_report(write(tmp_path, record)):
         assert "caf? model" in path.read_text()
-
-
-def test_markdown_stays_readable():
-    for text in ("33.3 % [30.7, 36.0]", "2 checks: 1 pass, 1 warning (C13)", "-5.0", "-", "output/x.pth", "1,234.5"):
-        assert escape_markdown(text) == text
-    # What GitHub would make a link of.
-    assert "://" not in escape_markdown("http://example.org") and "www." not in escape_markdown("www.example.org")
 
 
 def test_tables_can_be_read_aloud(full):
