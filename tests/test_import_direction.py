@@ -21,13 +21,20 @@ ALLOWED = {
     "losses": {"layers"},
     "data": {"layers"},
     "modeling": {"losses", "layers"},
-    "evaluation": {"attacks", "layers", "config", "visualize"},
+    "evaluation": {"attacks", "modeling", "data", "layers", "config", "configured_attacks", "run_config", "visualize"},
     "visualize": {"data", "layers"},
     "run_config": {"attacks", "config", "data", "modeling"},
-    "engine": {"evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "run_config", "visualize"},
-    "runs": {"engine", "evaluation", "attacks", "data", "config", "run_config", "visualize"},
+    "configured_attacks": {"attacks", "config", "modeling"},
+    "engine": {
+        *("evaluation", "attacks", "modeling", "data", "losses", "layers", "config", "run_config"),
+        *("configured_attacks", "visualize"),
+    },
+    "runs": {"engine", "evaluation", "attacks", "data", "config", "configured_attacks", "run_config", "visualize"},
     "model_zoo": {"config", "engine", "run_config"},
-    "cli": {"runs", "engine", "evaluation", "attacks", "modeling", "data", "run_config", "visualize"},
+    "cli": {
+        *("runs", "engine", "evaluation", "attacks", "modeling", "data", "configured_attacks", "run_config"),
+        "visualize",
+    },
     "__main__": {"cli"},
 }
 # Names of part_robust/__init__.py, by the component they come from.
