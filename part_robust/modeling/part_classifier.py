@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,15 +19,10 @@ from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
-from part_robust.modeling.registry import (
-    ClassHead,
-    LabelCount,
-    PartSegmenter,
-    PartTargets,
-    build_class_head,
-    build_part_segmenter,
-)
+from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter
+from part_robust.structures import Assignment, LabelCount, PartTargets
 from part_robust.utils.devices import check_device
+from part_robust.utils.errors import UserError
 
 
 @META_ARCH_REGISTRY.register()
@@ -98,7 +92,7 @@ class PartClassifier(nn.Module):
                 f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
                 "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
             )
-        if segmenter is not None and self.objective.match_on == "clean" and not hasattr(segmenter, "assign"):
+        if segmenter is not None and self.objective.match_on == "clean" and not segmenter.uses_queries:
             raise ValueError(
                 f"ATTACK.TRAIN.MATCH_ON clean: {type(segmenter).__name__} assigns no queries to parts, use attacked"
             )
@@ -139,7 +133,7 @@ class PartClassifier(nn.Module):
         """
         if self.head is None:
             raise ValueError("this model has no class head (MODEL.PART_CLASSIFIER.HEAD is empty)")
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         parts = None
         if self.head.needs_parts:
             assert self.segmenter is not None
@@ -158,7 +152,7 @@ class PartClassifier(nn.Module):
         """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
-        output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
+        output = self.segmenter(self.features(images), images.shape[-2:], padding)
         return self.segmenter.dense_logits(output, images.shape[-2:])
 
     def attack_gradient(self) -> AbstractContextManager[None]:
@@ -175,8 +169,33 @@ class PartClassifier(nn.Module):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """What an attack on the model's own part loss sees; see `part_loss_view.py`."""
-        return part_loss_view(self, batched_inputs, images, padding, joint, fixed)
+        """Images -> class logits (N, C) or None, and the model's own loss (N,), for attacks on it.
+
+        Args:
+            batched_inputs: with the true parts.
+            images: (N, 3, H, W) before the attack.
+            padding: bool (N, H, W), True on letterbox padding.
+            joint: class and part loss, weighted as in training, instead of the part loss.
+            fixed: keep the matching of queries and true parts that `images` have.
+
+        Raises:
+            UserError: the model has no such loss.
+        """
+        if self.segmenter is None:
+            raise UserError("attack objectives part_loss and joint need a model that learns parts: use cross_entropy")
+        if joint and self.head is None:
+            raise UserError("attack objective joint needs a class head: use part_loss")
+        return part_loss_view(
+            self.features,
+            self.segmenter,
+            self.head if joint else None,
+            training_targets(batched_inputs, self.device, self.segmenter.target_fields, classes=joint),
+            images,
+            padding,
+            class_weight=self.class_loss_weight,
+            part_weight=self.part_loss_weight,
+            fixed=fixed,
+        )
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
@@ -184,6 +203,10 @@ class PartClassifier(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images - self.pixel_mean) / self.pixel_std
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone features of images (N, 3, H, W), 0..255 RGB."""
+        return self.backbone(self.normalize(images))
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         images, padding = self.preprocess(batched_inputs)
@@ -201,7 +224,9 @@ class PartClassifier(nn.Module):
         part_losses: dict[str, Tensor] = {}
         clean_logits, like = None, None
 
-        def see(images: Tensor, part_weight: float, class_wanted: bool, **query_options) -> tuple[Tensor | None, Any]:
+        def see(
+            images: Tensor, part_weight: float, class_wanted: bool, **query_options
+        ) -> tuple[Tensor | None, Assignment | None]:
             logits, losses, assignment = self._training_pass(
                 images, padding, targets, part_weight > 0, class_wanted, **query_options
             )
@@ -244,15 +269,15 @@ class PartClassifier(nn.Module):
         parts_wanted: bool,
         class_wanted: bool,
         denoise: bool = True,
-        like: Any = None,
-    ) -> tuple[Tensor | None, dict[str, Tensor], Any]:
+        like: Assignment | None = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
         """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
         one; computes what is wanted and no more. `like`: an assignment to go by."""
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         class_wanted = class_wanted and self.head is not None
         parts, losses = None, {}
         if self.segmenter is not None and parts_wanted:
-            options = {} if denoise or not hasattr(self.segmenter, "assign") else {"denoise": False}
+            options = {} if denoise or not self.segmenter.uses_queries else {"denoise": False}
             parts = self.segmenter(features, images.shape[-2:], padding, targets, **options)
             if like is not None:
                 self.segmenter.assign(parts, like)
@@ -260,16 +285,16 @@ class PartClassifier(nn.Module):
         elif class_wanted and self.head.needs_parts:
             parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
         logits = self.head(features, parts).float() if class_wanted else None
-        return logits, losses, None if parts is None else parts.aux.get("assignment")
+        return logits, losses, None if parts is None else parts.assignment
 
-    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Any:
+    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment | None:
         assert self.segmenter is not None
         with only_looking(self):
-            features = self.backbone(self.normalize(images))
+            features = self.features(images)
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         parts = None
         results: list[dict] = [{} for _ in images]
         if self.segmenter is not None:

@@ -6,35 +6,11 @@ denoising queries, Q ordinary queries, C channels, K part classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from part_robust.losses.matcher import Matching, PartBoxes
-
-
-@dataclass
-class DenoisingQueries:
-    """Queries that go in front of the ordinary ones.
-
-    Attributes:
-        content: (N, D, C).
-        boxes: (N, D, 4) cxcywh, 0..1.
-        attention_mask: bool (D + Q, D + Q), True where a query (row) must not see another (column): a group sees
-            itself and the ordinary queries, and these see no group.
-        groups: M.
-        matching: which query must give back which true part of the targets repeated M times, (1, N, M G).
-        counted: bool (N, D), False for the padding of images with fewer parts than others.
-    """
-
-    content: Tensor
-    boxes: Tensor
-    attention_mask: Tensor
-    groups: int
-    matching: Matching
-    counted: Tensor
+from part_robust.structures import DenoisingQueries, Matching, PartBoxes
 
 
 def make_denoising_queries(
