@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.structures import Instances
@@ -82,7 +82,8 @@ class PartTargets:
         return self.parts
 
 
-class LabelCount(NamedTuple):
+@dataclass(frozen=True)
+class LabelCount:
     """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
 
     count: Tensor
@@ -131,8 +132,12 @@ class PartBoxes:
 
 @dataclass
 class Matching:
-    """query: int64 (T, N, G), the query of each true part; matched: bool (T, N, G), False for padding and for parts
-    that found no query."""
+    """Which query is matched to which true part.
+
+    Attributes:
+        query: int64 (T, N, G), the query of each true part.
+        matched: bool (T, N, G), False for padding and for parts that found no query.
+    """
 
     query: Tensor
     matched: Tensor
@@ -151,7 +156,7 @@ class Assignment:
     pixels: Tensor | None
 
     def kept(self, pixels: Tensor | None, num_queries: int) -> Tensor:
-        """bool (T, N, Q, G): the same pairs among queries that start from `pixels` (N, Q), of a changed image."""
+        """Return bool (T, N, Q, G), the same pairs among queries that start from `pixels` (N, Q) of a changed image."""
         query = self.matching.query
         if self.pixels is None or pixels is None:
             here, place = torch.arange(num_queries, device=query.device)[None], query

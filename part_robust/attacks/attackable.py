@@ -103,5 +103,5 @@ class AttackInputs:
 
     @property
     def labelled(self) -> Tensor:
-        """bool (N,), on the host: images with part labels."""
+        """Bool (N,), on the host: images with part labels."""
         return torch.tensor([item.get("part_supervision") != "none" for item in self.batched_inputs])

@@ -64,7 +64,8 @@ class ModelView:
         padding: Tensor | None,
         query_factor: int = 1,
     ) -> None:
-        """
+        """Show the model to an attack with the given objective.
+
         Args:
             inner: the model, inside `attack_view`; an `Attackable`.
             objective: it says which outputs of the model it reads.

@@ -20,11 +20,13 @@ from part_robust.utils.errors import UserError
 
 @dataclass
 class Score:
-    """Attributes:
-    loss: (N,), what the attack maximises.
-    harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
-    fooled: bool (N,), the attack has won.
-    idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
+    """Outputs of a model as an objective judges them, image by image.
+
+    Attributes:
+        loss: (N,), what the attack maximises.
+        harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
+        fooled: bool (N,), the attack has won.
+        idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
     """
 
     loss: Tensor
@@ -79,15 +81,15 @@ class AttackObjective:
         return inputs.labels
 
     def attackable(self, inputs: AttackInputs) -> Tensor | None:
-        """bool (N,), on the host, False for images that the objective says nothing of; None: all are."""
+        """Bool (N,), on the host, False for images that the objective says nothing of; None: all are."""
         return None
 
     def nothing_to_attack(self, outputs: Any, targets: Any, loss: Tensor) -> Tensor | None:
-        """bool (N,), images where a zero gradient is expected; None: nowhere."""
+        """Bool (N,), images where a zero gradient is expected; None: nowhere."""
         return None
 
     def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        """bool (N,): nothing worse can happen, so the image may leave."""
+        """Bool (N,): nothing worse can happen, so the image may leave."""
         return torch.zeros_like(fooled)
 
     def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
@@ -130,8 +132,10 @@ class ClassObjective(AttackObjective):
 
 
 class TargetedObjective(ClassObjective):
-    """A loss of class logits (N, C), labels (N,) and the classes (N,) to aim at. The worst over these is chosen by
-    `harm`, which must mean the same for all of them."""
+    """A loss of class logits (N, C), labels (N,) and the classes (N,) to aim at.
+
+    The worst over these is chosen by `harm`, which must mean the same for all of them.
+    """
 
     targeted = True
 
@@ -149,8 +153,10 @@ class TargetedObjective(ClassObjective):
 
 
 class PixelObjective(AttackObjective):
-    """A loss of part logits (N, P + 1, H, W) and label maps (N, H, W), where labels above P count nowhere. Parts get
-    worse until no pixel is right."""
+    """A loss of part logits (N, P + 1, H, W) and label maps (N, H, W), where labels above P count nowhere.
+
+    Parts get worse until no pixel is right.
+    """
 
     needs_parts = True
     needs_pixels = True
@@ -318,5 +324,5 @@ def get_objective(name: str | AttackObjective) -> AttackObjective:
 
 
 def better(harm: Tensor, fooled: Tensor, best_harm: Tensor, best_fooled: Tensor) -> Tensor:
-    """bool (N,): the new result is worse for the model. Being fooled beats any harm."""
+    """Return bool (N,), whether the new result is worse for the model; success counts more than any harm."""
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (harm > best_harm)) | torch.isnan(best_harm)

@@ -29,7 +29,8 @@ class OpenQueries:
     """
 
     def __init__(self, view: Any, padding: Tensor | None, factor: int = 4) -> None:
-        """
+        """Wrap a view of a model that chooses object queries.
+
         Args:
             view: the model inside `attack_view`, a `ChoosesQueries`.
             padding: bool (N, H, W) or None.

@@ -15,9 +15,11 @@ from part_robust.utils.errors import UserError
 
 
 class Rule(NamedTuple):
-    """Attributes:
-    words: what a value must be, for "KEY must be ...".
-    holds: whether a value of any type is that.
+    """What the values of a key must be.
+
+    Attributes:
+        words: what a value must be, for "KEY must be ...".
+        holds: whether a value of any type is that.
     """
 
     words: str
@@ -156,7 +158,8 @@ def check_values(cfg: CfgNode, defaults: CfgNode, rules: Mapping[str, Rule]) -> 
 
 
 def check_names(key: str, names: Collection[str], known: Collection[str], where: str) -> None:
-    """
+    """Check that every name is known.
+
     Raises:
         UserError: a name is not among those that are known.
     """

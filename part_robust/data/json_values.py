@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_int(value: Any) -> bool:
-    """json's `true` is an int in Python, but no number in the file."""
+def is_int(value: Any) -> TypeGuard[int]:
+    """Return whether a json value is an integer; json's `true` is an int in Python, but not a number in the file."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Python reads NaN and Infinity from json, and integers that no float can hold."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

@@ -51,7 +51,8 @@ class PartDatasetMapper:
         ignore_label: int,
         masks_from: str = "masks",
     ) -> None:
-        """
+        """Set what is done to every record of a data set.
+
         Args:
             augmentations: geometry only; the result must be one size for all images.
             num_parts: P.
@@ -147,6 +148,7 @@ def _painting_rank(annotation: dict, area: float) -> tuple:
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return a random crop of INPUT.SIZE, and a flip where INPUT.FLIP_PROB is above 0."""
     augmentations: list[T.Augmentation] = [
         RandomResizedCrop(cfg.INPUT.SIZE, cfg.INPUT.CROP_SCALE, cfg.INPUT.CROP_RATIO)
     ]
@@ -212,7 +214,8 @@ def _select(file: Image.Image, record: dict) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """
+    """Return an image of any mode as RGB with 8 bits.
+
     Raises:
         ValueError: pixels of 32 bits.
     """

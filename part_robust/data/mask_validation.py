@@ -20,6 +20,7 @@ _SMALL = 4.0
 
 
 def check_segmentation(segmentation: Any, image: Mapping) -> Iterator[str]:
+    """Yield what is wrong with the `segmentation` of an annotation, polygons or an RLE, as sentences."""
     if isinstance(segmentation, Mapping):
         yield from (f"segmentation {text}" for text in check_rle(segmentation, image, may_be_empty=False))
     elif not isinstance(segmentation, list) or not segmentation:
@@ -85,6 +86,7 @@ def is_near(polygon: Sequence[float], height: int, width: int) -> bool:
 
 
 def check_rle(rle: Any, image: Mapping, may_be_empty: bool = True) -> Iterator[str]:
+    """Yield what is wrong with a compressed RLE for an image of this height and width, as sentences."""
     if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), str):
         yield "must be a compressed RLE {size: [height, width], counts: string}"
     elif not has_size(image):

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
     return record
 
 
-def _class_index(data: Mapping):
+def _class_index(data: Mapping) -> Callable[[Mapping], int]:
     classes = sorted(data.get("classes") or derive_classes(data["categories"]), key=lambda c: c["id"])
     by_id = {c["id"]: i for i, c in enumerate(classes)}
     by_name = {c["name"]: i for i, c in enumerate(classes)}

@@ -32,7 +32,8 @@ METRICS = {
 
 
 def check_best_metric(cfg: CfgNode) -> None:
-    """
+    """Check that an evaluation of the training gives TEST.BEST_METRIC.
+
     Raises:
         UserError: no evaluation of this training gives TEST.BEST_METRIC.
     """

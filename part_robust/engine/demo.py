@@ -49,6 +49,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
+        """Return the classes with their probabilities, in words."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 
@@ -61,7 +62,8 @@ class Demo:
     """
 
     def __init__(self, cfg: CfgNode, min_score: float = 0.3) -> None:
-        """
+        """Load the trained model.
+
         Args:
             cfg: of the training, with MODEL.WEIGHTS of the trained model.
             min_score: of the boxes that count as found, 0..1.
@@ -82,7 +84,8 @@ class Demo:
         PartCheckpointer(self.model, strict=True).load(self.cfg.MODEL.WEIGHTS)
 
     def label(self, name: str) -> int:
-        """
+        """Return the index of a class by its name.
+
         Raises:
             ValueError: no such class; lists those there are.
         """
@@ -128,7 +131,7 @@ class Demo:
         with torch.no_grad(), tf32(False):
             images, padding = self.model.preprocess(batch)
             outputs = self.model.inference(images, padding)
-        after = attacked = None
+        attacked, after = images, outputs
         if attack is not None:
             truths = [self._as_truth(item, found, label) for item, found in zip(batch, outputs, strict=True)]
             with attack_view(self.model, attack.full_gradient) as inner:
@@ -138,7 +141,8 @@ class Demo:
             with torch.no_grad(), tf32(False):
                 after = self.model.inference(attacked, padding)
         for index, item in enumerate(batch):
-            inside = tuple(slice(side) for side in item.get("content_size", images.shape[-2:]))
+            height, width = item.get("content_size", images.shape[-2:])
+            inside = slice(height), slice(width)
             clean = _pixels(images[index])[inside]
             seen = self._seen(outputs[index], clean, inside)
             panels = [Panel(_picture(clean), Path(item["file_name"]).name), Panel(seen.picture, _title("", seen))]

@@ -38,7 +38,8 @@ class FiniteSteps(HookBase):
     """
 
     def __init__(self, inner_trainer: SimpleTrainer, action: str = "stop", limit: int = 10) -> None:
-        """
+        """Set what is done about steps that are not finite.
+
         Args:
             inner_trainer: around a `TrainingStep`.
             action: "stop", or "skip" the step, buffers (batch norm statistics) included.
@@ -57,6 +58,7 @@ class FiniteSteps(HookBase):
 
     @property
     def step(self) -> Any:
+        """The `TrainingStep` that the trainer runs."""
         return self.inner_trainer.model
 
     def keep_buffers(self) -> None:
@@ -128,7 +130,8 @@ class SaveOnSignal(HookBase):
     """SIGTERM or SIGUSR1 (Slurm's --signal=USR1@60): finishes the step, saves, and ends all processes of the job."""
 
     def __init__(self, checkpointer: Any) -> None:
-        """
+        """Name the checkpointer that saves.
+
         Args:
             checkpointer: with `save(name, iteration=)`.
         """

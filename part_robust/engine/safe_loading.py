@@ -38,7 +38,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def check_pickle(path: str | Path) -> None:
-    """
+    """Check that a pickle holds only plain data.
+
     Raises:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
         NoCheckpoint: the file is no pickle, or not whole.

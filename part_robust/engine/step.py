@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, reduce
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -55,7 +56,8 @@ class TrainingStep(nn.Module):
         scaler: Any = None,
         perturbation: WeightPerturbation | None = None,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
             model: batch -> dict of losses.
             pieces: parts of the batch that are computed one after the other.
@@ -79,10 +81,7 @@ class TrainingStep(nn.Module):
         if self.perturbation is not None and self.perturbation.active:
             self.perturbation.perturb(
                 self.inner,
-                [
-                    lambda p=p, s=s: self._total(self._losses(self.inner, p, s))
-                    for p, s in zip(pieces, shares, strict=True)
-                ],
+                [partial(self._piece_loss, piece, share) for piece, share in zip(pieces, shares, strict=True)],
             )
         done: dict[str, Tensor] = {}
         for piece, share in zip(pieces[:-1], shares[:-1], strict=True):
@@ -93,11 +92,12 @@ class TrainingStep(nn.Module):
                 done[name] = done.get(name, 0.0) + loss.detach()
         losses = self._losses(self.model, pieces[-1], shares[-1])
         losses = {name: loss + done.get(name, 0.0) for name, loss in losses.items()}
-        self.loss = sum(loss.detach() for loss in losses.values())
+        self.loss = reduce(torch.add, [loss.detach() for loss in losses.values()])
         return losses
 
     @property
     def inner(self) -> nn.Module:
+        """The model without DistributedDataParallel."""
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def _losses(self, model: nn.Module, piece: list[dict], share: dict[str, Tensor | float]) -> dict[str, Tensor]:
@@ -108,11 +108,14 @@ class TrainingStep(nn.Module):
         names = {name: name if name in share else kinds[not name.startswith("loss_cls")] for name in losses}
         return {name: loss * share[names[name]] for name, loss in losses.items()}
 
+    def _piece_loss(self, piece: list[dict], share: dict[str, Tensor | float]) -> Tensor:
+        return self._total(self._losses(self.inner, piece, share))
+
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        total = sum(losses.values())
+        total = reduce(torch.add, losses.values())
         return total if self.scaler is None else self.scaler.scale(total)
 
-    def _without_reduction(self):
+    def _without_reduction(self) -> AbstractContextManager[None]:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
 

@@ -8,7 +8,6 @@ float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each.
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
 from part_robust.evaluation.conversion import host_outputs
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import replacing
 
 MODES = ("", "npz", "png")
 
@@ -85,10 +85,8 @@ def save_adversarials(
     arrays.update(verdict(outputs, batch.items, batch.num_parts))
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
     path = folder / f"batch_{digest}.npz"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
     return arrays.get("prediction") if mode == "png" else None
 
 
@@ -131,9 +129,8 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
 def _save_png(path: Path, image: np.ndarray) -> None:
     """image: uint8 (3, H, W)."""
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(temporary, format="PNG")
 
 
 def _load_pngs(folder: Path, image_ids: Sequence[int]) -> np.ndarray:

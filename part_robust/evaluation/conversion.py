@@ -73,8 +73,11 @@ def predicted_labels(output: Mapping, num_parts: int, size: tuple[int, int]) -> 
 
 
 def predicted_boxes(outputs: Sequence[Mapping], num_parts: int) -> list[Instances]:
-    """pred_boxes, scores and pred_classes of each image: the model's `instances`, or the connected components of its
-    `sem_seg` logits (P + 1, H, W), all of one size (`masks_to_boxes`)."""
+    """Return pred_boxes, scores and pred_classes of each image.
+
+    They are the model's `instances`, or the connected components of its `sem_seg` logits (P + 1, H, W), all of one size
+    (`masks_to_boxes`).
+    """
     if not outputs or "instances" in outputs[0]:
         return [output["instances"] for output in outputs]
     if "labels" in outputs[0]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, replacing, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """
+        """Open the journal of a folder.
+
         Args:
             folder: of the journal alone.
             identity: of the evaluation that writes batches or reads its own; None to read all there are.
@@ -79,7 +80,7 @@ class Journal:
         journal.folder.mkdir(parents=True, exist_ok=True)
         for unfinished in journal.folder.glob("*.tmp"):
             unfinished.unlink()
-        _write_whole(journal.folder / "journal.json", json.dumps(dict(identity), indent=1).encode())
+        write_bytes(journal.folder / "journal.json", json.dumps(dict(identity), indent=1).encode())
         return journal
 
     def identity(self) -> dict[str, str] | None:
@@ -97,12 +98,8 @@ class Journal:
         digest = _hash(",".join(map(str, image_ids)) + (self._key or ""))[:16]
         key = {} if self._key is None else {KEY: np.array(self._key)}
         path = self.folder / f"batch_{digest}.npz"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path, flushed=True) as temporary, open(temporary, "wb") as file:
             np.savez(file, **batch, **key)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def batches(self) -> list[BatchArrays]:
         """All batches of this evaluation, in a fixed order.
@@ -131,9 +128,3 @@ class Journal:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -59,6 +59,7 @@ class Plan:
 
     @property
     def headline(self) -> Tier:
+        """The first tier, whose accuracy is the headline of the record."""
         return self.tiers[0]
 
     def attacks(self) -> dict[str, Attack]:

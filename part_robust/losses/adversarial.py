@@ -59,6 +59,7 @@ class TrainingObjective:
 
     @property
     def class_needs_clean(self) -> bool:
+        """Whether the class loss compares attacked with clean images."""
         return self.method != "adversarial"
 
     def needs_clean(self, has_parts: bool, has_class: bool) -> bool:

@@ -21,7 +21,8 @@ class DenseMaskLoss:
     """
 
     def prepare(self, masks: Tensor, counted: Tensor, size: tuple[int, int]) -> TrueMasks:
-        """
+        """Return the true masks as the losses compare them.
+
         Args:
             masks: bool (N, G, H, W).
             counted: bool (N, H, W), False where nothing is known.
@@ -40,7 +41,7 @@ class DenseMaskLoss:
         return _pairwise(predicted.logits().flatten(3).float(), true.values, true.counted)
 
     def sums(self, predicted: PredictedMasks, true: TrueMasks, matching: Matching) -> dict[str, Tensor]:
-        """ "mask" and "dice" (T, N), summed over the matched pairs; `matching` may name each true part M times."""
+        """Return "mask" and "dice" (T, N), summed over the matched pairs; `matching` may have a true part M times."""
         logits = predicted.logits(matching.query).flatten(3).float()
         logits = logits.unflatten(2, (-1, true.values.shape[1])) if logits.shape[2] else logits[:, :, None]
         entropy, dice = _paired(logits, true.values[:, None], true.counted[:, None, None])
@@ -52,8 +53,10 @@ class DenseMaskLoss:
 
 
 class PointMaskLoss:
-    """On random points, as published: uniform ones, the same for all masks of an image, to match; and to learn, most of
-    them where a predicted mask is least sure, of `oversample` times as many candidates (Kirillov et al., 2020).
+    """Losses of masks on random points, as published.
+
+    To match, they are uniform and the same for all masks of an image; to learn, most of them are where a predicted mask
+    is least sure, of `oversample` times as many candidates (Kirillov et al., 2020).
 
     Points depend on `seed` and on the number of batches since the process started.
     """
@@ -61,7 +64,8 @@ class PointMaskLoss:
     def __init__(
         self, *, num_points: int = 12544, oversample: float = 3.0, importance: float = 0.75, seed: int = 0
     ) -> None:
-        """
+        """Set how points are drawn.
+
         Args:
             num_points: L.
             oversample: candidates per point.

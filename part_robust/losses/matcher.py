@@ -48,7 +48,8 @@ class HungarianMatcher:
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
-        """
+        """Set the costs of a pair.
+
         Args:
             class_cost: weight of the focal cost; of the published softmax models too.
             box_cost: weight of the L1 distance of cxcywh.
@@ -82,7 +83,8 @@ class HungarianMatcher:
         masks: tuple[Tensor, Tensor] | None = None,
         kept: Tensor | None = None,
     ) -> Matching:
-        """
+        """Return the matching of least cost.
+
         Args:
             logits: (T, N, Q, K).
             boxes: (T, N, Q, 4) cxcywh.

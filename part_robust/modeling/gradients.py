@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from part_robust.modeling.segmenters.transformer import QuerySelection
+from part_robust.modeling.segmenters.transformer import Decoder, QuerySelection
 
 
 @contextmanager
@@ -72,5 +72,5 @@ def _choosing_modules(model: nn.Module) -> list[QuerySelection]:
     return [module for module in model.modules() if isinstance(module, QuerySelection)]
 
 
-def _cutting_modules(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if getattr(module, "detach_references", False)]
+def _cutting_modules(model: nn.Module) -> list[Decoder]:
+    return [module for module in model.modules() if isinstance(module, Decoder) and module.detach_references]

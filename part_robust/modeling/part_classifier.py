@@ -35,6 +35,9 @@ class PartClassifier(nn.Module):
     (P + 1, H, W) and / or `instances` if there is one.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -50,7 +53,8 @@ class PartClassifier(nn.Module):
         compile_attacks: bool = False,
         objective: TrainingObjective | None = None,
     ) -> None:
-        """
+        """Put a model together from its pieces.
+
         Args:
             backbone: a detectron2 backbone.
             segmenter: part segmenter, or None for a plain classifier.
@@ -119,6 +123,7 @@ class PartClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -152,16 +157,19 @@ class PartClassifier(nn.Module):
         """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
-        output = self.segmenter(self.features(images), images.shape[-2:], padding)
-        return self.segmenter.dense_logits(output, images.shape[-2:])
+        height, width = images.shape[-2:]
+        output = self.segmenter(self.features(images), (height, width), padding)
+        return self.segmenter.dense_logits(output, (height, width))
 
     def attack_gradient(self) -> AbstractContextManager[None]:
         """The context in which attacks take their gradients."""
         return full_gradient(self) if self.full_gradient_attacks else nullcontext()
 
     def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
-        """The context in which `class_logits` reads `factor` times the queries; None where the class is read from no
-        queries that are chosen among others."""
+        """Return the context in which `class_logits` reads `factor` times the queries.
+
+        It is None where the class is read from no queries that are chosen among others.
+        """
         if self.head is None or not self.head.needs_parts or not chooses_queries(self):
             return None
         return more_queries(self, factor)
@@ -202,6 +210,7 @@ class PartClassifier(nn.Module):
         return preprocess(batched_inputs, self.device)
 
     def normalize(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) of 0..255 with the mean and the deviation of the backbone's training taken out."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -225,10 +234,10 @@ class PartClassifier(nn.Module):
         clean_logits, like = None, None
 
         def see(
-            images: Tensor, part_weight: float, class_wanted: bool, **query_options
+            images: Tensor, part_weight: float, class_wanted: bool, denoise: bool = True, like: Assignment | None = None
         ) -> tuple[Tensor | None, Assignment | None]:
             logits, losses, assignment = self._training_pass(
-                images, padding, targets, part_weight > 0, class_wanted, **query_options
+                images, padding, targets, part_weight > 0, class_wanted, denoise, like
             )
             for name, loss in losses.items():
                 part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
@@ -245,6 +254,7 @@ class PartClassifier(nn.Module):
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
+        assert labels is not None  # read where there is a head
         class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
@@ -271,20 +281,22 @@ class PartClassifier(nn.Module):
         denoise: bool = True,
         like: Assignment | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
-        """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
-        one; computes what is wanted and no more. `like`: an assignment to go by."""
+        """Compute class logits (N, C), part losses, and the assignment of queries to true parts, as far as they exist.
+
+        Computes what is wanted and no more. `like` is an assignment to keep.
+        """
         features = self.features(images)
-        class_wanted = class_wanted and self.head is not None
+        segmenter, head = self.segmenter, self.head if class_wanted else None
         parts, losses = None, {}
-        if self.segmenter is not None and parts_wanted:
-            options = {} if denoise or not self.segmenter.uses_queries else {"denoise": False}
-            parts = self.segmenter(features, images.shape[-2:], padding, targets, **options)
+        if segmenter is not None and targets is not None and parts_wanted:
+            options = {} if denoise or not segmenter.uses_queries else {"denoise": False}
+            parts = segmenter(features, images.shape[-2:], padding, targets, **options)
             if like is not None:
-                self.segmenter.assign(parts, like)
-            losses = self.segmenter.losses(parts, targets)
-        elif class_wanted and self.head.needs_parts:
-            parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
-        logits = self.head(features, parts).float() if class_wanted else None
+                segmenter.assign(parts, like)
+            losses = segmenter.losses(parts, targets)
+        elif segmenter is not None and head is not None and head.needs_parts:
+            parts = segmenter(features, images.shape[-2:], padding, class_only=True)
+        logits = None if head is None else head(features, parts).float()
         return logits, losses, None if parts is None else parts.assignment
 
     def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment | None:
@@ -294,12 +306,19 @@ class PartClassifier(nn.Module):
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
+        """Return one dict per image: `class_logits` (C,), `sem_seg` (P + 1, H, W) and `instances`, as far as predicted.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding; None where there is none.
+        """
         features = self.features(images)
+        height, width = images.shape[-2:]
         parts = None
         results: list[dict] = [{} for _ in images]
         if self.segmenter is not None:
-            parts = self.segmenter(features, images.shape[-2:], padding)
-            results = self.segmenter.inference(parts, images.shape[-2:])
+            parts = self.segmenter(features, (height, width), padding)
+            results = self.segmenter.inference(parts, (height, width))
         if self.head is not None:
             for result, logits in zip(results, self.head(features, parts), strict=True):
                 result["class_logits"] = logits

@@ -28,7 +28,7 @@ def part_loss_view(
     part_weight: float = 1.0,
     fixed: bool = False,
 ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-    """Builds the function of images that such an attack maximises.
+    """Return the function of images that an attack on the model's part loss maximises.
 
     Args:
         features: images (N, 3, H, W) -> backbone features, of a model in eval mode.
@@ -61,7 +61,7 @@ def part_loss_view(
     def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
         found, parts = parts_of(images)
         loss = segmenter.image_losses(parts, matching)
-        if head is None:
+        if head is None or labels is None:
             return None, loss
         logits = head(found, parts)
         class_loss = F.cross_entropy(logits.float(), labels, reduction="none")

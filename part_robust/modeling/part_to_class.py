@@ -57,11 +57,15 @@ class PartToClass(nn.Module):
     `matrix` is in the checkpoint either way, so a trained model keeps the taxonomy that it was trained with.
     """
 
+    matrix: Tensor
+    empty: Tensor  # int64, indices of the classes without parts
+
     @configurable
     def __init__(
         self, *, matrix: np.ndarray, learned: bool = False, normalize: bool = False, empty_classes: str = "column"
     ) -> None:
-        """
+        """Set the matrix, and what is learned of it.
+
         Args:
             matrix: (P, C), 1 where the part belongs to the class, else 0.
             learned: the matrix is where training starts, not where it stays.

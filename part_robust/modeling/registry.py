@@ -65,13 +65,18 @@ class PartSegmenter(nn.Module):
         raise NotImplementedError
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
-        """Unweighted by c_seg; set losses are averaged over decoder layers. Images that are not `labelled` add
-        nothing; a batch without any part label gives a finite zero that still reaches every parameter."""
+        """Return the part losses, not yet weighted by c_seg; set losses are averaged over decoder layers.
+
+        Images that are not `labelled` add nothing; a batch without any part label gives a finite zero that still
+        reaches every parameter.
+        """
         raise NotImplementedError
 
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
-        """Denominators of `losses`, by name of the loss, known before any prediction; "loss_part" is that of losses
-        which are not named. Images with parts by default."""
+        """Return the denominators of `losses`, by name of the loss, known before any prediction.
+
+        "loss_part" is that of losses which are not named. By default it is the number of images with parts.
+        """
         return {"loss_part": LabelCount(targets.labelled.sum())}
 
     def assign(self, output: PartOutput, like: Assignment | None = None) -> Assignment | None:
@@ -110,8 +115,7 @@ class PartSegmenter(nn.Module):
         )
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """One dict per image: `sem_seg` (P + 1, H, W) logits (background last), and `instances` where the segmenter
-        predicts them."""
+        """Return one dict per image: `sem_seg` (P + 1, H, W), logits, background last, and `instances`, if any."""
         raise NotImplementedError
 
     def dense_logits(self, output: PartOutput, image_size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,8 @@ from part_robust.utils.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """
+    """Check that a device can be used.
+
     Args:
         name: MODEL.DEVICE.
 

@@ -89,7 +89,8 @@ class Subject:
         padding: Tensor | None = None,
         precise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """
+        """Set up a batch and the attack on it that is checked.
+
         Args:
             forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_view`.
             images: float (N, 3, H, W).
@@ -116,13 +117,16 @@ class Subject:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
+        """Return class logits (N, C), without a gradient."""
         return self.forward(images)
 
     @property
     def classes(self) -> int:
+        """C, the number of classes."""
         return self.logits(self.images).shape[1]
 
     def fooled(self, images: Tensor) -> Tensor:
+        """Return bool (N,), whether the class predicted on `images` (N, 3, H, W) is wrong."""
         return self.logits(images).argmax(dim=1) != self.labels
 
     def subset(self, index: Tensor) -> Subject:
@@ -245,6 +249,7 @@ class Watch:
         return logits
 
     def select(self, index: Tensor) -> Watch:
+        """Return the same for the images at `index`, int64 (M,)."""
         forward = select(self.forward, index)
         rows = self.rows[index]
         return Watch(forward, self.images[index], self.labels[index], self.threat_model, rows, self.met)

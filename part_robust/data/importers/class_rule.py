@@ -44,6 +44,7 @@ class Clause:
     at_least: tuple[tuple[int, frozenset[str]], ...]  # any_of is one of these with count 1
 
     def holds(self, parts: set[str]) -> bool:
+        """Return whether the clause is true of a set of part names."""
         return (
             self.all_of <= parts
             and not self.none_of & parts

@@ -179,6 +179,7 @@ class CsvClasses:
         return labels
 
     def count_unused(self) -> None:
+        """Count the rows of the table that no image has used."""
         for name in self.rows:
             if name not in self.used:
                 self.tally.add("table_row_without_image", name)

@@ -99,6 +99,7 @@ def add_class_options(parser: argparse.ArgumentParser, required: bool, default: 
 
 
 def settings_of(args: argparse.Namespace) -> ImportSettings:
+    """Return the settings that the options of the command line give."""
     return ImportSettings(
         fractions=tuple(args.split_fractions),
         seed=args.seed,

@@ -97,5 +97,5 @@ def _objects(path: str) -> list[dict[str, Any]]:
 
 
 def read_part(path: str, key: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) of one part: (object, part) counted from 0."""
+    """Return bool (H, W), the mask of one part, (object, part) counted from 0."""
     return _objects(path)[key[0]]["masks"][key[1]]

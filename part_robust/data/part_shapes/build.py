@@ -13,7 +13,8 @@ import cv2
 from tqdm import tqdm
 
 from part_robust.data.part_shapes.draw import MAX_SIZE, MIN_SIZE
-from part_robust.data.part_shapes.samples import category_entries, class_entries, digest, draw_chunk, write_file
+from part_robust.data.part_shapes.samples import category_entries, class_entries, digest, draw_chunk
+from part_robust.utils.files import write_bytes
 
 DEFAULT_COUNTS: Mapping[str, int] = {"train": 2000, "val": 300, "test": 500}
 DRAWING_VERSION = 1  # raise it whenever the same settings draw other pictures
@@ -167,7 +168,7 @@ class _Split:
         """Draws all images, then writes the json that says they are complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.unfinished, json.dumps(self.header).encode())
+        write_bytes(self.unfinished, json.dumps(self.header).encode())
         self.json_file.unlink(missing_ok=True)
         for name in self._files() - self._image_names():
             if re.fullmatch(r"\d{6,}\.png(\.tmp)?", name):
@@ -193,7 +194,7 @@ class _Split:
             "images": images,
             "annotations": annotations,
         }
-        write_file(self.json_file, (json.dumps(content) + "\n").encode())
+        write_bytes(self.json_file, (json.dumps(content) + "\n").encode())
         self.unfinished.unlink()
 
     def _drawn_chunks(self, workers: int) -> Iterator[list[tuple[dict, list[dict]]]]:

@@ -62,6 +62,7 @@ class Folders:
         self._names: dict[str, set[str]] = {}
 
     def has(self, path: str | Path) -> bool:
+        """Return whether a file exists; each folder is listed once."""
         folder, name = os.path.split(path)
         if folder not in self._names:
             self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()

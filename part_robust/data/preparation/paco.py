@@ -231,6 +231,7 @@ def _file_units(
                 path=str(folder / image.file_name),
                 file_name=Path(os.path.normpath(os.path.join(prefix, image.file_name))).as_posix(),
                 objects=targets,
+                lost=file.lost.get(image_id, []),
             ),
         )
 

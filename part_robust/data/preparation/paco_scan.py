@@ -63,10 +63,12 @@ class PacoScan:
 
     @property
     def objects(self) -> list[dict]:
+        """The categories that are objects."""
         return [c for c in self.categories if c["supercategory"].upper() == "OBJECT"]
 
     @property
     def parts(self) -> list[dict]:
+        """The categories that are parts."""
         return [c for c in self.categories if c["supercategory"].upper() == "PART"]
 
 
@@ -201,7 +203,7 @@ def _overall_checks(
         Check("part classes of kept objects", thesis("part_classes"), len(scan.seen_parts)),
         Check("absent part classes", (", ".join(THESIS_ABSENT_PARTS),) if is_thesis else (), shown or "none"),
     ]
-    drawn = {
+    drawn: dict[str, Sequence[str | None]] = {
         "thesis": thesis_shuffle(len(kept)),
         "grouped": [split_of_group(k.group, seed, ratios) for k in kept],
         "official": [k.source_split for k in kept],

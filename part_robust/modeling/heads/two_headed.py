@@ -28,7 +28,8 @@ class TwoHeadedHead(ClassHead):
         num_classes: int,
         norm: str,
     ) -> None:
-        """
+        """Build the head for one backbone feature.
+
         Args:
             in_feature: backbone feature to read.
             in_channels: its channels.

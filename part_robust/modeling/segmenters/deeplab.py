@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.projects.deeplab import DeepLabV3PlusHead
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from part_robust.losses.part_segmentation import image_cross_entropy, part_cross_entropy
@@ -20,8 +22,9 @@ class DeepLabSegmenter(PartSegmenter):
     target_fields = ("sem_seg",)
 
     @configurable
-    def __init__(self, *, head: nn.Module, ignore_label: int) -> None:
-        """
+    def __init__(self, *, head: DeepLabV3PlusHead, ignore_label: int) -> None:
+        """Wrap detectron2's head.
+
         Args:
             head: a `DeepLabV3PlusHead` with P + 1 outputs, background last.
             ignore_label: label of pixels that count nowhere.
@@ -54,15 +57,17 @@ class DeepLabSegmenter(PartSegmenter):
         return PartOutput(sem_seg_logits=self.head.layers(features), targets=targets)
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
+        assert targets.sem_seg is not None
         logits = upsample(output.sem_seg_logits, targets.sem_seg.shape[-2:])
         return {"loss_part_seg": part_cross_entropy(logits, targets.sem_seg, self.ignore_label)}
 
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
+        assert targets.sem_seg is not None
         return {"loss_part": LabelCount((targets.sem_seg != self.ignore_label).sum())}
 
     def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
         """Mean cross-entropy (N,) over the labelled pixels of each image; `output` was made with targets."""
-        assert output.targets is not None
+        assert output.targets is not None and output.targets.sem_seg is not None
         target = output.targets.sem_seg
         return image_cross_entropy(upsample(output.sem_seg_logits, target.shape[-2:]), target, self.ignore_label)
 
@@ -70,6 +75,7 @@ class DeepLabSegmenter(PartSegmenter):
         return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor | None, size: Sequence[int]) -> Tensor:
     """(N, K, h, w) -> (N, K, H, W), bilinear."""
+    assert logits is not None
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -16,16 +16,13 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from part_robust.layers.box_ops import inverse_sigmoid, xyxy_to_cxcywh
-from part_robust.layers.constants import constant
-from part_robust.layers.mask_box import mask_bounds
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.mask_losses import DenseMaskLoss
 from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY
-from part_robust.modeling.segmenters.denoising import make_unified_denoising_queries
+from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_unified_denoising_queries, prepend
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
-from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
+from part_robust.modeling.segmenters.mask_inference import boxes_of_masks, dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice, repeated
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
@@ -55,7 +52,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     """
 
     attack_objective = "pixel_cross_entropy"
-    target_fields = ("sem_seg", "parts", "masks")
+    target_fields: tuple[str, ...] = ("sem_seg", "parts", "masks")
 
     @configurable
     def __init__(
@@ -86,7 +83,8 @@ class MaskDinoSegmenter(QuerySegmenter):
         criterion: SetCriterion,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the segmenter.
+
         Args:
             in_features: backbone features that the encoder sees, fine to coarse.
             mask_feature: backbone feature that has the resolution of masks.
@@ -130,7 +128,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         self.in_features, self.mask_feature = list(in_features), mask_feature
         self.num_parts, self.num_queries = num_parts, num_queries
         self.two_stage, self.box_init, self.initial_prediction = two_stage, box_init, initial_prediction
-        self.denoising = {"number": denoising_number, "label_noise": label_noise, "box_noise": box_noise}
+        self.denoising = DenoisingOptions(number=denoising_number, label_noise=label_noise, box_noise=box_noise)
         self.max_detections, self.outputs = max_detections, tuple(outputs)
         self.softmax = criterion.no_object_weight is not None
         self.criterion = criterion
@@ -213,8 +211,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         for module in self.decoder.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        self.bbox_embed.zero_last_layer()
 
     @property
     def active_criterion(self) -> SetCriterion:
@@ -251,10 +248,7 @@ class MaskDinoSegmenter(QuerySegmenter):
                     eps=EPS,
                     **self.denoising,
                 )
-        if denoising is not None:
-            content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
-            reference = torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1)
-        attention_mask = None if denoising is None else denoising.attention_mask
+        content, reference, attention_mask = prepend(denoising, content, reference)
         box_heads = [self.bbox_embed] * len(self.decoder.layers)
         contents, starts = self.decoder(content, reference, memory, tokens, box_heads, attention_mask)
         if true_parts is None:
@@ -268,6 +262,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             return output
 
         # Losses are asked for all layers, everything else for the last one.
+        assert pixels is not None
         every = torch.stack(contents)
         boxes = refine(torch.stack(starts), self.bbox_embed(every), EPS)
         if self.initial_prediction:
@@ -287,10 +282,13 @@ class MaskDinoSegmenter(QuerySegmenter):
     def _start(
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
     ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
-        """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
-        pixels (N, Q) were chosen."""
+        """Return where the queries start, what the encoder predicts, and which pixels (N, Q) were chosen.
+
+        They start from content (N, Q, C) and boxes (N, Q, 4). The encoder's prediction is there only `with_losses`.
+        """
         images = memory.shape[0]
         if not self.two_stage:
+            assert self.query_feat is not None
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
             return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None, None
         selected = self.query_selection(
@@ -314,27 +312,8 @@ class MaskDinoSegmenter(QuerySegmenter):
             content = repeated(self.query_feat.weight, reference.shape[1]).to(memory.dtype).expand(images, -1, -1)
         if self.box_init != "no":
             assert masks is not None
-            reference = self._boxes_of_masks(masks, padding_mask).to(reference.dtype)
+            reference = boxes_of_masks(masks, padding_mask, self.box_init, EPS).to(reference.dtype)
         return content, reference, encoder, selected.pixels
-
-    @torch.no_grad()
-    def _boxes_of_masks(self, masks: PredictedMasks, padding_mask: Tensor | None) -> Tensor:
-        """Mask-enhanced boxes (N, Q, 4) of one set of masks: a threshold, which has no gradient."""
-        found = masks.logits()[0] > 0
-        height, width = found.shape[-2:]
-        size = constant(((height, width),), torch.float32, found.device)
-        if padding_mask is not None:
-            valid = F.interpolate((~padding_mask)[:, None].float(), size=(height, width), mode="nearest")[:, 0].bool()
-            found = found & valid[:, None]
-            size = content_size(~valid, (height, width), found.device)
-        boxes, any_pixel = mask_bounds(found)
-        if self.box_init == "mask2box":
-            # Ends are the last pixels' indices, and an empty mask becomes the corner point (1, 1), as published.
-            boxes = boxes - constant((0.0, 0.0, 1.0, 1.0), boxes.dtype, boxes.device)
-            nowhere = constant((1e8, 1e8, 0.0, 0.0), boxes.dtype, boxes.device)
-            boxes = boxes.where(any_pixel[..., None], nowhere)
-        boxes = xyxy_to_cxcywh(boxes) / size.flip(-1).repeat(1, 2)[:, None]
-        return inverse_sigmoid(boxes, EPS).sigmoid()
 
     def true_parts(
         self, targets: PartTargets, content_size: Tensor, mask_size: tuple[int, int] | None = None
@@ -349,7 +328,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             return parts
         masks = targets.padded(masks=True).masks
         mask_loss = self.active_criterion.mask_loss
-        assert mask_loss is not None
+        assert mask_loss is not None and masks is not None and targets.sem_seg is not None
         known = mask_loss.prepare(masks, targets.sem_seg <= self.num_parts, mask_size)
         return dataclasses.replace(parts, masks=known)
 

@@ -54,7 +54,7 @@ class QuerySegmenter(PartSegmenter):
     """
 
     attack_objective = "part_loss"
-    target_fields = ("parts",)
+    target_fields: tuple[str, ...] = ("parts",)
     uses_queries = True
     criterion: SetCriterion
     label_enc: nn.Embedding
@@ -79,8 +79,10 @@ class QuerySegmenter(PartSegmenter):
         )
 
     def assign(self, output: PartOutput, like: Assignment | None = None) -> Assignment:
-        """Same as `PartSegmenter.assign`; a query that starts from no chosen pixel any more has left its part to be
-        matched anew."""
+        """Same as `PartSegmenter.assign`.
+
+        A query of `like` that starts from no chosen pixel any more has left its part to be matched anew.
+        """
         sets = self.sets(output)
         predictions = sets.all()
         kept = None if like is None else like.kept(sets.pixels, predictions.logits.shape[2])
