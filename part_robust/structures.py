@@ -1,4 +1,4 @@
-"""What passes between modeling, losses and evaluation: targets, outputs of segmenters, and matchings.
+"""Targets, outputs of segmenters and matchings: the data that passes between modeling, losses and evaluation.
 
 Letters: N images, P parts (background is semantic label P), G true parts of an image (padded to the same number),
 T sets of predictions (decoder layers), Q queries, D denoising queries, M groups of them, K class logits of a query,
@@ -84,7 +84,7 @@ class PartTargets:
 
 @dataclass(frozen=True)
 class LabelCount:
-    """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
+    """Count in the denominator of a loss, of a batch in this process, and the least it is divided by."""
 
     count: Tensor
     least: float = 1.0
@@ -132,7 +132,7 @@ class PartBoxes:
 
 @dataclass
 class Matching:
-    """Which query is matched to which true part.
+    """Matching of queries to true parts.
 
     Attributes:
         query: int64 (T, N, G), the query of each true part.
@@ -145,7 +145,7 @@ class Matching:
 
 @dataclass
 class Assignment:
-    """The queries of an image that learn its true parts.
+    """Assignment of queries to the true parts of an image.
 
     Attributes:
         matching: of all sets, the decoder's and after them the encoder's.
@@ -243,7 +243,7 @@ class Denoised:
 
 @dataclass
 class PredictedSets:
-    """What the losses of a query segmenter compare.
+    """Predictions and true parts that the losses of a query segmenter compare.
 
     Attributes:
         true_parts: of the targets.
@@ -294,7 +294,7 @@ class PartOutput:
 
     @property
     def aux(self) -> dict[str, Any]:
-        """The fields by the keys that scripts of before this class had them read; to be removed."""
+        """Fields by the keys of the dict that this class had before; to be removed."""
         values: dict[str, Any] = {"content_size": self.content_size, "assignment": self.assignment}
         if self.sets is not None:
             values |= {name: value for name, value in vars(self.sets).items() if name != "denoising"}

@@ -78,7 +78,8 @@ def read(wheel: Path, name: str) -> bytes:
 def test_files_and_metadata(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    assert {f"part_robust/configs/{name}" for name in list_configs()} <= names
+    configs = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"part_robust/configs/{name}" for name in configs} <= names
     assert {"part_robust/py.typed", "part_robust/cli/__init__.py"} <= names
     templates = (ROOT / "part_robust" / "evaluation" / "report" / "templates").iterdir()
     assert {path.relative_to(ROOT).as_posix() for path in templates} <= names

@@ -1,4 +1,4 @@
-"""What an attack maximises, per image, and when it has won.
+"""Objectives: what an attack maximises, per image, and when it has won.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -46,7 +46,6 @@ class AttackObjective:
         harm: (outputs, targets) -> (N,), what the best of several images is chosen by; None: the loss.
         scheduled: the loss takes a third argument, the share of the attack that is over, 0..1.
         targeted: the loss takes a third argument, int64 (N,), the classes to aim at.
-        needs_class: it reads class logits.
         needs_parts: it is aimed at the parts.
         needs_pixels: it reads part logits of every pixel.
         zero_at_start: its gradient is zero at the image itself, so that an attack must start elsewhere.
@@ -65,6 +64,7 @@ class AttackObjective:
 
     @property
     def needs_class(self) -> bool:
+        """Whether it reads class logits."""
         return False
 
     @property
@@ -73,23 +73,23 @@ class AttackObjective:
         return False
 
     def forward(self, inputs: AttackInputs) -> Callable[[Tensor], Any]:
-        """Images (N, 3, H, W) -> the outputs that the objective reads, differentiable."""
+        """Return the function from images (N, 3, H, W) to the outputs that the objective reads, differentiable."""
         raise NotImplementedError
 
     def targets(self, inputs: AttackInputs) -> Tensor:
-        """What the outputs are compared with, labels (N,) by default; on the host or on the model's device."""
+        """Return the targets of the outputs, labels (N,) by default; on the host or on the model's device."""
         return inputs.labels
 
     def attackable(self, inputs: AttackInputs) -> Tensor | None:
-        """Bool (N,), on the host, False for images that the objective says nothing of; None: all are."""
+        """Return bool (N,), on the host, False for images that the objective says nothing of; None: all are."""
         return None
 
     def nothing_to_attack(self, outputs: Any, targets: Any, loss: Tensor) -> Tensor | None:
-        """Bool (N,), images where a zero gradient is expected; None: nowhere."""
+        """Return bool (N,), images where a zero gradient is expected; None: nowhere."""
         return None
 
     def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        """Bool (N,): nothing worse can happen, so the image may leave."""
+        """Return bool (N,), whether nothing worse can happen to an image, so that it may leave."""
         return torch.zeros_like(fooled)
 
     def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
@@ -105,7 +105,7 @@ class AttackObjective:
         return Score(loss, harm, self.fooled(outputs, targets), idle)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        """The score of images that are not attacked yet, so that there is no class to aim at."""
+        """Return the score of images that are not attacked yet, so that there is no class to aim at."""
         return self.score(outputs, targets, self.value(outputs, targets))
 
 

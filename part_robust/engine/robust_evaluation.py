@@ -175,7 +175,7 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
 
 
 def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
-    """Of the data set's `records` that are evaluated."""
+    """Return the plan for the evaluation of `records` of a data set."""
     metadata = MetadataCatalog.get(dataset)
     return Plan(
         tiers=build_tiers(cfg),
@@ -336,7 +336,7 @@ def _sha256(value: Any) -> str:
 
 
 def _weights_sha256(model: nn.Module) -> str:
-    """For weights that come from no file."""
+    """Return the hash of weights that come from no file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

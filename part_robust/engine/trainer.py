@@ -199,7 +199,7 @@ class PartTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:
-        """Of `records` of the data set only, if given."""
+        """Build the loader of a data set, or of those of its `records` that are given."""
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
         batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
         if records is None and not mapper.num_parts:

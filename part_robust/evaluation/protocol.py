@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation does.
+    """Plan of an evaluation.
 
     Attributes:
         tiers: the strongest first; its images are those that breakdowns and pictures show.

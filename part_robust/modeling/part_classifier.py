@@ -177,7 +177,7 @@ class PartClassifier(nn.Module):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """Images -> class logits (N, C) or None, and the model's own loss (N,), for attacks on it.
+        """Return the function of images that an attack on the model's own part loss maximises.
 
         Args:
             batched_inputs: with the true parts.
@@ -185,6 +185,9 @@ class PartClassifier(nn.Module):
             padding: bool (N, H, W), True on letterbox padding.
             joint: class and part loss, weighted as in training, instead of the part loss.
             fixed: keep the matching of queries and true parts that `images` have.
+
+        Returns:
+            Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
 
         Raises:
             UserError: the model has no such loss.
@@ -259,7 +262,7 @@ class PartClassifier(nn.Module):
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
     def part_label_counts(self, batched_inputs: list[dict]) -> dict[str, LabelCount]:
-        """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
+        """Return the denominators of the part losses in a batch, for a caller that splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
         # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
@@ -326,7 +329,7 @@ class PartClassifier(nn.Module):
 
 
 def training_objective(cfg: CfgNode) -> TrainingObjective:
-    """What ATTACK.TRAIN says about the losses; the plain one where nothing is attacked."""
+    """Return the objective that ATTACK.TRAIN describes; the plain one where nothing is attacked."""
     node = cfg.ATTACK.TRAIN
     if not node.ENABLED:
         return TrainingObjective()

@@ -1,4 +1,4 @@
-"""What users swap by name: part segmenters and class heads, and their interfaces.
+"""Registries of part segmenters and class heads, and their interfaces.
 
 Letters: N images, C classes, P parts (background is semantic label P), Q queries, H W image pixels,
 h w pixels of a feature or prediction map.

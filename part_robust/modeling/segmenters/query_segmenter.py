@@ -1,4 +1,4 @@
-"""What DINO and Mask DINO share as part segmenters: true parts, losses, and what attacks on them need.
+"""The base of DINO and Mask DINO as part segmenters: true parts, losses, and what attacks on them need.
 
 Letters: N images, Q queries, T sets of predictions, K part classes.
 """
