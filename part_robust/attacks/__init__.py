@@ -8,6 +8,7 @@ from part_robust.attacks.base import (
 )
 from part_robust.attacks.build import attack_defaults, build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
+from part_robust.attacks.eot import EotView
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
 from part_robust.attacks.nfgsm import NFGSM, training_radius
@@ -43,6 +44,7 @@ __all__ = [
     "AttackResult",
     "ClassObjective",
     "Counts",
+    "EotView",
     "Forward",
     "ModelView",
     "Objective",

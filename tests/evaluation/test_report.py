@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from part_robust.attacks.checks import failed
 from part_robust.cli.report import main
+from part_robust.evaluation.checks import failed
 from part_robust.evaluation.report import (
     evaluations,
     find_records,

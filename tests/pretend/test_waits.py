@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase
 
+from part_robust.configured_attacks import aimed
 from part_robust.engine import PartTrainer
-from part_robust.engine.configured_attacks import aimed
-from part_robust.engine.robust_evaluation import build_plan
 from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.protocol import run_plan
+from part_robust.evaluation.run import build_plan
 from part_robust.modeling.counts import with_counts
 from tests.pretend.device import pretend_device
 from tests.pretend.runs import SMALL

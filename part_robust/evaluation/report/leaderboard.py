@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import errors, from_record, reportable
+from part_robust.evaluation.checks import errors, from_record, reportable
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.report.content import Cell, Page, Part, Section, Table, Text, make_table
 from part_robust.evaluation.report.records import evaluations, threat_model_text

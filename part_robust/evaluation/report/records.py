@@ -11,6 +11,7 @@ import numpy as np
 
 from part_robust.evaluation.checks import wilson
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.report.content import to_text
 from part_robust.utils.files import check_file
 
 RECORD_NAME = "robustness.json"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import CheckResult, from_record, reportable, summary, verdict
+from part_robust.evaluation.checks import CheckResult, from_record, reportable, summary, verdict
 from part_robust.evaluation.report import plots
 from part_robust.evaluation.report.content import (
     Cell,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import from_record, summary
 from part_robust.config import config_values, get_part_robust_cfg, zoo_configs
+from part_robust.evaluation.checks import from_record, summary
 from part_robust.evaluation.report.content import MISSING, Code, Page, Part, Section, Text, make_table
 from part_robust.evaluation.report.leaderboard import Entry, accuracy, entry_of
 from part_robust.evaluation.report.records import evaluations

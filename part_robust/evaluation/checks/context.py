@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.base import Attack
-from part_robust.attacks.checks.eot import select
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.eot import select
 from part_robust.attacks.objective import AttackObjective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.threat_model import ThreatModel

@@ -21,12 +21,12 @@ from torch import nn
 import part_robust
 from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
+from part_robust.configured_attacks import aimed
 from part_robust.data.sample import evaluated_records
-from part_robust.engine.configured_attacks import aimed
-from part_robust.engine.evaluation_checks import add_checks
-from part_robust.engine.siblings import sibling_folders, transfer
-from part_robust.engine.trainer import PartTrainer
+from part_robust.data.test_loader import build_test_loader
+from part_robust.evaluation.build import build_evaluator
 from part_robust.evaluation.checks import fingerprint
+from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.pictures import picture_sample
@@ -38,6 +38,7 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
+from part_robust.evaluation.siblings import sibling_folders, transfer
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.gradients import cuts_gradient
@@ -229,13 +230,13 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         if comm.is_main_process() and adversarials.exists() and not journal.batches():
             _move_aside(adversarials)  # another evaluation's
         comm.synchronize()
-        evaluators = PartTrainer.build_evaluator(cfg, dataset)
+        evaluators = build_evaluator(cfg, dataset)
 
         def remaining(
             done: Collection[int], records: list[dict] = records, dataset: str = dataset
         ) -> Iterable[list[dict]]:
             left = [record for record in records if record["image_id"] not in done]
-            return PartTrainer.build_test_loader(cfg, dataset, left)
+            return build_test_loader(cfg, dataset, left)
 
         for name, attack in plan.attacks().items():
             logger.info("Attack %s: %s", name, attack.describe())
