@@ -44,6 +44,15 @@ def test_data(benchmark, capsys):
     assert all("ours is" in line for line in lines[2:4]) and lines[5].startswith("images per second and core: ")
 
 
+def test_data_of_windows(benchmark, capsys):
+    """As PACO's records, which are cut out of their photographs while loading."""
+    benchmark.main(["data", "--photos", "2", "--side", "64", "--window", "40", "--size", "32", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 photographs (first 40 x 40) at 32 pixels, 12.0 parts each"
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["ours", "decoding alone"]
+    assert lines[3].startswith("images per second and core: ")
+
+
 def test_dino(benchmark, capsys):
     size = ["--layers", "1", "--queries", "20", "--parts", "3", "--size", "64"]
     benchmark.main(["dino", *size, "--images", "1", "--repeats", "1"])
