@@ -22,7 +22,7 @@ from tqdm import tqdm
 from part_robust import load_config
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.experiment import Phase, headline, phase_config, run_phase
-from part_robust.evaluation.html_report import write_report
+from part_robust.evaluation.report import write_report
 from part_robust.runs.passes import expected_passes, passes_counted
 from part_robust.utils.errors import PREPARATION, sentence, user_errors
 
@@ -105,7 +105,7 @@ def run(steps: Sequence[Step]) -> list[dict]:
             done += sum(counted)
             left -= step.passes
             seconds = (time.time() - start) * left / done if done else 0
-            rest = f"; about {seconds / 60:.0f} min left" if left and done else ""
+            rest = f"; about {tqdm.format_interval(seconds)} left" if left and done else ""
             say(f"      {'done' if counted else 'done before'}: {numbers(records[-1])}{rest}")
     return records
 

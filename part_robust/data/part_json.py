@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
+from part_robust.utils.files import check_file
 
 # Writers whose splits divide one set of images, under one `config_hash`.
 _DIVIDERS = ("import", "import_coco", "paco", "part_imagenet")
@@ -45,10 +46,11 @@ def parse_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json, or the import that wrote it was interrupted.
+        ValueError: not json or no file, or the import that wrote it was interrupted.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    check_file(path, "an annotation file")
     if (path.parent / UNFINISHED).is_file():
         raise ValueError(
             f"{path.parent} was left unfinished, so its splits may be of different imports: repeat the import"
