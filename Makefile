@@ -15,7 +15,7 @@ test: lint
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy part_robust/attacks part_robust/evaluation
+	$(RUN) -m mypy part_robust
 
 install: $(STAMP)
 

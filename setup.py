@@ -41,16 +41,21 @@ setup(
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
         "Typing :: Typed",
     ],
     keywords="adversarial robustness, part segmentation, image classification, detectron2",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     # configs/ becomes part_robust/configs (part_robust/config/files.py).
     packages=[*find_packages(include=["part_robust", "part_robust.*"]), "part_robust.configs"],
     package_dir={"part_robust.configs": "configs"},
-    package_data={"part_robust": ["py.typed"], "part_robust.configs": ["**/*.yaml"]},
+    package_data={
+        "part_robust": ["py.typed"],
+        "part_robust.configs": ["**/*.yaml"],
+        "part_robust.evaluation.report": ["templates/*"],
+    },
     entry_points={"console_scripts": ["part-robust = part_robust.cli:main"]},
     install_requires=runtime_requirements(),
     extras_require={

@@ -1,14 +1,20 @@
-"""Fixtures: the toy data set, registered once, and one thread, which is fastest for tiny tensors."""
+"""Fixtures: the toy data set, registered once, a finished run, and one thread, which is fastest for tiny tensors."""
 
 from __future__ import annotations
 
+import os
+import signal
+
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
 import part_robust.modeling  # noqa: F401  (registration)
 from part_robust.data import register_part_dataset
-from tests.toy import write_toy
+from tests.processes import JOBS
+from tests.toy import save_run, write_toy
 
 
 def pytest_collection_modifyitems(items):
@@ -29,3 +35,39 @@ def toy_data(tmp_path_factory):
         if name not in DatasetCatalog.list():
             register_part_dataset(name, path, root)
     return path, root
+
+
+@pytest.fixture
+def a_run(toy_data, tmp_path):
+    """Makes the folder of a "finished" run of a toy (`tests.toy.save_run`), whose attacks are short."""
+
+    def make(model: str, *opts):
+        short = ["ATTACK.SPECS.pgd20.STEPS", 2, "ATTACK.SPECS.apgd_part_loss.STEPS", 3]
+        save_run(tmp_path / "run", model, *short, *opts)
+        return tmp_path / "run"
+
+    return make
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images of odd sizes and modes, and a file that is no image by its ending."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (50, 37, 3)).astype(np.uint8)).save(folder / "tall.jpg")
+    Image.fromarray(generator.integers(0, 255, (9, 120)).astype(np.uint8)).save(folder / "wide.png")
+    Image.fromarray(generator.integers(0, 255, (20, 20, 4)).astype(np.uint8), "RGBA").save(folder / "clear.PNG")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture
+def jobs():
+    """Ends the processes that a test has left when it fails."""
+    yield
+    for job in JOBS:
+        if job.process.is_alive():
+            os.killpg(job.process.pid, signal.SIGKILL)
+            job.process.join()
+    JOBS.clear()

@@ -11,22 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from part_robust.engine.launch import run_processes
 
 JOBS: list[Job] = []
-
-
-@pytest.fixture
-def jobs():
-    """Ends what a test that fails has left."""
-    yield
-    for job in JOBS:
-        if job.process.is_alive():
-            os.killpg(job.process.pid, signal.SIGKILL)
-            job.process.join()
-    JOBS.clear()
 
 
 class Job:

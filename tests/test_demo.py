@@ -15,47 +15,15 @@ from PIL import Image
 
 from part_robust.data import PartDatasetMapper
 from part_robust.data.image_file import ImageFileMapper, find_image_files, read_image_file
-from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.demo import Demo, build_demo_attack
-from part_robust.engine.trainer import PartTrainer
 from part_robust.visualize import overlay_boxes, part_colors
-from tests.engine.test_trainer import run_cfg
-from tests.toy import CLASSES, PARTS
+from tests.toy import CLASSES, PARTS, run_cfg
 
 ROOT = Path(__file__).resolve().parent.parent
 specification = importlib.util.spec_from_file_location("demo_tool", ROOT / "tools" / "demo.py")
 demo_tool = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(demo_tool)
 main = demo_tool.main
-
-
-@pytest.fixture
-def a_run(toy_data, tmp_path):
-    """Makes the folder of a "finished" run of a toy: config.yaml and model_best.pth, random weights."""
-
-    def make(model: str, *opts):
-        torch.manual_seed(0)
-        folder = tmp_path / "run"
-        cfg = run_cfg(folder, "ATTACK.SPECS.pgd20.STEPS", 2, "ATTACK.SPECS.apgd_part_loss.STEPS", 3, *opts, model=model)
-        built = PartTrainer.build_model(cfg)
-        PartCheckpointer(built, str(folder)).write("model_best")
-        (folder / "config.yaml").write_text(cfg.dump())
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of images of odd sizes and modes, and a file that is no image by its ending."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    Image.fromarray(generator.integers(0, 255, (50, 37, 3)).astype(np.uint8)).save(folder / "tall.jpg")
-    Image.fromarray(generator.integers(0, 255, (9, 120)).astype(np.uint8)).save(folder / "wide.png")
-    Image.fromarray(generator.integers(0, 255, (20, 20, 4)).astype(np.uint8), "RGBA").save(folder / "clear.PNG")
-    (folder / "notes.txt").write_text("not an image")
-    return folder
 
 
 FAMILIES = {

@@ -14,7 +14,6 @@ from part_robust.data.importers.cvat_xml import read_cvat_xml
 from part_robust.data.importers.report import Tally
 from part_robust.data.preparation.segmentation import encode
 from tests.data.coloured import DOOR, WHEEL, H, W, all_right, coco, measured, polygon, run
-from tests.test_demo import a_run, photos  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -70,7 +69,7 @@ def test_out_to_coco(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model", ["deeplab_two_headed", "dino_two_headed"])
-def test_predictions_are_coco_results(a_run, photos, tmp_path, model):  # noqa: F811
+def test_predictions_are_coco_results(a_run, photos, tmp_path, model):
     """COCO's own tool reads them; boxes lie in the files, also of images that are not square."""
     out = tmp_path / "parts.json"
     arguments = [str(photos), "--run", str(a_run(model)), "--min-score", "0", "--output", str(out)]
@@ -88,7 +87,7 @@ def test_predictions_are_coco_results(a_run, photos, tmp_path, model):  # noqa: 
             assert annotation["segmentation"]["size"] == [image["height"], image["width"]]
 
 
-def test_predictions_for_cvat(a_run, photos, tmp_path, capsys):  # noqa: F811
+def test_predictions_for_cvat(a_run, photos, tmp_path, capsys):
     run_folder = a_run("deeplab_two_headed")
     out = tmp_path / "parts.xml"
     arguments = [str(photos), "--run", str(run_folder), "--min-score", "0", "--format", "cvat", "--output", str(out)]
@@ -101,7 +100,7 @@ def test_predictions_for_cvat(a_run, photos, tmp_path, capsys):  # noqa: F811
         preannotate.main([str(photos), "--run", str(tmp_path / "nowhere"), "--output", str(out)])
 
 
-def test_models_without_parts_are_refused(a_run, photos, tmp_path):  # noqa: F811
+def test_models_without_parts_are_refused(a_run, photos, tmp_path):
     arguments = [str(photos), "--run", str(a_run("resnet")), "--output", str(tmp_path / "x.json")]
     with pytest.raises(SystemExit, match="finds no parts to annotate"):
         preannotate.main(arguments)

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.engine import PartCheckpointer, PartTrainer
+from part_robust.modeling.counts import with_counts
 
 CLASSES = ("lamp", "plain", "sign")
 PARTS = ("lamp:base", "lamp:shade", "sign:board")
@@ -173,3 +176,58 @@ def tiny_cfg(model: str = "deeplab_two_headed", *opts):
     """Config of a tiny model on the toy data (datasets `toy_train`, `toy_val`)."""
     datasets = ["DATASETS.TRAIN", ("toy_train",), "DATASETS.VAL", ("toy_val",), "DATASETS.TEST", ("toy_val",)]
     return get_part_robust_cfg(opts=[*TINY, *datasets, *MODELS[model], *opts])
+
+
+# Training runs: adversarial, without evaluation, without chance, and with the optimizer of detectors.
+ADVERSARIAL = [
+    *("ATTACK.TRAIN.ENABLED", True),
+    *("ATTACK.TRAIN.STEPS", 1),
+    *("ATTACK.TRAIN.EPS_WARMUP_ITERS", 4),
+    *("ATTACK.SPECS.pgd20.STEPS", 1),
+]
+QUIET = [*ADVERSARIAL, "ATTACK.TRAIN.EPS_WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0]
+# Nothing in the model depends on batch-mates or on chance.
+STEADY = [
+    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.SEM_SEG_HEAD.NORM", "", "MODEL.PART_CLASSIFIER.HEAD_NORM", ""),
+    *("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0, "MODEL.DINO.DENOISING_NUMBER", 0, "TEST.EVAL_PERIOD", 0),
+    *("MODEL.MASK_DINO.DENOISING_NUMBER", 0),
+]
+ADAMW = [
+    *("SOLVER.OPTIMIZER", "AdamW"),
+    *("SOLVER.BASE_LR", 0.001),
+    *("SOLVER.BACKBONE_MULTIPLIER", 0.1),
+    *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
+    *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
+    *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1),
+]
+
+
+def run_cfg(folder: Path, *opts, model: str = "deeplab_two_headed"):
+    """Config of a training of six iterations into a new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = tiny_cfg(model, "OUTPUT_DIR", str(folder), "SOLVER.STEPS", (), "SOLVER.MAX_ITER", 6, *opts)
+    cfg = with_counts(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def metric_lines(folder: Path) -> list[dict]:
+    """Reads the metrics that a training has written."""
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def save_run(folder: Path, model: str, *opts):
+    """Makes the folder of a "finished" run: config.yaml and model_best.pth of random weights, with an optimizer.
+
+    Returns:
+        Its config, and the model in eval mode, whose running statistics are not those it began with.
+    """
+    torch.manual_seed(0)
+    cfg = run_cfg(folder, "MODEL.WEIGHTS", str(folder / "model_best.pth"), *opts, model=model)
+    built = PartTrainer.build_model(cfg)
+    for name, buffer in built.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    PartCheckpointer(built, str(folder)).write("model_best", optimizer={"state": torch.zeros(9)})
+    (folder / "config.yaml").write_text(cfg.dump())
+    return cfg, built.eval()

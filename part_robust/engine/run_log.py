@@ -18,8 +18,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 import part_robust
-from part_robust.config import config_values, default_cfg
-from part_robust.engine.begun import write_whole
+from part_robust.config import config_text, config_values, default_cfg
+from part_robust.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ def start_log(cfg: CfgNode, args: argparse.Namespace, level: int = logging.INFO)
                 handler.addFilter(_concerns_user)
     _log_libraries(logging.getLogger("part_robust").handlers[-1])
     if comm.is_main_process():
-        write_whole(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", config_text(cfg))
     # These lines are in the file alone.
     logger.debug("Command line arguments: %s", args)
     logger.debug("Environment:\n%s", collect_env_info())
-    logger.debug("Running with full config:\n%s", cfg.dump())
+    logger.debug("Running with full config:\n%s", config_text(cfg))
     logger.info(_environment(cfg))
     logger.info("Keys that differ from the defaults:%s", "".join(f"\n  {line}" for line in changed_keys(cfg)))
     logger.info("All keys: %s/config.yaml. The whole log: %s/log.txt", cfg.OUTPUT_DIR, cfg.OUTPUT_DIR)
@@ -89,10 +89,10 @@ def close_log() -> None:
 
 def changed_keys(cfg: CfgNode) -> list[str]:
     """Returns "KEY value" of each key that differs from its default, in the order of config.yaml."""
-    defaults, missing = config_values(default_cfg().dump()), object()
+    defaults, missing = config_values(config_text(default_cfg())), object()
     return [
         f"{key} {value if isinstance(value, str) and value else repr(value)}"
-        for key, value in config_values(cfg.dump()).items()
+        for key, value in config_values(config_text(cfg)).items()
         if defaults.get(key, missing) != value
     ]
 

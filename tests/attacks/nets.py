@@ -8,6 +8,21 @@ from torch import Tensor, nn
 from part_robust.attacks import Attack, attack_view, build_attack
 from part_robust.attacks.base import AttackResult
 
+ATTACKS = {
+    "pgd": {"NAME": "PGD", "STEP_SIZE": 1.0, "KEEP": "best", "STEPS": 8},
+    "apgd": {"NAME": "APGD", "STEPS": 12},
+    "apgd_l2": {"NAME": "APGD", "STEPS": 12, "NORM": "l2"},
+    "apgd_schedule": {"NAME": "APGD", "STEPS": 12, "RADIUS_SCHEDULE": ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))},
+    "apgd_t": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "targeted_dlr", "NUM_TARGETS": 3},
+    "apgd_malt": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "targeted_margin", "TARGET_RANKING": "malt"},
+    "fab": {"NAME": "FAB", "STEPS": 6, "NUM_TARGETS": 2, "RESTARTS": 2},
+    "fab_l2": {"NAME": "FAB", "STEPS": 6, "NUM_TARGETS": 2, "NORM": "l2"},
+    "square": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin"},
+    "square_l2": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin", "NORM": "l2"},
+    "noise": {"NAME": "RandomNoise", "STEPS": 4, "OBJECTIVE": "margin"},
+}
+EPS = {"linf": 4.0, "l2": 12.0}
+
 
 class Linear(nn.Module):
     """Logits linear in the pixels: distances to class boundaries are known in closed form."""
@@ -66,3 +81,8 @@ def run(model: nn.Module, attack: Attack | dict, images: Tensor, labels: Tensor,
     attack = build_attack(attack) if isinstance(attack, dict) else attack
     with attack_view(model) as inner:
         return attack(inner, images, labels, keys=torch.arange(len(images)) if keys is None else keys, **options)
+
+
+def spec(name: str, **changes) -> dict:
+    node = {**ATTACKS[name], **changes}
+    return {"EPS": EPS[node.get("NORM", "linf")], **node}

@@ -10,27 +10,7 @@ from hypothesis import strategies as st
 from part_robust.attacks import OBJECTIVES, build_attack
 from part_robust.attacks.threat_model import ThreatModel
 from part_robust.config import attack_spec, get_part_robust_cfg
-from tests.attacks.nets import Curved, DensePart, Linear, pictures, run
-
-ATTACKS = {
-    "pgd": {"NAME": "PGD", "STEP_SIZE": 1.0, "KEEP": "best", "STEPS": 8},
-    "apgd": {"NAME": "APGD", "STEPS": 12},
-    "apgd_l2": {"NAME": "APGD", "STEPS": 12, "NORM": "l2"},
-    "apgd_schedule": {"NAME": "APGD", "STEPS": 12, "RADIUS_SCHEDULE": ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))},
-    "apgd_t": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "targeted_dlr", "NUM_TARGETS": 3},
-    "apgd_malt": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "targeted_margin", "TARGET_RANKING": "malt"},
-    "fab": {"NAME": "FAB", "STEPS": 6, "NUM_TARGETS": 2, "RESTARTS": 2},
-    "fab_l2": {"NAME": "FAB", "STEPS": 6, "NUM_TARGETS": 2, "NORM": "l2"},
-    "square": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin"},
-    "square_l2": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin", "NORM": "l2"},
-    "noise": {"NAME": "RandomNoise", "STEPS": 4, "OBJECTIVE": "margin"},
-}
-EPS = {"linf": 4.0, "l2": 12.0}
-
-
-def spec(name: str, **changes) -> dict:
-    node = {**ATTACKS[name], **changes}
-    return {"EPS": EPS[node.get("NORM", "linf")], **node}
+from tests.attacks.nets import ATTACKS, EPS, Curved, DensePart, Linear, pictures, run, spec
 
 
 def case(count: int = 6, side: int = 5):

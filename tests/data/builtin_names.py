@@ -1,4 +1,4 @@
-"""Registers the built-in data sets below another folder for the time of one test."""
+"""Registers the built-in data sets below another folder for a time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,12 @@ from part_robust.data import register_builtin
 
 @contextmanager
 def builtin_below(root: Path) -> Iterator[None]:
-    """Inside, `part_robust_<data>_<split>` are those of `root`; afterwards the names are as they were."""
-    names = set(register_builtin(root))
-
-    def take() -> dict:
-        taken = {name: DatasetCatalog.pop(name) for name in names}
-        for name in names:
-            MetadataCatalog.pop(name, None)
-        return taken
-
-    take()
+    """Inside, `part_robust_<data>_<split>` are those of `root`; afterwards they are what they were. Contexts nest."""
+    names = register_builtin()
+    before = [(name, DatasetCatalog.pop(name), MetadataCatalog.pop(name)) for name in names]
     register_builtin(root)
     try:
         yield
     finally:
-        take()
-        register_builtin()
+        for name, loader, metadata in before:
+            DatasetCatalog[name], MetadataCatalog[name] = loader, metadata

@@ -21,8 +21,8 @@ from part_robust.evaluation.compare import load_evaluated
 from part_robust.evaluation.record import describe_evaluation, flags_of, metrics_of, plan_warnings
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling.part_classifier import with_counts
-from tests.engine.test_robust_evaluation import comparable
 from tests.evaluation import tier_fixture
+from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
 from tests.toy import tiny_cfg
 

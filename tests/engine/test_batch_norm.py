@@ -8,8 +8,7 @@ import torch
 from part_robust.engine import PartTrainer
 from part_robust.engine.batch_norm import layers_with_one_value
 from part_robust.utils.errors import UserError
-from tests.engine.test_trainer import run_cfg
-from tests.toy import SIZE
+from tests.toy import SIZE, run_cfg
 
 BACKBONE, HEAD = "MODEL.RESNETS.NORM FrozenBN", "MODEL.PART_CLASSIFIER.HEAD_NORM ''"
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN"]

@@ -13,9 +13,8 @@ from part_robust.engine import PartTrainer
 from part_robust.engine.step import TrainingStep
 from part_robust.modeling.counts import with_counts
 from part_robust.modeling.part_classifier import training_objective
-from tests.engine.test_step import STEADY
 from tests.processes import start_two
-from tests.toy import MODELS, tiny_cfg
+from tests.toy import MODELS, STEADY, tiny_cfg
 
 WORLD = 2
 # Every way in which the part losses of a step are computed.

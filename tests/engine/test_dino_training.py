@@ -18,25 +18,16 @@ from part_robust.engine.configured_attacks import aimed, build_attacks
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling.counts import with_counts
-from tests.engine.test_trainer import ADVERSARIAL, lines, run_cfg
-from tests.toy import toy_json, write_toy
+from tests.toy import ADAMW, ADVERSARIAL, metric_lines, run_cfg, toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "part_imagenet"
-ADAMW = [
-    *("SOLVER.OPTIMIZER", "AdamW"),
-    *("SOLVER.BASE_LR", 0.001),
-    *("SOLVER.BACKBONE_MULTIPLIER", 0.1),
-    *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
-    *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
-    *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.1),
-]
 
 
 @pytest.mark.parametrize("model", ["dino_detector", "dino_sequential", "dino_two_headed"])
 def test_adversarial_training(toy_data, tmp_path, model):
     cfg = run_cfg(tmp_path, *ADVERSARIAL, *ADAMW, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 3, model=model)
     results = train(cfg)
-    written = {key for line in lines(tmp_path) for key in line}
+    written = {key for line in metric_lines(tmp_path) for key in line}
     assert {"loss_part_class", "loss_part_box", "loss_part_giou", "loss_part_encoder_class", "adv/eps"} <= written
     assert set(results) >= {"part_seg", "part_seg_pgd20", "part_box", "part_box_pgd20"}
     assert ("classification_pgd20" in results) == (model != "dino_detector")
@@ -49,7 +40,7 @@ def test_adversarial_training(toy_data, tmp_path, model):
 def test_adversarial_training_of_mask_dino(toy_data, tmp_path, model):
     cfg = run_cfg(tmp_path, *ADVERSARIAL, *ADAMW, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 3, model=model)
     results = train(cfg)
-    written = {key for line in lines(tmp_path) for key in line}
+    written = {key for line in metric_lines(tmp_path) for key in line}
     assert {"loss_part_class", "loss_part_mask", "loss_part_dice", "loss_part_denoising_mask", "adv/eps"} <= written
     for task in ("part_box", "part_mask", "part_mask_pgd20"):
         assert 0 <= results[task]["AP"] <= results[task]["AP50"] <= 100

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from part_robust.engine import PartTrainer, evaluate, robust_evaluation
 from part_robust.evaluation import AttackedModel
 from part_robust.modeling.counts import with_counts
-from tests.engine.test_robust_evaluation import comparable
+from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
 from tests.toy import tiny_cfg
 

@@ -9,25 +9,12 @@ from detectron2.modeling import build_model
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
 from part_robust.engine.export import _assert_same_logits, export_classifier
-from part_robust.engine.trainer import PartTrainer
-from tests.engine.test_trainer import run_cfg
-
-
-def trained(tmp_path, model: str):
-    """Config of a "trained" toy model, and the model: random weights and moved statistics, saved with an optimizer."""
-    torch.manual_seed(0)
-    cfg = run_cfg(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "run" / "model_best.pth"), model=model)
-    built = PartTrainer.build_model(cfg)
-    for name, buffer in built.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
-    PartCheckpointer(built, str(tmp_path / "run")).write("model_best", optimizer={"state": torch.zeros(9)})
-    return cfg, built.eval()
+from tests.toy import run_cfg, save_run
 
 
 @pytest.mark.parametrize("model", ["dino_two_headed", "deeplab_two_headed"])
 def test_what_the_class_does_not_need_is_gone(toy_data, tmp_path, model):
-    cfg, before = trained(tmp_path, model)
+    cfg, before = save_run(tmp_path / "run", model)
     exported = export_classifier(cfg, tmp_path / "exported")
     assert exported.parts_dropped and exported.parameters_after < exported.parameters_before
     assert set(torch.load(exported.weights, weights_only=True)) == {"model"}
@@ -43,7 +30,7 @@ def test_what_the_class_does_not_need_is_gone(toy_data, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["dino_sequential", "deeplab_segmenter"])
 def test_what_is_read_stays(toy_data, tmp_path, model):
-    cfg, before = trained(tmp_path, model)
+    cfg, before = save_run(tmp_path / "run", model)
     exported = export_classifier(cfg, tmp_path / "exported")
     assert not exported.parts_dropped and exported.parameters_after == exported.parameters_before
     weights = torch.load(exported.weights, weights_only=True)["model"]
@@ -51,7 +38,7 @@ def test_what_is_read_stays(toy_data, tmp_path, model):
 
 
 def test_mistakes(toy_data, tmp_path):
-    cfg, before = trained(tmp_path, "dino_two_headed")
+    cfg, before = save_run(tmp_path / "run", "dino_two_headed")
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         export_classifier(run_cfg(tmp_path, "MODEL.WEIGHTS", "", model="dino_two_headed"), tmp_path / "exported")
     other = run_cfg(tmp_path, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model="deeplab_two_headed")

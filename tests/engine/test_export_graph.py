@@ -13,9 +13,7 @@ import torch
 from part_robust.engine import export_graph as module
 from part_robust.engine.export_graph import export_graph
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from tests.engine.test_export import trained
-from tests.engine.test_trainer import run_cfg
-from tests.toy import CLASSES, SIZE
+from tests.toy import CLASSES, SIZE, run_cfg, save_run
 
 HEADS = ["deeplab_two_headed", "dino_sequential", "mask_dino_simple"]
 OTHERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_pixel", "dino_two_headed"]
@@ -36,7 +34,7 @@ def some_images(number: int) -> torch.Tensor:
 
 def shaken(tmp_path, name: str):
     """A toy whose every weight matters, zero-initialised layers too, with the batch statistics of its images."""
-    cfg, model = trained(tmp_path, name)
+    cfg, model = save_run(tmp_path / "run", name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -134,7 +132,7 @@ def test_a_file_that_differs_is_not_written(toy_data, tmp_path, monkeypatch):
 
 
 def test_mistakes(toy_data, tmp_path, monkeypatch):
-    cfg, _ = trained(tmp_path, "deeplab_segmenter")
+    cfg, _ = save_run(tmp_path / "run", "deeplab_segmenter")
     with pytest.raises(ValueError, match="no class head"):
         export_graph(cfg, tmp_path / "out", "torchscript")
     with pytest.raises(ValueError, match="unknown format 'tflite'.*torchscript"):
@@ -149,7 +147,7 @@ def test_mistakes(toy_data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "refused"), [("dino_sequential", True), ("deeplab_pixel", False)])
 def test_letterbox(toy_data, tmp_path, name, refused):
     """Queries see where the padding is, DeepLab does not."""
-    weights = trained(tmp_path, name)[0].MODEL.WEIGHTS
+    weights = save_run(tmp_path / "run", name)[0].MODEL.WEIGHTS
     cfg = run_cfg(tmp_path, "INPUT.TEST_TRANSFORM", "letterbox", "MODEL.WEIGHTS", weights, model=name)
     if not refused:
         assert export_graph(cfg, tmp_path / "out", "torchscript").path.is_file()

@@ -22,7 +22,7 @@ from part_robust.engine.failures import NonFiniteStep, Preempted
 from part_robust.engine.safe_loading import NoCheckpoint, UnsafeCheckpoint, check_pickle
 from part_robust.engine.step import ScaledStepTrainer, StepScaler, build_step_trainer
 from part_robust.utils.errors import UserError
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.toy import ADVERSARIAL, run_cfg
 
 QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]
 
@@ -157,7 +157,8 @@ def test_wrong_action_names_its_key(toy_data, tmp_path):
 
 class Signal(HookBase):
     """The cluster takes the machine back in the middle of an iteration: it tells every process of the job, by a process
-    of its own."""
+    of its own.
+    """
 
     def before_step(self):
         if self.trainer.iter == 2:

@@ -8,9 +8,7 @@ import torch
 from part_robust.engine import PartTrainer
 from part_robust.engine.setup import check_training, set_schedule
 from part_robust.modeling.counts import with_counts
-from tests.engine.test_dino_training import ADAMW
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.toy import tiny_cfg
+from tests.toy import ADAMW, ADVERSARIAL, run_cfg, tiny_cfg
 
 FREEZE = ["SOLVER.BACKBONE_FREEZE_ITERS", 3, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2]
 OPTIMIZERS = {"SGD": ["SOLVER.WEIGHT_DECAY", 0.1], "AdamW": [*ADAMW, "SOLVER.WEIGHT_DECAY", 0.1]}

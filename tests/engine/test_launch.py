@@ -24,9 +24,8 @@ from part_robust.engine import PartTrainer, launch, process_group
 from part_robust.engine.failures import SaveOnSignal
 from part_robust.engine.launch import LaunchError, check_flags, choose_url, job_device, run_processes
 from part_robust.engine.process_group import ProcessInfo, device_index, first_host, meet, process_from_environment
-from tests.engine.test_step import STEADY
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.processes import Job, free_port, jobs, start_two, wait_until  # noqa: F401 (a fixture)
+from tests.processes import Job, free_port, start_two, wait_until
+from tests.toy import ADVERSARIAL, STEADY, run_cfg
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = pytest.mark.usefixtures("jobs")
@@ -88,7 +87,8 @@ def weights(folder: Path) -> torch.Tensor:
 
 def test_one_and_two_processes_give_the_same_weights(script, tmp_path):
     """One process, two of torchrun, and two "machines" of one process each: same total batch, same images, same
-    augmentation, same random starts, same mean over labelled pixels."""
+    augmentation, same random starts, same mean over labelled pixels.
+    """
     address = f"tcp://127.0.0.1:{free_port()}"
     machines = [
         Job(

@@ -12,13 +12,13 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.engine import PartTrainer
 from part_robust.engine.configured_attacks import training_attack
 from part_robust.losses.adversarial import TrainingObjective
-from tests.engine.test_trainer import ADVERSARIAL, ROOT, run_cfg
+from tests.commands import ROOT
+from tests.toy import QUIET, run_cfg
 
 METHODS = ["adversarial", "mix", "trades", "mart"]
 CLASSIFIERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_two_headed", "deeplab_pixel"]
 CLASSIFIERS += ["dino_sequential", "dino_two_headed", "mask_dino_simple"]
 SEGMENTERS = ["deeplab_segmenter", "dino_detector", "mask_dino_segmenter"]
-QUIET = [*ADVERSARIAL, "ATTACK.TRAIN.EPS_WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0]
 
 
 def one_step(folder, model: str, *opts):

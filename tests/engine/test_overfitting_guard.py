@@ -13,8 +13,7 @@ from part_robust.attacks import Attack, build_attack
 from part_robust.engine import AdversarialLoader, PartTrainer
 from part_robust.engine.hooks import AttackSchedule
 from part_robust.engine.overfitting_guard import CatastrophicOverfitting, OverfittingGuard
-from tests.engine.test_objectives import QUIET
-from tests.engine.test_trainer import run_cfg
+from tests.toy import QUIET, run_cfg
 
 # Images of 3 x 4 x 4: pixel row 0 differs by 40 between the two classes and is right 70 % of the time, which no attack
 # of eps 8 can change; all other pixels differ by 8, are always right, and can be turned around. One step along the sign

@@ -12,8 +12,7 @@ import yaml
 from part_robust.engine import prepare_two_phases
 from part_robust.engine.begun import begin_training
 from part_robust.engine.phases import OtherRun, phase_arguments, train_phase
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.toy import MODELS, TINY
+from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 
 def text(opts) -> list[str]:

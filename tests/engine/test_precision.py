@@ -12,8 +12,7 @@ from part_robust.attacks import attack_view
 from part_robust.engine import PartTrainer, evaluate, export, train, verification
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.precision import describe_precision, tf32
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.toy import tiny_cfg
+from tests.toy import ADVERSARIAL, run_cfg, tiny_cfg
 
 EXACT = {"matmul": "float32", "convolution": "float32"}
 QUIET = ["DATASETS.VAL", (), "DATASETS.TEST", ()]

@@ -22,6 +22,7 @@ from part_robust.engine import JournalMismatch, evaluate
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.modeling.counts import with_counts
+from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
 from tests.toy import tiny_cfg
 
@@ -113,19 +114,6 @@ def test_record_and_files(finished, weights):
     assert evaluation["verdict"].removeprefix("toy_val") in (folder / "report.md").read_text()
     assert (folder / "report.html").stat().st_size > 10_000
     assert not list(folder.rglob("*.tmp"))
-
-
-def comparable(folder: Path, name: str = "robustness.json") -> dict:
-    """A record without what differs between two runs of the same."""
-    record = json.loads((folder / name).read_text())
-    text = json.dumps({key: record[key] for key in ("results", "warnings", "attacks", "evaluation")})
-    record = json.loads(text)
-    for evaluation in record["evaluation"].values():
-        evaluation.pop("seconds"), evaluation.pop("rescored", None)
-        for tier in evaluation["tiers"].values():
-            for attack in tier["attacks"]:
-                attack.pop("seconds")
-    return record
 
 
 def test_resume(finished, config, caplog):

@@ -10,7 +10,7 @@ from detectron2.utils.env import seed_all_rng
 
 from part_robust.engine import PartTrainer, optimizer
 from part_robust.engine.optimizer import build_optimizer
-from tests.engine.test_trainer import run_cfg
+from tests.toy import run_cfg
 
 FAMILIES = ["resnet", "deeplab_two_headed", "deeplab_downsampled", "dino_sequential", "mask_dino_simple"]
 

@@ -13,14 +13,8 @@ from part_robust.engine.step import TrainingStep, split
 from part_robust.engine.weight_average import WeightAverage
 from part_robust.engine.weight_perturbation import WeightPerturbation
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
+from tests.toy import ADVERSARIAL, STEADY, run_cfg
 
-# Nothing in the model depends on batch-mates or on chance.
-STEADY = [
-    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.SEM_SEG_HEAD.NORM", "", "MODEL.PART_CLASSIFIER.HEAD_NORM", ""),
-    *("MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0, "MODEL.DINO.DENOISING_NUMBER", 0, "TEST.EVAL_PERIOD", 0),
-    *("MODEL.MASK_DINO.DENOISING_NUMBER", 0),
-]
 LINEAR = ["MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
 
 
@@ -163,7 +157,8 @@ def test_weight_perturbation_has_its_length_and_leaves_no_trace():
 
 def test_perturbed_weights_learn(toy_data, tmp_path):
     """In the real trainer: the step goes out from the true weights, along the gradient at the perturbed
-    ones."""
+    ones.
+    """
     opts = ["ATTACK.TRAIN.AWP.GAMMA", 0.01, "TEST.EVAL_PERIOD", 0, "SOLVER.MAX_ITER", 1, "SOLVER.OPTIMIZER", "SGD"]
     opts += ["SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0]
     trainer = PartTrainer(run_cfg(tmp_path, *ADVERSARIAL, *opts, model="resnet"))

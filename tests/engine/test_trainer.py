@@ -21,30 +21,9 @@ from part_robust.engine import CheckpointMismatch, PartCheckpointer, PartTrainer
 from part_robust.engine.best_metric import best_metric
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import set_schedule
-from part_robust.modeling.counts import with_counts
 from part_robust.utils.errors import UserError
 from tests.processes import start_two, wait_until
-from tests.toy import tiny_cfg
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-ADVERSARIAL = [
-    *("ATTACK.TRAIN.ENABLED", True),
-    *("ATTACK.TRAIN.STEPS", 1),
-    *("ATTACK.TRAIN.EPS_WARMUP_ITERS", 4),
-    *("ATTACK.SPECS.pgd20.STEPS", 1),
-]
-
-
-def run_cfg(folder: Path, *opts, model: str = "deeplab_two_headed"):
-    folder.mkdir(parents=True, exist_ok=True)
-    cfg = tiny_cfg(model, "OUTPUT_DIR", str(folder), "SOLVER.STEPS", (), "SOLVER.MAX_ITER", 6, *opts)
-    cfg = with_counts(cfg)
-    cfg.freeze()
-    return cfg
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+from tests.toy import ADVERSARIAL, metric_lines, run_cfg, tiny_cfg
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +42,7 @@ def test_files_and_metrics(finished):
     assert wanted <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.endswith(".tmp") for name in names)
-    written = {key for line in lines(folder) for key in line}
+    written = {key for line in metric_lines(folder) for key in line}
     for key in ("total_loss", "loss_cls", "loss_part_seg", "lr", "adv/attack_time", "adv/eps"):
         assert key in written, key
     assert set(results) >= {"classification", "classification_pgd20", "part_seg", "part_seg_pgd20"}
@@ -74,7 +53,11 @@ def test_best_checkpoint_is_chosen_by_attacked_accuracy(finished):
     folder, cfg, _ = finished
     assert best_metric(cfg) == "classification_pgd20/accuracy"
     record = json.loads((folder / "best_checkpoint.json").read_text())
-    seen = [line["classification_pgd20/accuracy"] for line in lines(folder) if "classification_pgd20/accuracy" in line]
+    seen = [
+        line["classification_pgd20/accuracy"]
+        for line in metric_lines(folder)
+        if "classification_pgd20/accuracy" in line
+    ]
     assert record["value"] == max(seen)
     assert torch.load(folder / "model_best.pth")["iteration"] == record["iteration"]
     assert (folder / "last_checkpoint").read_text() == "model_final.pth", "--resume goes on from the newest"
@@ -94,7 +77,7 @@ def test_evaluation_of_the_checkpoint_equals_the_training_run(finished):
     assert record["attacks"]["pgd20"]["threat_model"]["eps"] == 8.0
     assert len(record["checkpoint"]["sha256"]) == 64
     assert yaml.safe_load(record["config"])["ATTACK"]["EVAL"] == ["pgd20"]
-    assert "classification_pgd20/accuracy" in lines(folder)[-1]
+    assert "classification_pgd20/accuracy" in metric_lines(folder)[-1]
 
 
 def test_resume_goes_on_where_it_was(finished):
@@ -148,7 +131,8 @@ def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_ea
 @pytest.mark.parametrize(("iteration", "decay"), [(3, 0.0), (3, 0.9), (6, 0.0)])
 def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, monkeypatch, iteration, decay):
     """The second of three evaluations, or the last, is the best: a training killed within it keeps the same
-    model_best.pth."""
+    model_best.pth.
+    """
     accuracies, killed = {1: 10.0, 3: 30.0, 6: 20.0} | {iteration: 50.0}, set()
 
     def test(cfg, model, evaluators=None):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from part_robust.evaluation.checks import wilson
@@ -226,3 +229,15 @@ def pictures(count: int = 4, side: int = 24) -> dict[str, np.ndarray]:
         "top3_probabilities_after": np.tile([0.6, 0.4, 0.0], (count, 1)),
         "kind": np.array(["worst", "median", "robust", "robust"])[:count],
     }
+
+
+def comparable(folder: Path, name: str = "robustness.json") -> dict:
+    """Reads the record of a real evaluation, without what differs between two runs of the same."""
+    record = json.loads((folder / name).read_text())
+    record = {key: record[key] for key in ("results", "warnings", "attacks", "evaluation")}
+    for evaluation in record["evaluation"].values():
+        evaluation.pop("seconds"), evaluation.pop("rescored", None)
+        for tier in evaluation["tiers"].values():
+            for attack in tier["attacks"]:
+                attack.pop("seconds")
+    return record

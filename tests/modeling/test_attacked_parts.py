@@ -11,8 +11,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.engine import train
 from part_robust.losses.matcher import HungarianMatcher, Matching, pad_part_boxes
 from part_robust.modeling.segmenters.query_segmenter import Assignment
-from tests.engine.test_trainer import ADVERSARIAL, lines, run_cfg
-from tests.toy import tiny_cfg
+from tests.toy import ADVERSARIAL, metric_lines, run_cfg, tiny_cfg
 
 QUERY_MODELS = ["dino_sequential", "mask_dino_simple", "mask_dino_instance_segmenter"]
 CLEAN = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.MATCH_ON", "clean", "ATTACK.TRAIN.DENOISING", False]
@@ -165,5 +164,5 @@ def test_real_training(toy_data, tmp_path, name):
     options = [*CLEAN, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 2]
     results = train(run_cfg(tmp_path, *ADVERSARIAL, *options, model=name))
     assert "classification_pgd20" in results
-    written = {key: value for line in lines(tmp_path) for key, value in line.items()}
+    written = {key: value for line in metric_lines(tmp_path) for key, value in line.items()}
     assert written["loss_part_box"] > 0 and written["loss_part_denoising_box"] == 0

@@ -17,8 +17,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.engine import train
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.timm_backbone import TimmBackbone, check_normalisation
-from tests.engine.test_trainer import ADVERSARIAL, run_cfg
-from tests.toy import tiny_cfg
+from tests.toy import ADVERSARIAL, run_cfg, tiny_cfg
 
 CONVNEXT = ["convnext_tiny", [["dims", [8, 16, 24, 32]], ["depths", [1, 1, 1, 1]]]]
 SWIN = [

@@ -19,10 +19,9 @@ from part_robust.attacks import (
 )
 from part_robust.engine import PartTrainer
 from part_robust.modeling.counts import with_counts
-from tests.attacks.nets import Curved, DensePart, pictures, run
-from tests.attacks.test_every_attack import ATTACKS, spec
+from tests.attacks.nets import ATTACKS, Curved, DensePart, pictures, run, spec
 from tests.pretend.device import assert_same_as_on_cpu, pretend_device
-from tests.pretend.test_training import SMALL
+from tests.pretend.runs import SMALL
 from tests.toy import tiny_cfg
 
 SETTINGS = {

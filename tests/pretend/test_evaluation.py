@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from pathlib import Path
 
 import pytest
-import torch
 
-from part_robust.engine import PartTrainer, evaluate
-from part_robust.modeling.counts import with_counts
-from tests.engine.test_robust_evaluation import comparable
 from tests.pretend.device import assert_same_as_on_cpu, pretend_device
-from tests.pretend.test_training import FAMILIES, SMALL
+from tests.pretend.runs import FAMILIES, KINDS, TIERS, evaluation
 from tests.pretend.waits import ROOT
-from tests.toy import tiny_cfg
 
 
 def tool(name: str):
@@ -26,53 +19,10 @@ def tool(name: str):
     return module
 
 
-SHORT = [
-    *("ATTACK.SPECS.apgd_ce.STEPS", 2, "ATTACK.SPECS.apgd_t.STEPS", 2, "ATTACK.SPECS.fab_t.STEPS", 2),
-    *("ATTACK.SPECS.square.STEPS", 2, "ATTACK.SPECS.pgd20.STEPS", 1),
-    *("ATTACK.SPECS.sea_masked.STEPS", 3, "ATTACK.SPECS.sea_js.STEPS", 3),
-    *("ATTACK.SPECS.apgd_part_loss.STEPS", 2, "ATTACK.SPECS.apgd_part_loss_fixed.STEPS", 2),
-    *("TEST.TIERS.parts", ["sea_masked", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]),
-    *("TEST.CHECKS.IMAGES", 2, "TEST.CHECKS.STEPS", 2, "TEST.CHECKS.LONG_STEPS", 2, "TEST.CHECKS.NOISE_DRAWS", 2),
-    *("TEST.CHECKS.DIRECTIONS", 1, "TEST.CHECKS.EOT_DRAWS", 2, "TEST.CHECKS.RESTARTS", 2),
-    *("DATALOADER.TEST_BATCH_SIZE", 2, "TEST.NUM_IMAGES", 2),
-]
-
-
-def evaluation(folder: Path, model: str, device: str, data: tuple[Path, Path], *opts, seed: int = 0) -> str:
-    """The record of an evaluation as text, without times and paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    own = ["MODEL.DEVICE", device, "OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(folder / "model.pth")]
-    register = ["DATASETS.REGISTER", [["toy_val", *map(str, data)]]]
-    cfg = with_counts(tiny_cfg(model, *SMALL, *SHORT, *own, *register, "DATASETS.TEST", ("toy_val",), *opts))
-    cfg.freeze()
-    torch.manual_seed(seed)
-    torch.save({"model": PartTrainer.build_model(cfg).state_dict()}, folder / "model.pth")
-    evaluate(cfg)
-    record = comparable(folder)
-    for found in record["evaluation"].values():
-        found.pop("device")
-    return json.dumps({"results": record["results"], "evaluation": record["evaluation"]}, sort_keys=True, indent=1)
-
-
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_attack_on_every_image(toy_data, tmp_path, model):
     opts = ["ATTACK.EVAL", ["pgd20"]]
     assert_same_as_on_cpu(lambda device: evaluation(tmp_path / device, model, device, toy_data, *opts))
-
-
-TIERS = [
-    *("TEST.TIER", "standard,thesis,parts", "TEST.TIERS.thesis", ["pgd20"], "TEST.EPS", 8.0, "TEST.EPS_CURVE", (4,)),
-    *("TEST.CHECKS.SIBLINGS", ""),
-]
-# A model of each kind, the way its attacked images are kept, and what it cannot do.
-KINDS = {
-    "resnet": ("png", ["TEST.TIER", "standard,thesis"]),
-    "deeplab_segmenter": ("npz", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
-    "deeplab_two_headed": ("png", []),
-    "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
-    "dino_sequential": ("npz", ["TEST.TIERS.standard", ["apgd_t", "square"]]),
-    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"]]),
-}
 
 
 @pytest.mark.parametrize("model", KINDS)

@@ -9,12 +9,10 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.engine import PartTrainer, optimizer
-from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import assert_same_as_on_cpu, pretend_device
-from tests.toy import MODELS
+from tests.pretend.runs import ATTACKED, FAMILIES, GUARD, SMALL
+from tests.toy import run_cfg
 
-ATTACKED = ["ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.STEPS", 1, "ATTACK.TRAIN.PART_LOSS_ON", "both"]
-GUARD = [*("ATTACK.TRAIN.GUARD.PERIOD", 2), *("ATTACK.TRAIN.GUARD.IMAGES", 2), *("ATTACK.TRAIN.GUARD.STEPS", 1)]
 # Features are combined so that every family meets each of them.
 FEATURES = {
     "PGD, TRADES, AWP, guard": [
@@ -27,27 +25,6 @@ FEATURES = {
     ],
     "clean, bfloat16": ["SOLVER.AMP.ENABLED", True],
 }
-# A second Mask DINO has the settings of its authors' instance segmentation, no code of its own.
-FAMILIES = [name for name in MODELS if name != "mask_dino_instance_segmenter"]
-# Fewer layers, and on the CPU the implementation of deformable attention that a device takes.
-SMALL = [
-    *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10),
-    *("MODEL.DINO.MS_DEFORM_ATTN", "embedding_bag", "MODEL.MASK_DINO.MS_DEFORM_ATTN", "embedding_bag"),
-    *(
-        "SOLVER.MAX_ITER",
-        2,
-        "SOLVER.BASE_LR",
-        1e-4,
-        "SEED",
-        5,
-        "DATASETS.VAL",
-        (),
-        "DATASETS.TEST",
-        (),
-        "SOLVER.AMP.DTYPE",
-        "bfloat16",
-    ),
-]
 
 
 def options(model: str, features: str) -> list:

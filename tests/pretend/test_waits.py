@@ -18,11 +18,10 @@ from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.protocol import run_plan
 from part_robust.modeling.counts import with_counts
-from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import pretend_device
-from tests.pretend.test_training import SMALL
+from tests.pretend.runs import SMALL
 from tests.pretend.waits import count_waits
-from tests.toy import MODELS, tiny_cfg
+from tests.toy import MODELS, run_cfg, tiny_cfg
 
 # By family: waits in a step of the attack, in the rest of a training step (its hooks and the rest of the attack
 # included), in a clean batch of an evaluation, and in a batch under an attack, besides its steps. The losses of a
@@ -54,7 +53,8 @@ class Snapshots(HookBase):
 def of_training(folder: Path, model: str) -> tuple[Counter, Counter]:
     """Waits in a step of the attack, and in the rest of a training step.
 
-    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs."""
+    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs.
+    """
     opts = ["ATTACK.TRAIN.ENABLED", True, "SOLVER.MAX_ITER", 4, "DATASETS.VAL", (), "DATASETS.TEST", ()]
     with pretend_device(), count_waits() as waits:
         trainer = PartTrainer(run_cfg(folder, "MODEL.DEVICE", "cuda", *SMALL, *opts, model=model))

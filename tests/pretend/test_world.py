@@ -11,11 +11,10 @@ from torch import distributed
 
 from part_robust.engine import PartTrainer
 from part_robust.engine.failures import Preempted
-from tests.engine.test_trainer import run_cfg
 from tests.pretend.device import pretend_device
-from tests.pretend.test_evaluation import KINDS, TIERS, evaluation
-from tests.pretend.test_training import ATTACKED, FAMILIES, GUARD, SMALL
+from tests.pretend.runs import ATTACKED, FAMILIES, GUARD, KINDS, SMALL, TIERS, evaluation
 from tests.pretend.world import WrongCollective, pretend_world
+from tests.toy import run_cfg
 
 OPTS = [
     *(*SMALL, *ATTACKED, *GUARD, "SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2, "SOLVER.IMS_PER_BATCH", 8),
