@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,9 +24,9 @@ from part_robust.evaluation.html_report import (
 from part_robust.evaluation.html_report.blocks import Table, number
 from part_robust.evaluation.html_report.contact_sheet import contact_sheet
 from part_robust.evaluation.html_report.plots import convergence, eps_curve
+from tests.commands import call
 from tests.evaluation import record_fixture as fixture
 
-ROOT = Path(__file__).resolve().parents[2]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 # What an SVG closes itself.
 SELF_CLOSED = {"path", "use", "rect", "circle", "line"}
@@ -292,15 +290,10 @@ def test_leaderboard_is_sorted_and_marks_the_unreliable(tmp_path):
 # The command line.
 
 
-def call(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/report.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(ROOT)})
-
-
 def test_command_line(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, fixture.first_schema())
-    done = call(tmp_path)
+    done = call("report", tmp_path)
     assert done.returncode == 0, done.stderr
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.html"))
     assert written == ["leaderboard.html", "one/report.html", "two/report.html"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ from part_robust.attacks.checks import failed
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.html_report import write_zoo
 from part_robust.evaluation.report import write_json
+from tests.commands import ROOT, call
 from tests.evaluation import record_fixture as fixture
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, record: dict, **changes) -> Path:
@@ -87,16 +84,10 @@ def test_config_of_a_suite(tmp_path, monkeypatch):
 
 def test_command_line(tmp_path):
     records(tmp_path)
-    command = [sys.executable, "tools/model_zoo.py", tmp_path, "--output", tmp_path / "zoo.md"]
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    done = call("model_zoo", tmp_path, "--output", tmp_path / "zoo.md")
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "zoo.md"), done.stderr
     (tmp_path / "empty").mkdir()
-    command[2] = tmp_path / "empty"
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    done = call("model_zoo", tmp_path / "empty", "--output", tmp_path / "zoo.md")
     assert done.returncode == 1 and "no robustness.json" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
