@@ -7,13 +7,19 @@ model = model_zoo.get("paco/mask_dino_simple.yaml", device="cpu")
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.config import find_config, zoo_configs, zoo_folder
+from part_robust.config.files import read_config_file
 from part_robust.run_config import load_config
+from part_robust.utils.files import write_text
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
@@ -24,7 +30,9 @@ def list_configs() -> list[str]:
 
 
 def get_config_file(config_path: str) -> str:
-    """Returns the path of one of the package's configs.
+    """Return the path of one of the package's configs, as a file that `CfgNode.merge_from_file` can read.
+
+    Adversarial trainings that have no file of their own are written, with all their keys, to the temporary folder.
 
     Args:
         config_path: its name, such as "paco/mask_dino_simple.yaml".
@@ -32,7 +40,11 @@ def get_config_file(config_path: str) -> str:
     Raises:
         FileNotFoundError: there is no such config; names similar ones.
     """
-    return str(find_config(config_path, zoo_folder()))
+    path = find_config(config_path, zoo_folder())
+    if path.is_file():
+        return str(path)
+    written = Path(tempfile.gettempdir(), "part_robust_configs", *path.parts[-2:])
+    return str(write_text(written, yaml.safe_dump(read_config_file(path))))
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:
@@ -47,7 +59,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
         FileNotFoundError: there is no such config.
         RuntimeError: `trained`, as no weights are published.
     """
-    file = get_config_file(config_path)
+    file = find_config(config_path, zoo_folder())
     return load_config(file, ["MODEL.WEIGHTS", get_checkpoint_url(config_path)] if trained else ())
 
 
@@ -58,7 +70,7 @@ def get_checkpoint_url(config_path: str) -> str:
         FileNotFoundError: there is no such config.
         RuntimeError: no weights are published; says how to train them.
     """
-    get_config_file(config_path)
+    find_config(config_path, zoo_folder())
     raise RuntimeError(
         f"No trained weights of {config_path} are published. Train them: part-robust train --config-file {config_path}"
     )

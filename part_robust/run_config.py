@@ -35,8 +35,10 @@ def load_config(config_file: str | Path | None = None, opts: Sequence = ()) -> C
 
 
 def complete(cfg: CfgNode) -> CfgNode:
-    """Imports what IMPORTS lists, checks every value (part_robust/config/rule_table.py), registers the data sets of
-    DATASETS.REGISTER, and fills in the numbers of classes and parts.
+    """Make a config ready for use: its modules are imported, its values checked, its data sets registered and counted.
+
+    These are the modules that IMPORTS lists and the data sets of DATASETS.REGISTER; values are checked by
+    part_robust/config/rule_table.py; numbers of classes and parts are filled in.
 
     Args:
         cfg: with all keys, as `get_part_robust_cfg` gives it; stays as it is.
@@ -51,7 +53,7 @@ def complete(cfg: CfgNode) -> CfgNode:
         ValueError: an entry of DATASETS.REGISTER is wrong; nothing says the numbers.
     """
     import_modules(cfg)
-    check_config(cfg, _defaults(), _registered(), {name: attack.own_keys for name, attack in ATTACK_REGISTRY})
+    check_config(cfg, _defaults(), _registered())
     register_from_config(cfg)
     return with_counts(cfg)
 

@@ -11,21 +11,21 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from part_robust.attacks import ATTACK_REGISTRY, build_attack
-from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.config import attack_spec, get_part_robust_cfg, zoo_configs
 from part_robust.data import register_builtin, register_part_dataset
 from part_robust.engine.best_metric import best_metric
 from part_robust.engine.configured_attacks import build_attacks
 from part_robust.engine.setup import set_schedule
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.errors import UserError
 from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "car_parts", "quick_schedules")
 LEAVES = [
-    path
-    for folder in LEAF_FOLDERS
-    for path in sorted((CONFIGS / folder).glob("*.yaml"))
-    if not path.stem.startswith("schedule")
+    CONFIGS / name
+    for name in zoo_configs()
+    if str(Path(name).parent) in LEAF_FOLDERS and not Path(name).stem.startswith("schedule")
 ]
 
 
@@ -59,7 +59,7 @@ def test_leaf_builds(path, stand_in):
     if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         pytest.importorskip("timm")
     assert path.stem in cfg.OUTPUT_DIR and path.parent.name in cfg.OUTPUT_DIR, "runs must not share a folder"
-    assert len(path.read_text().splitlines()) <= 15, "a leaf is a few lines"
+    assert not path.is_file() or len(path.read_text().splitlines()) <= 15, "a leaf is a few lines"
     assert set(cfg.DATASETS.TRAIN) | set(cfg.DATASETS.VAL) | set(cfg.DATASETS.TEST) <= set(register_builtin())
     assert len({*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST}) == 3, "three different splits"
     node = cfg.MODEL.PART_CLASSIFIER
@@ -77,6 +77,25 @@ def test_leaf_builds(path, stand_in):
 
 def test_there_are_leaves_for_every_folder():
     assert {path.parent.name for path in LEAVES} >= {"paco", "part_imagenet", "part_shapes"}
+    assert len({path for path in LEAVES if path.stem.endswith("_adv")}) >= 64
+
+
+def test_an_adversarial_training_needs_no_file(tmp_path):
+    clean, adversarial = tmp_path / "mine.yaml", tmp_path / "mine_adv.yaml"
+    clean.write_text('_BASE_: "paco/resnet50.yaml"\nOUTPUT_DIR: "./output/mine"\nINPUT: {SIZE: 96}\n')
+    cfg = get_part_robust_cfg(adversarial)
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("./output/mine_adv", "./output/mine/model_best.pth")
+    train = cfg.ATTACK.TRAIN
+    assert (cfg.INPUT.SIZE, train.ENABLED, train.NAME, train.STEPS, train.EPS) == (96, True, "PGD", 10, 8.0)
+    (tmp_path / "schedule_adv.yaml").write_text("SOLVER: {EPOCHS: 3.0}\n")
+    assert get_part_robust_cfg(adversarial).SOLVER.EPOCHS == 3.0
+    (tmp_path / "nowhere.yaml").write_text("SOLVER: {EPOCHS: 3.0}\n")
+    with pytest.raises(UserError, match="nowhere_adv.yaml must exist, or OUTPUT_DIR must stand in .*nowhere.yaml"):
+        get_part_robust_cfg(tmp_path / "nowhere_adv.yaml")
+    adversarial.write_text("OUTPUT_DIR: own\n")
+    assert get_part_robust_cfg(adversarial).OUTPUT_DIR == "own", "a file that exists wins"
+    with pytest.raises(FileNotFoundError, match="yours_adv.yaml does not exist"):
+        get_part_robust_cfg(tmp_path / "yours_adv.yaml")
 
 
 def test_unknown_key_and_missing_file_are_named():

@@ -1,4 +1,4 @@
-"""Every command in README.md and the pages of docs/, datasets/ and configs/ is one that can be typed.
+"""Every command in the pages of the repository, docs/, datasets/ and configs/ is one that can be typed.
 
 Its script, module or command of `part-robust` exists and its own parser takes the arguments; KEY VALUE pairs name keys
 of the config and values of their type; configs, tests and pages that are named exist, as do attacks, tiers, tables and
@@ -23,10 +23,14 @@ import pytest
 
 from part_robust.cli import COMMANDS
 from part_robust.config import attack_spec, find_config, get_part_robust_cfg
+from part_robust.config.files import is_config
 from part_robust.runs.suites import suite_runs, table_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "datasets/README.md", "configs/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md", "configs/README.md"),
+    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 PROGRAMS = ("python", "part-robust", "pip", "make", "torchrun", "srun", "for", "done")
 # Of the repository; what is below output/ and most of datasets/ is made by a user.
 OURS = re.compile(r"(?<![\w/.])(?:configs|tools|docs|tests|datasets/rules)/[\w/.]+\.\w+")
@@ -160,7 +164,7 @@ def check(monkeypatch):
 
 def check_paths(text: str) -> None:
     for path in OURS.findall(text):
-        assert "/mine/" in path or (ROOT / path).is_file(), f"{path} does not exist"
+        assert "/mine/" in path or is_config(ROOT / path), f"{path} does not exist"
 
 
 def makes(word: str) -> bool:

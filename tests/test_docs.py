@@ -1,5 +1,6 @@
 """The pieces of docs/extending.md run as they stand, in a model that trains, is attacked and evaluated; the config
-of docs/backbones.md builds."""
+of docs/backbones.md builds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 from detectron2.modeling import build_model
 
 from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_attack
-from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.config import attack_spec, find_config, get_part_robust_cfg
 from part_robust.engine import train
 from part_robust.engine.robust_evaluation import build_tiers
 from part_robust.engine.trainer import PartTrainer
@@ -78,6 +79,7 @@ def test_the_attack_is_one(my_parts, tmp_path, objective):
     cfg.TEST.TIER = "mine"
     (tier,) = build_tiers(cfg)
     assert list(tier.attacks) == ["apgd_ce", "momentum"] and type(tier.attacks["momentum"]).__name__ == "MomentumPGD"
+    assert build_attack({"NAME": "DecayingMomentumPGD", "DECAY": 0.5}).decay == 0.5
     with attack_view(Honest()) as view, torch.no_grad():
         images = make_images(12)
         labels = view(images).argmax(dim=1)
@@ -113,7 +115,7 @@ def test_backbone_config(tmp_path):
         shapes = build_model(cfg).backbone.output_shape()
     assert [shapes[name].channels for name in ("res2", "res5")] == [96, 768]
     named = re.findall(r"configs/[\w/]+\.yaml", BACKBONES)
-    assert len(named) >= 3 and all((CONFIGS.parent / name).is_file() for name in named)
+    assert len(named) >= 3 and all(find_config(name) for name in named)
 
 
 def test_every_attack_objective_entry_and_key_is_described():

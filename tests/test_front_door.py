@@ -20,13 +20,13 @@ from detectron2.engine import default_argument_parser
 import part_robust
 from part_robust import model_zoo
 from part_robust.cli import convert_checkpoint
-from part_robust.config import find_config, get_part_robust_cfg
+from part_robust.config import default_cfg, find_config, get_part_robust_cfg
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.phases import phase_arguments
 from part_robust.engine.setup import setup
 from part_robust.engine.verification import recorded_config
-from part_robust.evaluation.report import file_sha256
 from part_robust.modeling import PartClassifier
+from part_robust.utils.files import file_sha256
 from tests.data.builtin_names import builtin_below
 from tests.toy import MODELS, TINY, write_toy
 
@@ -199,6 +199,10 @@ def test_model_zoo(tmp_path):
     name = "quick_schedules/resnet50_instant_test.yaml"
     assert name in model_zoo.list_configs()
     assert Path(model_zoo.get_config_file(name)).read_text() == (ROOT / "configs" / name).read_text()
+    adversarial = name.replace(".yaml", "_adv.yaml")  # has no file of its own
+    by_detectron2 = default_cfg()
+    by_detectron2.merge_from_file(model_zoo.get_config_file(adversarial))
+    assert by_detectron2 == get_part_robust_cfg(adversarial) and adversarial in model_zoo.list_configs()
     with pytest.raises(FileNotFoundError, match=r"resnet51.yaml does not exist.*paco/resnet50.yaml"):
         model_zoo.get_config("paco/resnet51.yaml")
     for trained in (lambda: model_zoo.get(name, trained=True), lambda: model_zoo.get_checkpoint_url(name)):

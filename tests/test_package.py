@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from importlib.metadata import packages_distributions
@@ -27,6 +28,8 @@ SOURCES = [
     "pyproject.toml",
     "requirements.txt",
     "README.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
     "LICENSE",
     "MANIFEST.in",
 ]
@@ -49,14 +52,18 @@ main(["train", "--config-file", "paco/mask_dino_simple.yaml", "MODEL.DEVICE", "c
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: building leaves files behind, and would take in what an earlier build left."""
+    """Built from the sdist, and that from a copy: building leaves files behind, and would take in what is left."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(output)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = output.glob("*.tar.gz")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*pip, *offline, "-w", output, source], capture_output=True, text=True)
+    done = subprocess.run([*pip, *offline, "-w", output, archive], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = output.glob("*.whl")
     return path
@@ -71,14 +78,24 @@ def read(wheel: Path, name: str) -> bytes:
 def test_files_and_metadata(wheel):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    assert {f"part_robust/configs/{name}" for name in list_configs()} <= names
+    configs = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"part_robust/configs/{name}" for name in configs} <= names
     assert {"part_robust/py.typed", "part_robust/cli/__init__.py"} <= names
+    templates = (ROOT / "part_robust" / "evaluation" / "report" / "templates").iterdir()
+    assert {path.relative_to(ROOT).as_posix() for path in templates} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"part_robust"}
     assert "part-robust = part_robust.cli:main" in read(wheel, "entry_points.txt").decode().splitlines()
     metadata = message_from_bytes(read(wheel, "METADATA"))
     assert metadata["Version"] == part_robust.__version__ and metadata["Author"] == "The part_robust authors"
     assert metadata["License"] == "Apache-2.0" and metadata.get_all("Project-URL") and metadata.get_all("Classifier")
-    assert metadata["Requires-Python"] == ">=3.10,<3.13"
+    assert metadata["Requires-Python"] == ">=3.10,<3.14"
+
+
+def test_the_sdist_holds_what_citing_and_building_need(wheel):
+    (archive,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "requirements.txt", "setup.py"} <= names
 
 
 def test_from_an_empty_folder(wheel, tmp_path):
@@ -106,7 +123,8 @@ def test_everything_imported_is_declared_and_nothing_else(wheel):
     distributions = packages_distributions()
     found = imported - OPTIONAL.keys() - UNDECLARED
     assert {distributions[name][0].lower() for name in found} == needed
-    assert OPTIONAL.keys() <= imported and set(OPTIONAL.values()) == {extra for _, extra in optional}
+    extras = {extra for _, extra in optional}
+    assert OPTIONAL.keys() <= imported and extras == {*OPTIONAL.values(), "test"}
 
 
 def third_party_imports() -> set[str]:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from part_robust.config.files import is_config
 from part_robust.data import register_from_config
 from tests.commands import ROOT, call, succeeded
 from tests.toy import TINY, tiny_cfg, write_toy
@@ -36,13 +37,15 @@ def test_commands_name_files_that_exist():
     # Files that a later part of the project brings are not in the README before they are in the tree.
     for name in re.findall(r"(?:tools|datasets|configs|docs)/[\w/.]+\.(?:py|yaml|md|png|jpg)", README):
         if "mine" not in name:
-            assert (ROOT / name).is_file(), name
+            assert is_config(ROOT / name), name
 
 
 def test_links_lead_somewhere():
     """Of every page; and the README leads to each of them."""
     pages = [
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
         *ROOT.glob("docs/*.md"),
         ROOT / "datasets" / "README.md",
         ROOT / "configs" / "README.md",

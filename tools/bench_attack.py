@@ -74,7 +74,7 @@ def build(config_file: str, device: str, weights: str = "") -> nn.Module:
 
 
 def draw(count: int, size: int, device: str) -> Tensor:
-    """float (count, 3, size, size): PartShapes images, which no split has."""
+    """Return float (count, 3, size, size), PartShapes images which no split has."""
     names = list(CLASSES)
     drawn = [draw_part_shape(names[i % len(names)], np.random.default_rng([7, i]), size).image for i in range(count)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float().contiguous().to(device)

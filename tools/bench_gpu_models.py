@@ -84,7 +84,8 @@ class Case:
         options: Sequence = (),
         fused: bool = True,
     ) -> None:
-        """
+        """Build the model and its optimizer on drawn images.
+
         Args:
             family: a key of FAMILIES.
             size: of images and batch.

@@ -192,8 +192,11 @@ def timed(
 
     Args:
         run: one call of what is measured.
+        device: where it runs.
+        size: how often it is repeated.
         images: of one call.
         found: rows before, for the ceiling of this precision.
+        precision: of that ceiling, one of PRECISIONS.
         warm: call it first, as often as is needed.
         count: count floating-point operations in a call to warm up. Triton kernels and compiled code are not counted.
         least: repeats, unless the size says.

@@ -94,7 +94,10 @@ def architectures() -> dict[str, Callable[[], nn.Module]]:
 
 
 def toy_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """float (count, 3, SIDE, SIDE) in 0..255, one soft pattern per class under noise; labels int64 (count,)."""
+    """Return images float (count, 3, SIDE, SIDE), 0..255, and labels int64 (count,).
+
+    An image is one soft pattern per class under noise.
+    """
     generator = torch.Generator().manual_seed(0)
     patterns = F.interpolate(torch.randn(CLASSES, 3, 4, 4, generator=generator), size=(SIDE, SIDE), mode="bilinear")
     generator = torch.Generator().manual_seed(seed)
@@ -159,7 +162,7 @@ def autoattack(
     seed: int,
     clock: Callable[[], float] = time.process_time,
 ) -> Outcome:
-    """pyautoattack's attacks of the same names."""
+    """Run pyautoattack's attacks of the same names."""
     from pyautoattack import AutoAttack
 
     model = Scaled(net)

@@ -89,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=".venv", help="virtual environment, made if missing")
     venv = (ROOT / parser.parse_args().venv).absolute()
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        sys.exit(f"part_robust needs Python 3.10 to 3.12, this is {sys.version.split()[0]}: make PYTHON=...")
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        sys.exit(f"part_robust needs Python 3.10 to 3.13, this is {sys.version.split()[0]}: make PYTHON=...")
     if not venv.exists():
         if run([sys.executable, "-m", "venv", str(venv)]):
             sys.exit("python3 -m venv failed (Debian and Ubuntu: apt-get install python3-venv)")

@@ -6,7 +6,7 @@ from part_robust.attacks.base import (
     Attack,
     AttackResult,
 )
-from part_robust.attacks.build import build_attack
+from part_robust.attacks.build import attack_defaults, build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
@@ -43,6 +43,7 @@ __all__ = [
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",
+    "attack_defaults",
     "attack_training_batch",
     "attack_view",
     "build_attack",

@@ -1,5 +1,6 @@
-"""Auto-PGD (Croce and Hein, 2020): PGD with momentum whose step halves where it stops paying, and with the radius
-schedule of SEA (Croce, Singh and Hein, 2023).
+"""Auto-PGD (Croce and Hein, 2020): PGD with momentum, whose step size halves where the loss stops growing.
+
+It also has the radius schedule of SEA (Croce, Singh and Hein, 2023).
 
 Letters: N images, S steps.
 """
@@ -13,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
@@ -26,16 +28,18 @@ NO_SCHEDULE = ((1.0, 1.0),)
 
 @dataclass
 class ApgdState(State):
-    """Attributes:
-    slope: (N, 3, H, W), gradient at `x`.
-    previous: (N, 3, H, W), the iterate before `x`.
-    top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
-    top_loss: (N,), there.
-    top_slope: (N, 3, H, W), likewise.
-    length: (N,), step size as a share of the radius.
-    gains: (N,), steps since the last checkpoint that raised the loss.
-    top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
-    halved_at_checkpoint: bool (N,), the step size was halved there.
+    """State of the images under Auto-PGD.
+
+    Attributes:
+        slope: (N, 3, H, W), gradient at `x`.
+        previous: (N, 3, H, W), the iterate before `x`.
+        top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
+        top_loss: (N,), there.
+        top_slope: (N, 3, H, W), likewise.
+        length: (N,), step size as a share of the radius.
+        gains: (N,), steps since the last checkpoint that raised the loss.
+        top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
+        halved_at_checkpoint: bool (N,), the step size was halved there.
     """
 
     slope: Tensor
@@ -51,20 +55,24 @@ class ApgdState(State):
 
 @ATTACK_REGISTRY.register()
 class APGD(Attack):
-    """Momentum steps of twice the radius at first. At checkpoints, where too few steps paid, or where the best loss and
-    the step size stood still since the last one, the step size halves and the search goes on from its best point."""
+    """Auto-PGD: steps with momentum, at first of twice the radius.
+
+    At checkpoints, where too few steps paid, or where the best loss and the step size stood still since the last one,
+    the step size halves and the search continues from its best point.
+    """
 
     def __init__(
         self,
         *,
-        steps: int = 100,
-        random_start: bool = True,
-        momentum: float = 0.75,
-        success_share: float = 0.75,
-        radius_schedule: Sequence[Sequence[float]] = NO_SCHEDULE,
+        steps: int,
+        random_start: bool,
+        momentum: float,
+        success_share: float,
+        radius_schedule: Sequence[Sequence[float]],
         **shared: Any,
     ) -> None:
-        """
+        """Build the attack from its steps and its schedules.
+
         Args:
             steps: number of steps; a run asks the model once more, at its start.
             random_start: start uniformly in the ball instead of at the image.
@@ -95,12 +103,27 @@ class APGD(Attack):
             raise ValueError(f"RADIUS_SCHEDULE has a stage without a step: {radius_schedule} of {steps} steps")
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Start uniformly in the ball instead of at the image.
+        node.RANDOM_START = True
+        # Weight of the gradient step against the last move; share of the steps between two checkpoints that must raise
+        # the loss, otherwise the step size halves (alpha and rho of the paper, 0..1).
+        node.APGD_MOMENTUM = 0.75
+        node.APGD_SUCCESS_SHARE = 0.75
+        # Pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
+        # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
+        node.RADIUS_SCHEDULE = ()
+        node.update(TargetChoice.default_config())
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> APGD:
         return cls(
-            random_start=node.get("RANDOM_START", True),
-            momentum=node.get("APGD_MOMENTUM", 0.75),
-            success_share=node.get("APGD_SUCCESS_SHARE", 0.75),
-            radius_schedule=node.get("RADIUS_SCHEDULE", ()) or NO_SCHEDULE,
+            random_start=node["RANDOM_START"],
+            momentum=node["APGD_MOMENTUM"],
+            success_share=node["APGD_SUCCESS_SHARE"],
+            radius_schedule=node["RADIUS_SCHEDULE"] or NO_SCHEDULE,
             targets=TargetChoice.from_config(node),
             **shared_arguments(node),
         )

@@ -1,4 +1,4 @@
-"""What every attack shares: the call, the loop over restarts, targets and steps, and building from config.
+"""The part that all attacks share: the call, the loop over restarts, targets and steps, and building from config.
 
 Letters: N images of (3, H, W), RGB, 0..255; T classes to aim at; S steps.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.logger import log_every_n_seconds
 from detectron2.utils.registry import Registry
 from torch import Tensor
@@ -28,26 +29,28 @@ logger = logging.getLogger(__name__)
 
 ATTACK_REGISTRY = Registry("ATTACK")
 ATTACK_REGISTRY.__doc__ = """
-Attacks by the name the config gives them. A class is built by `from_config(node)`, a mapping with the keys of
-`ATTACK.TRAIN` in part_robust/config/attacks.py, of which any may be missing.
+Attacks by the name the config gives them. A class states its keys and their defaults in `default_config()` and is built
+by `from_config(node)`.
 """
 
 
 @dataclass
 class AttackResult:
-    """Attributes:
-    images: (N, 3, H, W), allowed by the threat model (verified).
-    zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
-        and the result says nothing about robustness. False for images that left before the first step, and for
-        attacks that use no gradient.
-    num_zero_gradient: how many images that are, known on the host.
-    fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
-    forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
-    backwards: images whose gradient was taken, counted likewise.
-    history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
-        `record_history`.
-    distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
-        that are wrong already, `inf` where none was found; None for attacks that do not look for it.
+    """Result of an attack on a batch of images.
+
+    Attributes:
+        images: (N, 3, H, W), allowed by the threat model (verified).
+        zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
+            and the result says nothing about robustness. False for images that left before the first step, and for
+            attacks that use no gradient.
+        num_zero_gradient: how many images that are, known on the host.
+        fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
+        forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
+        backwards: images whose gradient was taken, counted likewise.
+        history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
+            `record_history`.
+        distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
+            that are wrong already, `inf` where none was found; None for attacks that do not look for it.
     """
 
     images: Tensor
@@ -76,7 +79,7 @@ class Attack(ABC):
     backend = "own"
     # Fewer classes than these have no such loss.
     least_classes = 2
-    # Keys of the config node beside those that all attacks know.
+    # Keys of the config node without a default, beside those of `default_config`.
     own_keys: tuple[str, ...] = ()
 
     def __init__(
@@ -93,7 +96,8 @@ class Attack(ABC):
         targets: TargetChoice | None = None,
         record_history: bool = False,
     ) -> None:
-        """
+        """Build the part that all attacks share.
+
         Args:
             threat_model: norm, radius, pixel range.
             objective: what to maximise.
@@ -138,10 +142,53 @@ class Attack(ABC):
     @classmethod
     @abstractmethod
     def from_config(cls, node: Mapping) -> Attack:
-        """Builds the attack from the keys of ATTACK.TRAIN; missing ones take the constructor's defaults."""
+        """Build the attack from a node that has every key of `default_config`."""
+
+    @classmethod
+    def default_config(cls) -> CfgNode:
+        """Return the keys of the attack's config node, with their defaults.
+
+        A subclass adds its own keys to what its parent returns. They can then be set in ATTACK.SPECS and ATTACK.TRAIN,
+        and are checked against the type of their default.
+        """
+        node = CfgNode()
+        # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
+        node.NAME = cls.__name__
+        # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and
+        # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
+        # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
+        # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and
+        # part loss as in training. These four take dense parts too, with their pixel loss. FAB has a loss of its own
+        # and ignores this.
+        node.OBJECTIVE = "cross_entropy"
+        # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
+        node.NORM = "linf"
+        node.EPS = 8.0
+        # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.
+        node.STEPS = 10
+        # Independent runs; the worst result of each image is kept.
+        node.RESTARTS = 1
+        # Random numbers depend on this seed, the image id, the restart and the target only.
+        node.SEED = 0
+        # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
+        # repeats the published evaluation, which overestimates robustness.
+        node.FULL_GRADIENT = True
+        # Detectors that read the class from object queries, which are chosen among the image's pixels: take the
+        # gradient of so many times the queries, or of all pixels, while outputs stay the model's own. Otherwise pixels
+        # that are not chosen get no gradient. 1: the model's own; 4 as in check C21, at one forward pass more for each
+        # step.
+        node.QUERY_FACTOR = 1
+        # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives,
+        # those without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps
+        # between two looks at the batch.
+        node.EARLY_STOP = False
+        node.COMPACT_EVERY = 10
+        # Keep the loss of every step, for convergence plots and checks.
+        node.RECORD_HISTORY = False
+        return node
 
     def start(self, problem: Problem, restart: int) -> State:
-        """Where a run begins; `problem.keys` are those of the run."""
+        """Return the state in which a run begins; `problem.keys` are those of the run."""
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
@@ -149,7 +196,7 @@ class Attack(ABC):
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
-        """What a scored run still has to do after its last step."""
+        """Complete a scored run after its last step."""
 
     def outcome(self, state: State) -> Run:
         """Result of a scored run."""
@@ -285,7 +332,7 @@ class Attack(ABC):
         return problem if len(index) == len(problem) else problem.select(index)
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
-        """With the keys and the target of one run."""
+        """Return the problem with the keys and the target of one run."""
         if restart > 0:
             problem = replace(problem, starts=None)
         if problem.aims is None:
@@ -350,15 +397,15 @@ class Attack(ABC):
         }
 
 
-def shared_arguments(node: Mapping, objective: str = "cross_entropy") -> dict[str, Any]:
-    """The constructor's arguments that all attacks read from the config alike."""
+def shared_arguments(node: Mapping) -> dict[str, Any]:
+    """Return the constructor's arguments that all attacks read from the config alike."""
     return {
-        "threat_model": ThreatModel(norm=node.get("NORM", "linf"), eps=node.get("EPS", 8.0)),
-        "objective": get_objective(node.get("OBJECTIVE", objective)),
-        "steps": node.get("STEPS", 10),
-        "restarts": node.get("RESTARTS", 1),
-        "seed": node.get("SEED", 0),
-        "early_stop": node.get("EARLY_STOP", False),
-        "compact_every": node.get("COMPACT_EVERY", 10),
-        "record_history": node.get("RECORD_HISTORY", False),
+        "threat_model": ThreatModel(norm=node["NORM"], eps=node["EPS"]),
+        "objective": get_objective(node["OBJECTIVE"]),
+        "steps": node["STEPS"],
+        "restarts": node["RESTARTS"],
+        "seed": node["SEED"],
+        "early_stop": node["EARLY_STOP"],
+        "compact_every": node["COMPACT_EVERY"],
+        "record_history": node["RECORD_HISTORY"],
     }

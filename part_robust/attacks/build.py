@@ -7,19 +7,21 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
+
+from part_robust.attacks.apgd import APGD
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack
+from part_robust.attacks.fab import FAB
+from part_robust.attacks.nfgsm import NFGSM
+from part_robust.attacks.pgd import PGD
+from part_robust.attacks.random_noise import RandomNoise
+from part_robust.attacks.square import Square
 from part_robust.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Of every attack: `attack_defaults` of part_robust/config/attacks.py.
-KEYS = frozenset(
-    """
-    NAME OBJECTIVE NORM EPS STEPS STEP_SIZE RANDOM_START RESTARTS KEEP SEED NOISE FULL_GRADIENT QUERY_FACTOR EARLY_STOP
-    COMPACT_EVERY RECORD_HISTORY NUM_TARGETS TARGET_RANKING TARGET_CANDIDATES APGD_MOMENTUM APGD_SUCCESS_SHARE
-    RADIUS_SCHEDULE FAB_ALPHA_MAX FAB_OVERSHOOT FAB_BACKWARD FAB_FINAL_SEARCH SQUARE_AREA
-    """.split()  # noqa: SIM905 (in columns)
-)
+DEFAULT = "PGD"
+BUILT_IN = (PGD, NFGSM, APGD, FAB, Square, RandomNoise)
 # What else there is in ATTACK.TRAIN.
 TRAINING_KEYS = frozenset(
     """
@@ -29,11 +31,30 @@ TRAINING_KEYS = frozenset(
 )
 
 
+def attack_defaults(name: str = DEFAULT) -> CfgNode:
+    """Return all keys that an attack's node may have, with their defaults.
+
+    These are the keys of every built-in attack, so that one node serves several, and those of the attack `name`, which
+    come first.
+
+    Args:
+        name: in ATTACK_REGISTRY; one that is not there (yet) has no keys of its own.
+    """
+    own = ATTACK_REGISTRY.get(name).default_config() if name in ATTACK_REGISTRY else CfgNode()
+    node = CfgNode()
+    for kind in BUILT_IN:
+        for key, value in kind.default_config().items():
+            node.setdefault(key, value)
+    node.update(own)
+    node.NAME = name
+    return node
+
+
 def build_attack(node: Mapping, **overrides: Any) -> Attack:
     """Builds an attack from a config node such as `cfg.ATTACK.SPECS.pgd20` or `cfg.ATTACK.TRAIN`.
 
     Args:
-        node: mapping with NAME and any of the attack's keys (part_robust/config/attacks.py).
+        node: mapping with NAME and any of the attack's keys (its `default_config`); others take their defaults.
         **overrides: keys to change, as in `build_attack(node, EPS=4.0)`.
 
     Raises:
@@ -42,22 +63,24 @@ def build_attack(node: Mapping, **overrides: Any) -> Attack:
         ValueError: a value is impossible.
     """
     merged = {**dict(node), **overrides}
-    kind = ATTACK_REGISTRY.get(merged.get("NAME", "PGD"))
-    if unknown := sorted(merged.keys() - KEYS - TRAINING_KEYS - set(kind.own_keys)):
-        known = sorted(KEYS | set(kind.own_keys))
+    name = merged.get("NAME", DEFAULT)
+    kind = ATTACK_REGISTRY.get(name)
+    defaults = attack_defaults(name)
+    known = sorted(defaults.keys() | set(kind.own_keys))
+    if unknown := sorted(merged.keys() - set(known) - TRAINING_KEYS):
         similar = difflib.get_close_matches(unknown[0].upper(), known, n=1)
         hint = f"similar: {similar[0]}" if similar else f"there are: {', '.join(known)}"
         raise UserError(f"the keys of an attack must be known ones, got {unknown[0]!r} ({hint})")
-    attack = kind.from_config(merged)
+    attack = kind.from_config({**defaults, **merged})
     threat = attack.threat_model
     if threat.norm == "linf" and 0 < threat.eps < 1:
         logger.warning(
             "EPS %g of attack %s is in 0..255 units, and below one step of 8-bit pixels: 8/255 of the literature is "
             "8.0 here, this one would be %g",
-            *(threat.eps, merged.get("NAME", "PGD"), 255 * threat.eps),
+            *(threat.eps, name, 255 * threat.eps),
         )
-    attack.full_gradient = merged.get("FULL_GRADIENT", True)
-    attack.query_factor = merged.get("QUERY_FACTOR", 1)
+    attack.full_gradient = merged.get("FULL_GRADIENT", defaults.FULL_GRADIENT)
+    attack.query_factor = merged.get("QUERY_FACTOR", defaults.QUERY_FACTOR)
     if attack.query_factor < 1:
         raise ValueError(f"QUERY_FACTOR must be at least 1, is {attack.query_factor}")
     return attack

@@ -57,7 +57,7 @@ def targeted_logits_ratio(logits: Tensor, labels: Tensor, aims: Tensor) -> Tenso
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
-    """bool (N,)."""
+    """Return bool (N,), whether the predicted class is wrong."""
     return logits.argmax(dim=1) != labels
 
 

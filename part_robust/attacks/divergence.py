@@ -21,6 +21,7 @@ def kl_from(logits: Tensor, clean: Tensor) -> Tensor:
 
 
 def prediction_changed(logits: Tensor, clean: Tensor) -> Tensor:
+    """Return bool (N,), whether the most probable class differs, both (N, C)."""
     return logits.argmax(dim=1) != clean.argmax(dim=1)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
@@ -50,14 +51,15 @@ class FAB(Attack):
     def __init__(
         self,
         *,
-        steps: int = 100,
-        alpha_max: float = 0.1,
-        overshoot: float = 1.05,
-        backward: float = 0.9,
-        final_search: int = 3,
+        steps: int,
+        alpha_max: float,
+        overshoot: float,
+        backward: float,
+        final_search: int,
         **shared: Any,
     ) -> None:
-        """
+        """Build the attack from the settings of its paper.
+
         Args:
             steps: number of steps.
             alpha_max: largest weight of the step from the original against that from the iterate, 0..1.
@@ -81,14 +83,27 @@ class FAB(Attack):
         self.final_search = final_search
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Largest weight of the step from the original, length of steps relative to the way to the boundary, share of
+        # the perturbation kept after a success (alpha_max, eta and beta of the paper), and forward passes of the search
+        # for a nearer image in the end.
+        node.FAB_ALPHA_MAX = 0.1
+        node.FAB_OVERSHOOT = 1.05
+        node.FAB_BACKWARD = 0.9
+        node.FAB_FINAL_SEARCH = 3
+        node.update(TargetChoice.default_config())
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> FAB:
         shared = shared_arguments(node)
         del shared["objective"]  # the margin to each class aimed at is what the method is made of
         return cls(
-            alpha_max=node.get("FAB_ALPHA_MAX", 0.1),
-            overshoot=node.get("FAB_OVERSHOOT", 1.05),
-            backward=node.get("FAB_BACKWARD", 0.9),
-            final_search=node.get("FAB_FINAL_SEARCH", 3),
+            alpha_max=node["FAB_ALPHA_MAX"],
+            overshoot=node["FAB_OVERSHOOT"],
+            backward=node["FAB_BACKWARD"],
+            final_search=node["FAB_FINAL_SEARCH"],
             targets=TargetChoice.from_config(node),
             **shared,
         )
@@ -187,8 +202,9 @@ class FAB(Attack):
 
 
 def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
-    """The change of least norm that moves a linear function by `gap` and keeps all pixels in range (section 2 of the
-    paper); where the range does not allow it, the change that comes closest.
+    """Return the change of least norm that moves a linear function by `gap` and keeps all pixels in range.
+
+    See section 2 of the paper. Where the range does not allow it, this is the change that comes closest.
 
     Each pixel goes in its own direction until its room is used up, at speed 1 ("linf") or |slope| ("l2"), so what the
     function gains by some moment is piecewise linear and concave in time. Newton's method from moment 0 never goes too

@@ -68,7 +68,8 @@ class ModelView:
         padding: Tensor | None,
         query_factor: int = 1,
     ) -> None:
-        """
+        """Show the model to an attack with the given objective.
+
         Args:
             inner: the model, inside `attack_view`.
             objective: it says whether the attack is aimed at the class or at the parts.

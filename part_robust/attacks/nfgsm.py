@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
 from part_robust.attacks.noise import uniform
 from part_robust.attacks.problem import Problem, gradient, score
@@ -26,8 +28,9 @@ class NFGSM(Attack):
 
     keeps_best = False
 
-    def __init__(self, *, eps: float = 8.0, noise: float = 2.0, **shared: Any) -> None:
-        """
+    def __init__(self, *, eps: float, noise: float, **shared: Any) -> None:
+        """Build the attack for a radius.
+
         Args:
             eps: see above; also the length of the step.
             noise: largest change of a pixel before the step, in units of eps; the paper's k.
@@ -44,19 +47,27 @@ class NFGSM(Attack):
         self.noise = noise
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Largest change of a pixel by the noise before the step, in units of EPS. The step is EPS long.
+        node.NOISE = 2.0
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> NFGSM:
-        """
+        """Build the attack from its config node.
+
         Raises:
             ValueError: a value that only other attacks have.
         """
-        if node.get("NORM", "linf") != "linf":
+        if node["NORM"] != "linf":
             raise ValueError(f"NFGSM is an attack in the L-inf norm, NORM is {node['NORM']!r}")
-        if node.get("RESTARTS", 1) != 1 or node.get("EARLY_STOP", False):
+        if node["RESTARTS"] != 1 or node["EARLY_STOP"]:
             raise ValueError("NFGSM is one step: leave RESTARTS at 1 and EARLY_STOP at False")
         shared = shared_arguments(node)
         for name in ("threat_model", "steps", "restarts"):
             shared.pop(name)
-        return cls(eps=node.get("EPS", 8.0), noise=node.get("NOISE", 2.0), **shared)
+        return cls(eps=node["EPS"], noise=node["NOISE"], **shared)
 
     def start(self, problem: Problem, restart: int) -> State:
         shift = (2.0 * uniform(problem.keys, problem.images.shape[1:]) - 1.0) * (self.noise * self.eps * problem.scale)

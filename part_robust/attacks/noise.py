@@ -31,8 +31,10 @@ def hash_int64(x: Tensor) -> Tensor:
 
 
 def make_keys(seed: int, *parts: int | Tensor) -> Tensor:
-    """Keys from a seed and any number of integers or int64 tensors (image ids, restart, iteration), broadcast, on the
-    device of the tensors."""
+    """Return keys from a seed and any number of integers or int64 tensors (image ids, restart, iteration), broadcast.
+
+    They are on the device of the tensors.
+    """
     device = next((part.device for part in parts if isinstance(part, Tensor)), None)
     # Filled on the device, and integers enter as scalars: nothing is copied between host and device.
     key = hash_int64(torch.full((), seed, dtype=torch.int64, device=device))

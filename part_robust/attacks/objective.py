@@ -1,4 +1,4 @@
-"""What an attack maximises, per image, and when it has won.
+"""Objectives: what an attack maximises, per image, and when it has won.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -18,11 +18,13 @@ from part_robust.utils.errors import UserError
 
 @dataclass
 class Score:
-    """Attributes:
-    loss: (N,), what the attack maximises.
-    harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
-    fooled: bool (N,), the attack has won.
-    idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
+    """Outputs of a model as an objective judges them, image by image.
+
+    Attributes:
+        loss: (N,), what the attack maximises.
+        harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
+        fooled: bool (N,), the attack has won.
+        idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
     """
 
     loss: Tensor
@@ -79,7 +81,7 @@ class Objective:
         return Score(loss, harm, self.fooled(outputs, labels), idle)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        """Of images that are not attacked yet, so that there is no class to aim at."""
+        """Return the score of images that are not attacked yet, so that there is no class to aim at."""
         if not self.targeted:
             return self.score(outputs, targets, self.value(outputs, targets))
         assert self.harm is not None
@@ -87,8 +89,10 @@ class Objective:
         return Score(harm, harm, self.fooled(outputs, targets))
 
     def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        """bool (N,): nothing worse can happen, so the image may leave. A class is wrong or not; parts get worse until
-        no pixel is right; a detection can always get worse."""
+        """Return bool (N,), whether nothing worse can happen to an image, so that it may leave.
+
+        A class is wrong or not; parts get worse until no pixel is right; a detection can always get worse.
+        """
         if self.reads == "class_logits":
             return fooled
         return harm >= 1.0 if self.reads == "part_logits" else torch.zeros_like(fooled)
@@ -167,8 +171,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def get_objective(name: str) -> Objective:
-    """Raises:
-    ValueError: no such objective; lists those there are.
+    """Return the objective of a name.
+
+    Raises:
+        ValueError: no such objective; lists those there are.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"unknown attack objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
@@ -176,5 +182,5 @@ def get_objective(name: str) -> Objective:
 
 
 def better(harm: Tensor, fooled: Tensor, best_harm: Tensor, best_fooled: Tensor) -> Tensor:
-    """bool (N,): the new result is worse for the model. Being fooled beats any harm."""
+    """Return bool (N,), whether the new result is worse for the model; success counts more than any harm."""
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (harm > best_harm)) | torch.isnan(best_harm)

@@ -47,7 +47,8 @@ class Official(Attack):
     backend = "autoattack"
 
     def __init__(self, own: Attack) -> None:
-        """
+        """Wrap one of our attacks.
+
         Args:
             own: the attack of ours. Its EARLY_STOP does not matter: pyautoattack leaves a broken image alone.
 
@@ -86,7 +87,8 @@ class Official(Attack):
         return cls(build_attack(node))
 
     def check(self, classes: int, height: int, width: int) -> None:
-        """
+        """Check that pyautoattack can run on such a model and such images.
+
         Args:
             classes: C.
             height: H.
@@ -126,7 +128,7 @@ class Official(Attack):
         return Run(images=result, zero_gradient=blind, harm=verdict.harm, fooled=verdict.fooled)
 
     def _method(self, model: ScaledModel, problem: Problem) -> Any:
-        """pyautoattack's attack on images in 0..1, as its version "standard" has it but for our settings."""
+        """Build pyautoattack's attack on images in 0..1, as its version "standard" has it except for our settings."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT
         from pyautoattack.square import SquareAttack

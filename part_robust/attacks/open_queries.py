@@ -19,7 +19,8 @@ class OpenQueries:
     """
 
     def __init__(self, view: Any, padding: Tensor | None, factor: int = 4) -> None:
-        """
+        """Wrap a view of a model that chooses object queries.
+
         Args:
             view: the model inside `attack_view`; `more_queries(factor)` is the context in which it chooses more.
             padding: bool (N, H, W) or None.

@@ -20,14 +20,18 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the pixels that are still right (Croce, Singh and Hein, SEA, 2023): those that are wrong already
-    pull nowhere."""
+    """Cross-entropy of the pixels that are still right (SEA: Croce, Singh and Hein, 2023).
+
+    Pixels that are wrong already have no gradient.
+    """
     return _mean(_cross_entropy(logits, labels) * _right(logits, labels), labels, logits)
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Masked cross-entropy in which the labels of an image weigh the same however many pixels they have (SEA): small
-    parts count as much as the background, which is what the mean IoU looks at."""
+    """Masked cross-entropy in which each label of an image has the same weight, however many pixels it has (SEA).
+
+    Small parts count as much as the background, which is what the mean IoU looks at.
+    """
     channels = logits.shape[1]
     counted = labels < channels
     flat = labels.where(counted, channels).flatten(1)
@@ -64,8 +68,10 @@ def seg_pgd(logits: Tensor, labels: Tensor, progress: float) -> Tensor:
 
 
 def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
-    """CosPGD (Agnihotri, Jung and Keuper, 2024): each pixel weighs the cosine between its softmax and its one-hot
-    label; no gradient through the weight."""
+    """CosPGD (Agnihotri, Jung and Keuper, 2024): a pixel's weight is the cosine of its softmax and its one-hot label.
+
+    There is no gradient through the weight.
+    """
     with torch.no_grad():
         p = logits.float().softmax(dim=1)
         right = p.gather(1, labels.where(labels < logits.shape[1], 0)[:, None])[:, 0]
@@ -74,20 +80,22 @@ def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the labelled pixels that are wrong, 0..1: what the worst of several images is chosen by, since losses
-    only stand in for it."""
+    """Share of the labelled pixels that are wrong, 0..1.
+
+    The worst of several images is chosen by it, since losses only stand in for it.
+    """
     return _mean((~_right(logits, labels)).float(), labels, logits)
 
 
 def most_pixels_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """bool (N,), less than half of the labelled pixels are right."""
+    """Return bool (N,), whether less than half of the labelled pixels are right."""
     counted = (labels < logits.shape[1]).flatten(1)
     right = (_right(logits, labels).flatten(1) & counted).sum(dim=1)
     return 2 * right < counted.sum(dim=1)
 
 
 def nothing_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """bool (N,), no labelled pixel is right, as where none is labelled: the attack has nothing to do."""
+    """Return bool (N,), whether no labelled pixel is right, as where none is labelled: there is nothing to attack."""
     return ~_right(logits, labels).flatten(1).any(dim=1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
 from part_robust.attacks.problem import Problem, gradient, score
 from part_robust.attacks.state import State
@@ -17,9 +19,10 @@ class PGD(Attack):
     least_steps = 0
 
     def __init__(
-        self, *, steps: int = 10, step_size: float = 1.0, random_start: bool = True, keep: str = "last", **shared: Any
+        self, *, steps: int, step_size: float, random_start: bool = True, keep: str = "last", **shared: Any
     ) -> None:
-        """
+        """Build the attack from its steps.
+
         Args:
             steps: number of steps, 0 or more.
             step_size: length of a step in the norm, 0..255 units.
@@ -47,11 +50,24 @@ class PGD(Attack):
         self.keeps_best = keep == "best"
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Step size in the norm, 0..255 units.
+        node.STEP_SIZE = 1.0
+        # Start uniformly in the ball instead of at the image.
+        node.RANDOM_START = True
+        # Which iterate of a run counts, "last" (the thesis) or "best" (the worst for the model along the path, the
+        # image itself included, so that attacked accuracy is never above clean accuracy). All other attacks keep the
+        # best.
+        node.KEEP = "last"
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> PGD:
         return cls(
-            step_size=node.get("STEP_SIZE", 1.0),
-            random_start=node.get("RANDOM_START", True),
-            keep=node.get("KEEP", "last"),
+            step_size=node["STEP_SIZE"],
+            random_start=node["RANDOM_START"],
+            keep=node["KEEP"],
             **shared_arguments(node),
         )
 

@@ -47,6 +47,7 @@ class PlainForward:
         return self.function(images)
 
     def select(self, index: Tensor) -> PlainForward:
+        """Return itself, as the function knows nothing about single images."""
         return self
 
 
@@ -104,6 +105,7 @@ class Problem:
         return self.restrict(self.threat_model.random_start(self.images, self.keys))
 
     def project(self, adversarial: Tensor) -> Tensor:
+        """Return the allowed images (N, 3, H, W) that are nearest to `adversarial`."""
         return self.restrict(self.threat_model.project(adversarial, self.images))
 
     def ask(self, images: Tensor) -> Any:
@@ -154,6 +156,6 @@ def gradient(
 
 @torch.no_grad()
 def score(problem: Problem, objective: Objective, adversarial: Tensor, progress: float = 1.0) -> Score:
-    """What the objective says about images, without gradient."""
+    """Return the objective's score of images, without gradient."""
     outputs = problem.ask(adversarial)
     return objective.score(outputs, problem.targets, objective.value(outputs, problem.targets, progress))

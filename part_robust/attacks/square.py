@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,8 +27,10 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass
 class SquareState(State):
-    """Attributes:
-    walk_loss: (N,), the loss at `x`, from which the next patch starts.
+    """State of the images under Square.
+
+    Attributes:
+        walk_loss: (N,), the loss at `x`, from which the next patch starts.
     """
 
     walk_loss: Tensor
@@ -35,13 +38,16 @@ class SquareState(State):
 
 @ATTACK_REGISTRY.register()
 class Square(Attack):
-    """Each query changes one square of the image and is kept where the loss grows. Place and signs of the squares
-    depend on the image's key alone."""
+    """Square attack: each query changes one square of the image, and is kept where the loss grows.
+
+    Place and signs of the squares depend on the image's key alone.
+    """
 
     uses_gradient = False
 
-    def __init__(self, *, steps: int = 5000, area_share: float = 0.8, **shared: Any) -> None:
-        """
+    def __init__(self, *, steps: int, area_share: float, **shared: Any) -> None:
+        """Build the attack from its number of queries.
+
         Args:
             steps: number of queries.
             area_share: of the first squares in the image, more than 0 and at most 1; p of the paper.
@@ -56,8 +62,15 @@ class Square(Attack):
         self.area_share = area_share
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        node = super().default_config()
+        # Share of the image that the first squares cover, 0..1 (p of the paper).
+        node.SQUARE_AREA = 0.8
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> Square:
-        return cls(area_share=node.get("SQUARE_AREA", 0.8), **shared_arguments(node))
+        return cls(area_share=node["SQUARE_AREA"], **shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
         first = stripes if problem.threat_model.norm == "linf" else tiles
@@ -119,7 +132,7 @@ def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
 
 
 def window(drawn: Tensor, side: int, height: int, width: int) -> Tensor:
-    """bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
+    """Return bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
     top, left = corner(drawn, side, height, width)
     rows = torch.arange(height, device=drawn.device) - top[:, None]
     columns = torch.arange(width, device=drawn.device) - left[:, None]

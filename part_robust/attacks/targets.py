@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from part_robust.attacks.problem import AttackError, Problem
@@ -18,12 +19,14 @@ RANKINGS = ("logits", "malt")
 
 @dataclass(frozen=True)
 class TargetChoice:
-    """Attributes:
-    number: at most this many classes, and never more than there are wrong ones.
-    ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
-        the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
-        Shamir, MALT, 2024).
-    candidates: wrong classes of largest logit among which "malt" chooses; costs one backward pass each.
+    """Rule by which the classes are chosen that a targeted attack aims at.
+
+    Attributes:
+        number: at most this many classes, and never more than there are wrong ones.
+        ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
+            the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
+            Shamir, MALT, 2024).
+        candidates: wrong classes of largest logit among which "malt" chooses; costs one backward pass each.
     """
 
     number: int = 9
@@ -39,14 +42,23 @@ class TargetChoice:
             raise ValueError(f"TARGET_CANDIDATES must be at least 1, is {self.candidates}")
 
     @classmethod
+    def default_config(cls) -> CfgNode:
+        """Return the keys of attacks that aim at classes, with their defaults."""
+        node = CfgNode()
+        # Classes that targeted objectives and FAB aim at, one run each; never more than there are wrong ones.
+        node.NUM_TARGETS = cls.number
+        # Their order: "logits" (largest first), or "malt" (Melamed et al., 2024): smallest logit gap per length of the
+        # gradient difference, among the TARGET_CANDIDATES largest wrong logits, for one backward pass each.
+        node.TARGET_RANKING = cls.ranking
+        node.TARGET_CANDIDATES = cls.candidates
+        return node
+
+    @classmethod
     def from_config(cls, node: Mapping) -> TargetChoice:
-        return cls(
-            number=node.get("NUM_TARGETS", 9),
-            ranking=node.get("TARGET_RANKING", "logits"),
-            candidates=node.get("TARGET_CANDIDATES", 100),
-        )
+        return cls(number=node["NUM_TARGETS"], ranking=node["TARGET_RANKING"], candidates=node["TARGET_CANDIDATES"])
 
     def describe(self) -> dict:
+        """Return the settings for the record, by names that start with `targets_`."""
         values = asdict(self)
         if self.ranking == "logits":
             del values["candidates"]

@@ -1,4 +1,4 @@
-"""What the attacker may do: a ball around the image and the range of pixels.
+"""Threat model: a ball around the image and the range of pixels.
 
 Letters: N images, each (3, H, W). All lengths in 0..255 pixel units.
 """
@@ -51,6 +51,7 @@ class ThreatModel:
         return replace(self, eps=self.eps * factor)
 
     def describe(self) -> dict:
+        """Return norm, radius and pixel range for the record."""
         return asdict(self)
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class ThreatModel:
         return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
 
     def allowed(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """bool (N,), False where a perturbation is too long, a pixel is out of range or not a number."""
+        """Return bool (N,), False where a perturbation is too long, or a pixel is out of range or not a number."""
         tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 resolves 1.5e-5 per pixel
         in_range = ((adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)).flatten(1).all(dim=1)
         return (self.distance(adversarial, images) <= self.eps + tolerance) & in_range  # False for NaN, too
@@ -119,7 +120,8 @@ class ThreatModel:
 
 
 def check_pixels(low: float, high: float, threat_model: ThreatModel) -> None:
-    """
+    """Check that all pixels lie in the range of the threat model.
+
     Raises:
         UserError: pixels are outside of the range.
     """

@@ -12,10 +12,12 @@ import part_robust
 
 
 class Command(NamedTuple):
-    """Attributes:
-    module: below part_robust; its `main` is the command.
-    summary: for the list of commands.
-    first: words before the user's.
+    """A command of `part-robust`.
+
+    Attributes:
+        module: below part_robust; its `main` is the command.
+        summary: for the list of commands.
+        first: words before the user's.
     """
 
     module: str

@@ -1,16 +1,17 @@
-"""Turns a public checkpoint into one for MODEL.WEIGHTS: DINO (the authors' or detrex's), Mask DINO (the authors'), or
-an ImageNet classifier for the backbone (torchvision's or timm's layout; docs/backbones.md).
+r"""Turns a public checkpoint into one for MODEL.WEIGHTS.
 
-    part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \\
+It is that of DINO (the authors' or detrex's), of Mask DINO (the authors'), or of an ImageNet classifier for the
+backbone (torchvision's or timm's layout; docs/backbones.md).
+
+    part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \
         --config-file part_imagenet/dino_detector.yaml
-    part-robust convert-checkpoint resnet50_linf_eps8.0.ckpt robust_r50.pth --layout torchvision \\
+    part-robust convert-checkpoint resnet50_linf_eps8.0.ckpt robust_r50.pth --layout torchvision \
         --config-file part_imagenet/deeplab_two_headed.yaml
 
 Every key of the file is accounted for. Heads for another number of parts start from random values.
 """
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from part_robust.engine.safe_loading import load_state
 from part_robust.modeling import convert_imagenet
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
 from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.files import replacing
 
 LOUD = ("re-initialised", "missing")
 # Where files keep the weights.
@@ -82,7 +84,6 @@ def convert_file(args: argparse.Namespace) -> None:
             ", ".join(f"{value:g}" for value in values) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         )
         print(f"the backbone sees RGB, (0..255 - [{mean}]) / [{std}]: keep INPUT.FORMAT and MODEL.PIXEL_* as they are")
-    temporary = args.output.with_suffix(args.output.suffix + ".tmp")
-    torch.save({"model": weights}, temporary)
-    os.replace(temporary, args.output)
+    with replacing(args.output) as temporary:
+        torch.save({"model": weights}, temporary)
     print(f"wrote {args.output}")

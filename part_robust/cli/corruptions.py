@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
+from torch import nn
+from torch.utils.data import DataLoader
 
 from part_robust import load_config
 from part_robust.engine import PartCheckpointer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.corruptions import SEVERITIES, CorruptedLoader, corruption_names, mean_over
-from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.files import file_sha256, write_json
 from part_robust.utils.precision import tf32
 
 METRICS = ("accuracy", "pixel_accuracy", "mIoU")
@@ -48,14 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate(cfg, model, names, severities)
 
 
-def evaluate(cfg, model, names: Sequence[str], severities: Sequence[int]) -> None:
+def evaluate(cfg: CfgNode, model: nn.Module, names: Sequence[str], severities: Sequence[int]) -> None:
     """Prints a table of each data set and writes OUTPUT_DIR/corruptions.json."""
-    record = {"checkpoint": {"path": cfg.MODEL.WEIGHTS, "sha256": file_sha256(cfg.MODEL.WEIGHTS)}, "datasets": {}}
+    checkpoint = {"path": cfg.MODEL.WEIGHTS, "sha256": file_sha256(cfg.MODEL.WEIGHTS)}
+    record: dict[str, dict] = {"checkpoint": checkpoint, "datasets": {}}
     for dataset in cfg.DATASETS.TEST:
-        rows = [{"corruption": "none", "severity": 0, **_scores(cfg, model, dataset, lambda loader: loader)}]
+        rows = [{"corruption": "none", "severity": 0, **_scores(cfg, model, dataset)}]
         for name in names:
             for severity in severities:
-                scores = _scores(cfg, model, dataset, lambda loader, n=name, s=severity: CorruptedLoader(loader, n, s))
+                scores = _scores(cfg, model, dataset, (name, severity))
                 rows.append({"corruption": name, "severity": severity, **scores})
         record["datasets"][dataset] = {"rows": rows, "mean": mean_over(rows[1:], METRICS)}
         shown = [*rows, {"corruption": "mean of the corrupted", **record["datasets"][dataset]["mean"]}]
@@ -64,8 +68,9 @@ def evaluate(cfg, model, names: Sequence[str], severities: Sequence[int]) -> Non
         write_json(Path(cfg.OUTPUT_DIR) / "corruptions.json", record)
 
 
-def _config(config_file: str, opts: list[str]):
-    """
+def _config(config_file: str, opts: list[str]) -> CfgNode:
+    """Load the config of an evaluation under corruptions.
+
     Raises:
         ValueError: padding would be corrupted, too.
     """
@@ -77,8 +82,13 @@ def _config(config_file: str, opts: list[str]):
 
 
 @torch.no_grad()
-def _scores(cfg, model, dataset: str, wrap) -> dict[str, float]:
-    loader = wrap(PartTrainer.build_test_loader(cfg, dataset))
+def _scores(
+    cfg: CfgNode, model: nn.Module, dataset: str, corruption: tuple[str, int] | None = None
+) -> dict[str, float]:
+    """Metrics, percent, on images with one corruption and severity, or as they are."""
+    loader: DataLoader | CorruptedLoader = PartTrainer.build_test_loader(cfg, dataset)
+    if corruption is not None:
+        loader = CorruptedLoader(loader, *corruption)
     with tf32(False):
         results = inference_on_dataset(model, loader, PartTrainer.build_evaluator(cfg, dataset))
     found = {name: value for task in results.values() for name, value in task.items()}

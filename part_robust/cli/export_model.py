@@ -1,6 +1,6 @@
-"""Writes a trained classifier without what its class does not need, or as one file that runs without part_robust.
+r"""Writes a trained classifier without what its class does not need, or as one file that runs without part_robust.
 
-    part-robust export --config-file paco/dino_two_headed_adv.yaml --output exported/dino \\
+    part-robust export --config-file paco/dino_two_headed_adv.yaml --output exported/dino \
         MODEL.WEIGHTS output/paco/dino_two_headed_adv/model_best.pth
     part-robust export --format torchscript --config-file ... --output exported/dino MODEL.WEIGHTS ...
 

@@ -1,4 +1,4 @@
-"""Imports plain COCO part files plus a class per image, for part_robust (docs/import_coco.md).
+r"""Imports plain COCO part files plus a class per image, for part_robust (docs/import_coco.md).
 
 Example, one file divided into train, val and test, classes from a table:
 
@@ -6,7 +6,7 @@ Example, one file divided into train, val and test, classes from a table:
 
 Example, one file divided into train and val beside a given test split, classes from the annotated parts:
 
-    part-robust import-coco --json train.json test.json --image-root train test --split fractions test \\
+    part-robust import-coco --json train.json test.json --image-root train test --split fractions test \
         --split-fractions 0.85 0.15 0 --class-rule rule.yaml --output datasets/mine
 """
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from part_robust.evaluation.html_report import find_records, write_zoo
+from part_robust.evaluation.report import find_records, write_zoo
 from part_robust.utils.errors import PREPARATION, user_errors
 
 

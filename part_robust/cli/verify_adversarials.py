@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from part_robust.engine.verification import note_in_record, recorded_config, verify
-from part_robust.evaluation.html_report import write_report
+from part_robust.evaluation.report import write_report
 from part_robust.utils.errors import PREPARATION, user_errors
 
 SHOWN = 20

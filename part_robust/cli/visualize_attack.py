@@ -1,6 +1,6 @@
 """Shows what an attack does to a model: image, perturbation, predicted parts and label before and after.
 
-    part-robust visualize-attack --config-file part_shapes/deeplab_two_headed.yaml --attack pgd20 \
+part-robust visualize-attack --config-file part_shapes/deeplab_two_headed.yaml --attack pgd20 \
         --output output/attack.png MODEL.WEIGHTS output/part_shapes/deeplab_two_headed/model_best.pth
 """
 
@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
@@ -30,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def draw(cfg, attack_name: str, count: int, output: str) -> str:
+def draw(cfg: CfgNode, attack_name: str, count: int, output: str) -> str:
     """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
     attack = build_attacks(cfg, [attack_name])[attack_name]
     name = cfg.DATASETS.TEST[0]

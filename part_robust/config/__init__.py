@@ -13,11 +13,19 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from part_robust.config.attacks import add_attack, add_test, attack_spec
+from part_robust.config.attacks import (
+    SPECS,
+    add_attack,
+    add_attack_key,
+    add_test,
+    allow_own_keys,
+    attack_spec,
+    spec_defaults,
+)
 from part_robust.config.check import check_config, check_value
 from part_robust.config.files import LOADER, find_config, read_config_file, zoo_configs, zoo_folder
 from part_robust.config.models import add_model
-from part_robust.config.rule_table import RULES
+from part_robust.config.rule_table import ATTACK_RULES, RULES
 from part_robust.config.rules import fitting
 from part_robust.utils.errors import UserError
 
@@ -26,6 +34,7 @@ __all__ = [
     "attack_spec",
     "check_config",
     "check_value",
+    "config_text",
     "config_values",
     "default_cfg",
     "find_config",
@@ -142,9 +151,10 @@ def _add_input(cfg: CfgNode) -> None:
 
 
 def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = ()) -> CfgNode:
-    """The full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs, in which radii and
-    step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers without a point:
-    SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
+    """Return the full config: defaults, then a YAML file (`_BASE_` may be a list), then `KEY VALUE` pairs.
+
+    In the pairs, radii and step lengths may be written as the literature does, TEST.EPS 8/255, and whole numbers
+    without a point: SOLVER.EPOCHS 1. Imports nothing and registers nothing: `part_robust.load_config` does.
 
     Args:
         config_file: a path, or a name among the package's configs, "paco/mask_dino_simple.yaml" (`find_config`).
@@ -158,8 +168,10 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
     cfg = default_cfg()
     if config_file:
         path = find_config(config_file)
+        content = read_config_file(path)
         try:
-            cfg.merge_from_other_cfg(CfgNode(_fitted(read_config_file(path), cfg)))
+            allow_own_keys(cfg, content)
+            cfg.merge_from_other_cfg(CfgNode(_fitted(content, cfg)))
         except AssertionError as error:  # what yacs raises for values such as dates
             raise UserError(f"config file {path}: {error}") from error
     try:
@@ -177,23 +189,30 @@ def default_cfg() -> CfgNode:
 
 
 def _fitted(content: dict, cfg: Mapping, prefix: str = "") -> dict:
-    """The content of a config file with values of the types of the config's."""
+    """Return the content of a config file with values of the types of the config's."""
     fitted = {}
+    rules = {prefix + name: rule for name, rule in ATTACK_RULES.items()} if prefix.startswith(SPECS) else RULES
     for name, value in content.items():
         key, default = f"{prefix}{name}", cfg.get(name)
+        if prefix == SPECS and isinstance(value, dict):
+            default = spec_defaults(value, default)
         if isinstance(value, dict) and isinstance(default, dict):
             fitted[name] = _fitted(value, default, f"{key}.")
         else:
-            fitted[name] = fitting(key, CfgNode._decode_cfg_value(value), default, RULES)
+            fitted[name] = fitting(key, CfgNode._decode_cfg_value(value), default, rules)
     return fitted
 
 
 def _pairs(cfg: CfgNode, opts: Sequence) -> list:
-    """`KEY VALUE` pairs with values of the types of the config's; "8/255", as an EPS or STEP_SIZE, has become 8.0."""
+    """Return `KEY VALUE` pairs with values of the types of the config's; "8/255", as an EPS or STEP_SIZE, becomes 8.0.
+
+    Keys that the node of an attack in `cfg` leaves out are added to it.
+    """
     opts = list(opts)
     for index in range(1, len(opts), 2):
         name, value = str(opts[index - 1]), opts[index]
         key = name.split(".")
+        add_attack_key(cfg, key, value)
         fraction = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*255\s*", str(value))
         if fraction and key[-1] in ("EPS", "STEP_SIZE"):
             value = float(fraction[1])
@@ -207,6 +226,11 @@ def _value(cfg: CfgNode, key: Sequence[str]) -> object:
     for name in key:
         node = node.get(name) if isinstance(node, dict) else None
     return node
+
+
+def config_text(cfg: CfgNode) -> str:
+    """Return the complete config as YAML, a line for each key."""
+    return cfg.dump(default_flow_style=None, width=10_000)
 
 
 def config_values(text: str) -> dict[str, object]:

@@ -2,77 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from detectron2.config import CfgNode
 
+from part_robust.attacks import ATTACK_REGISTRY, attack_defaults
+from part_robust.config.rules import fitting
 
-def attack_defaults() -> CfgNode:
-    """What an attack is unless its node says otherwise."""
-    node = CfgNode()
-    # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
-    node.NAME = "PGD"
-    # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and for
-    # APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
-    # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
-    # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and part
-    # loss as in training. These four take dense parts too, with their pixel loss. FAB has a loss of its own and ignores
-    # this.
-    node.OBJECTIVE = "cross_entropy"
-    # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
-    node.NORM = "linf"
-    node.EPS = 8.0
-    # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.
-    node.STEPS = 10
-    # PGD: step length in the norm, 0..255 units.
-    node.STEP_SIZE = 1.0
-    # PGD and APGD: start uniformly in the ball instead of at the image.
-    node.RANDOM_START = True
-    # Independent runs; the worst result of each image is kept.
-    node.RESTARTS = 1
-    # PGD: which iterate of a run counts, "last" (the thesis) or "best" (the worst for the model along the path, the
-    # image itself included, so that attacked accuracy is never above clean accuracy). All others keep the best.
-    node.KEEP = "last"
-    # Random numbers depend on this seed, the image id, the restart and the target only.
-    node.SEED = 0
-    # NFGSM only: largest change of a pixel by the noise before the step, in units of EPS. Its step is EPS long; STEPS,
-    # STEP_SIZE and RANDOM_START are those of PGD.
-    node.NOISE = 2.0
-    # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
-    # repeats the published evaluation, which overestimates robustness.
-    node.FULL_GRADIENT = True
-    # Detectors that read the class from object queries, which are chosen among the image's pixels: take the gradient of
-    # so many times the queries, or of all pixels, while outputs stay the model's own. Otherwise pixels that are not
-    # chosen get no gradient. 1: the model's own; 4 as in check C21, at one forward pass more for each step.
-    node.QUERY_FACTOR = 1
-    # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives, those
-    # without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps between
-    # two looks at the batch.
-    node.EARLY_STOP = False
-    node.COMPACT_EVERY = 10
-    # Keep the loss of every step, for convergence plots and checks.
-    node.RECORD_HISTORY = False
-    # Classes that targeted objectives and FAB aim at, one run each; never more than there are wrong ones.
-    node.NUM_TARGETS = 9
-    # Their order: "logits" (largest first), or "malt" (Melamed et al., 2024): smallest logit gap per length of the
-    # gradient difference, among the TARGET_CANDIDATES largest wrong logits, for one backward pass each.
-    node.TARGET_RANKING = "logits"
-    node.TARGET_CANDIDATES = 100
-    # APGD: weight of the gradient step against the last move; share of the steps between two checkpoints that must
-    # raise the loss, lest the step size halve (alpha and rho of the paper, 0..1).
-    node.APGD_MOMENTUM = 0.75
-    node.APGD_SUCCESS_SHARE = 0.75
-    # APGD: pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
-    # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
-    node.RADIUS_SCHEDULE = ()
-    # FAB: largest weight of the step from the original, length of steps relative to the way to the boundary, share of
-    # the perturbation kept after a success (alpha_max, eta and beta of the paper), and forward passes of the search
-    # for a nearer image in the end.
-    node.FAB_ALPHA_MAX = 0.1
-    node.FAB_OVERSHOOT = 1.05
-    node.FAB_BACKWARD = 0.9
-    node.FAB_FINAL_SEARCH = 3
-    # Square: share of the image that the first squares cover, 0..1 (p of the paper).
-    node.SQUARE_AREA = 0.8
-    return node
+SPECS = "ATTACK.SPECS."
 
 
 def add_attack(cfg: CfgNode) -> None:
@@ -130,70 +67,65 @@ def add_attack(cfg: CfgNode) -> None:
     # The same during an adversarial training, where time matters; a clean one is watched on clean images alone.
     cfg.ATTACK.EVAL_DURING_TRAINING = ["pgd20"]
 
-    # Named attacks. A spec states what differs from `attack_defaults`; users add their own under a new name and
-    # change any value from the command line (ATTACK.SPECS.pgd20.STEPS 50).
-    specs = cfg.ATTACK.SPECS = CfgNode(new_allowed=True)
-    # Thesis, evaluation: 100 steps of 0.255 (0.001 of the 0..1 range), 5 restarts, last iterate.
-    specs.pgd100x5 = attack_defaults()
-    specs.pgd100x5.merge_from_list(["STEPS", 100, "STEP_SIZE", 0.255, "RESTARTS", 5])
-    # Thesis, model selection: 50 steps of 0.51 (0.002 of the 0..1 range).
-    specs.pgd50 = attack_defaults()
-    specs.pgd50.merge_from_list(["STEPS", 50, "STEP_SIZE", 0.51])
-    # Common in the literature, cheap enough to watch a training run.
-    specs.pgd20 = attack_defaults()
-    specs.pgd20.merge_from_list(["STEPS", 20, "STEP_SIZE", 2.0, "KEEP", "best"])
-    # The same as the published detectors' evaluation would run it, to show what the cut gradient hides.
-    specs.pgd20_cut = specs.pgd20.clone()
-    specs.pgd20_cut.FULL_GRADIENT = False
-    # One step from the image itself (Goodfellow et al., 2015).
-    specs.fgsm = attack_defaults()
-    specs.fgsm.merge_from_list(["STEPS", 1, "STEP_SIZE", 8.0, "RANDOM_START", False])
-    _add_standard_attacks(specs)
-    _add_part_attacks(specs)
+    # Named attacks. A spec states what differs from the attack's defaults (`default_config` of its class); users add
+    # their own under a new name and set any key from the command line (ATTACK.SPECS.pgd20.RESTARTS 5). `attack_spec`
+    # gives all keys.
+    cfg.ATTACK.SPECS = CfgNode(_named_attacks(), new_allowed=True)
+    cfg.ATTACK.SPECS.set_new_allowed(True)
 
 
-def _add_standard_attacks(specs: CfgNode) -> None:
+def _named_attacks() -> dict[str, dict]:
+    pgd20 = {"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best"}
+    return {
+        # Thesis, evaluation: 100 steps of 0.255 (0.001 of the 0..1 range), 5 restarts, last iterate.
+        "pgd100x5": {"STEPS": 100, "STEP_SIZE": 0.255, "RESTARTS": 5},
+        # Thesis, model selection: 50 steps of 0.51 (0.002 of the 0..1 range).
+        "pgd50": {"STEPS": 50, "STEP_SIZE": 0.51},
+        # Common in the literature, cheap enough to watch a training run.
+        "pgd20": pgd20,
+        # The same as the published detectors' evaluation would run it, to show what the cut gradient hides.
+        "pgd20_cut": {**pgd20, "FULL_GRADIENT": False},
+        # One step from the image itself (Goodfellow et al., 2015).
+        "fgsm": {"STEPS": 1, "STEP_SIZE": 8.0, "RANDOM_START": False},
+        **_standard_attacks(),
+        **_part_attacks(),
+    }
+
+
+def _standard_attacks() -> dict[str, dict]:
     """AutoAttack's numbers: 100 steps, one restart, 9 targets, 5000 queries. Nothing here depends on the radius."""
-    shared = ["NAME", "APGD", "STEPS", 100, "EARLY_STOP", True]
-    for name, objective in (
-        ("apgd_ce", "cross_entropy"),
-        ("apgd_margin", "margin"),
+    apgd = {"NAME": "APGD", "STEPS": 100, "EARLY_STOP": True}
+    return {
+        "apgd_ce": {**apgd, "OBJECTIVE": "cross_entropy"},
+        "apgd_margin": {**apgd, "OBJECTIVE": "margin"},
         # Below four classes these two fall back to the margin.
-        ("apgd_dlr", "dlr"),
-        ("apgd_t", "targeted_dlr"),
-    ):
-        specs[name] = attack_defaults()
-        specs[name].merge_from_list([*shared, "OBJECTIVE", objective])
-    # Past a detector's choice of object queries (check C21).
-    specs.apgd_open = specs.apgd_margin.clone()
-    specs.apgd_open.QUERY_FACTOR = 4
-    specs.fab_t = attack_defaults()
-    specs.fab_t.merge_from_list(["NAME", "FAB", "STEPS", 100, "OBJECTIVE", "targeted_margin", "EARLY_STOP", True])
-    specs.square = attack_defaults()
-    specs.square.merge_from_list(["NAME", "Square", "STEPS", 5000, "OBJECTIVE", "margin", "EARLY_STOP", True])
-    # The control: the worst of ten uniform draws.
-    specs.noise = attack_defaults()
-    specs.noise.merge_from_list(["NAME", "RandomNoise", "STEPS", 10, "OBJECTIVE", "margin"])
+        "apgd_dlr": {**apgd, "OBJECTIVE": "dlr"},
+        "apgd_t": {**apgd, "OBJECTIVE": "targeted_dlr"},
+        # Past a detector's choice of object queries (check C21).
+        "apgd_open": {**apgd, "OBJECTIVE": "margin", "QUERY_FACTOR": 4},
+        "fab_t": {"NAME": "FAB", "STEPS": 100, "OBJECTIVE": "targeted_margin", "EARLY_STOP": True},
+        "square": {"NAME": "Square", "STEPS": 5000, "OBJECTIVE": "margin", "EARLY_STOP": True},
+        # The control: the worst of ten uniform draws.
+        "noise": {"NAME": "RandomNoise", "STEPS": 10, "OBJECTIVE": "margin"},
+    }
 
 
-def _add_part_attacks(specs: CfgNode) -> None:
-    """Attacks on dense parts."""
-    for name in ("segpgd", "cospgd"):
-        specs[name] = attack_defaults()
-        specs[name].merge_from_list(["OBJECTIVE", name, "STEPS", 100, "STEP_SIZE", 0.8, "KEEP", "best"])
+def _part_attacks() -> dict[str, dict]:
+    """Attacks on dense parts, and on the parts of detectors."""
+    pgd = {"STEPS": 100, "STEP_SIZE": 0.8, "KEEP": "best"}
     # SEA (Croce, Singh and Hein, 2023): the worst of these three per image, 300 steps each, from twice the radius down.
-    for name, objective in (
-        ("sea_masked", "masked_cross_entropy"),
-        ("sea_balanced", "balanced_cross_entropy"),
-        ("sea_js", "jensen_shannon"),
-    ):
-        specs[name] = attack_defaults()
-        specs[name].merge_from_list(["NAME", "APGD", "OBJECTIVE", objective, "STEPS", 300])
-        specs[name].RADIUS_SCHEDULE = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
-    # The loss of detectors, matched anew at every step, and matched on the image before the attack.
-    for name in ("part_loss", "part_loss_fixed"):
-        specs["apgd_" + name] = attack_defaults()
-        specs["apgd_" + name].merge_from_list(["NAME", "APGD", "OBJECTIVE", name, "STEPS", 100])
+    sea = {"NAME": "APGD", "STEPS": 300, "RADIUS_SCHEDULE": ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))}
+    detector = {"NAME": "APGD", "STEPS": 100}
+    return {
+        "segpgd": {**pgd, "OBJECTIVE": "segpgd"},
+        "cospgd": {**pgd, "OBJECTIVE": "cospgd"},
+        "sea_masked": {**sea, "OBJECTIVE": "masked_cross_entropy"},
+        "sea_balanced": {**sea, "OBJECTIVE": "balanced_cross_entropy"},
+        "sea_js": {**sea, "OBJECTIVE": "jensen_shannon"},
+        # The loss of detectors, matched anew at every step, and matched on the image before the attack.
+        "apgd_part_loss": {**detector, "OBJECTIVE": "part_loss"},
+        "apgd_part_loss_fixed": {**detector, "OBJECTIVE": "part_loss_fixed"},
+    }
 
 
 def add_test(cfg: CfgNode) -> None:
@@ -256,15 +188,60 @@ def add_test(cfg: CfgNode) -> None:
 
 
 def attack_spec(cfg: CfgNode, name: str) -> CfgNode:
-    """The complete attack named `name` in ATTACK.SPECS: what the spec leaves out takes the default.
+    """Return the complete attack named `name` in ATTACK.SPECS: what the spec leaves out takes the attack's default.
 
     Raises:
         KeyError: no such spec.
+        UserError: a value has another type than the attack's default.
     """
     if name not in cfg.ATTACK.SPECS:
         known = ", ".join(sorted(cfg.ATTACK.SPECS))
         raise KeyError(f"no attack {name!r} in ATTACK.SPECS, there are: {known}")
-    node = attack_defaults()
-    node.set_new_allowed(True)  # an attack of the user's may have keys of its own
-    node.merge_from_other_cfg(cfg.ATTACK.SPECS[name])
+    spec = cfg.ATTACK.SPECS[name]
+    node = spec_defaults(spec)
+    node.set_new_allowed(True)  # an attack of the user's may have keys without a default
+    fitted = {key: fitting(f"{SPECS}{name}.{key}", value, node.get(key), {}) for key, value in spec.items()}
+    node.merge_from_other_cfg(CfgNode(fitted))
     return node
+
+
+def spec_defaults(*specs: Mapping | None) -> CfgNode:
+    """Return the defaults of all keys of an attack, by the first NAME that a spec gives."""
+    names = [spec["NAME"] for spec in specs if spec and "NAME" in spec]
+    return attack_defaults(str(names[0])) if names else attack_defaults()
+
+
+def allow_own_keys(cfg: CfgNode, content: Mapping) -> None:
+    """Let ATTACK.TRAIN of `cfg` take the keys of the attack that a config file names there.
+
+    An attack of the user's may not be registered yet; then any key is allowed until the check of the whole config.
+    """
+    node = content.get("ATTACK")
+    train = node.get("TRAIN") if isinstance(node, Mapping) else None
+    name = train.get("NAME") if isinstance(train, Mapping) else None
+    if not isinstance(name, str):
+        return
+    if name not in ATTACK_REGISTRY or ATTACK_REGISTRY.get(name).own_keys:
+        cfg.ATTACK.TRAIN.set_new_allowed(True)
+    for key, value in attack_defaults(name).items():
+        cfg.ATTACK.TRAIN.setdefault(key, value)
+
+
+def add_attack_key(cfg: CfgNode, key: Sequence[str], value: object) -> None:
+    """Add a key that the node of an attack leaves out, with the attack's default, so that the key can be set.
+
+    Args:
+        cfg: changed in place.
+        key: a dotted key in parts; those of other nodes are ignored.
+        value: what an attack that is not registered yet takes for its default.
+    """
+    if key[0] != "ATTACK" or len(key) != (4 if key[1] == "SPECS" else 3):
+        return
+    node = cfg.ATTACK.SPECS.get(key[2]) if key[1] == "SPECS" else cfg.ATTACK.get(key[1])
+    if not isinstance(node, CfgNode) or key[-1] in node or not isinstance(node.get("NAME", ""), str):
+        return
+    defaults = spec_defaults(node)
+    if key[-1] in defaults:
+        node[key[-1]] = defaults[key[-1]]
+    elif defaults.NAME not in ATTACK_REGISTRY or key[-1] in ATTACK_REGISTRY.get(defaults.NAME).own_keys:
+        node[key[-1]] = CfgNode._decode_cfg_value(value)

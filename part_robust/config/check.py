@@ -7,12 +7,20 @@ from collections.abc import Collection, Mapping
 
 from detectron2.config import CfgNode
 
-from part_robust.config.attacks import attack_defaults
+from part_robust.attacks import ATTACK_REGISTRY, attack_defaults
 from part_robust.config.rule_table import ATTACK_RULES, RULES
-from part_robust.config.rules import NAME, check_names, check_values, list_of, one_of, rule_of, wrong
+from part_robust.config.rules import NAME, Rule, check_names, check_values, list_of, one_of, rule_of, wrong
 from part_robust.utils.errors import UserError
 
 PIXEL_RANGE = 255
+# What MODEL.RESNETS.OUT_FEATURES may name, by MODEL.BACKBONE.NAME; backbones of one's own name theirs themselves.
+_RESNET = ("stem", "res2", "res3", "res4", "res5")
+_FEATURES = {
+    "build_resnet_backbone": _RESNET,
+    "build_basic_resnet_backbone": _RESNET,
+    "build_resnet_deeplab_backbone": _RESNET,
+    "build_timm_backbone": _RESNET[1:],
+}
 _TIER = list_of(NAME, "names of attacks", least=1)
 
 
@@ -20,7 +28,6 @@ def check_config(
     cfg: CfgNode,
     defaults: CfgNode,
     choices: Mapping[str, Collection[str]],
-    own_keys: Mapping[str, Collection[str]],
 ) -> None:
     """Checks every key of a config.
 
@@ -29,7 +36,6 @@ def check_config(
         defaults: a config without changes, which gives types.
         choices: names of registries by the key that takes one; those of attacks are "ATTACK.NAME" and
             "ATTACK.OBJECTIVE".
-        own_keys: keys of an attack beside those of all attacks, by its NAME.
 
     Raises:
         UserError: a value is impossible, an attack or a tier does not exist, or keys do not fit together.
@@ -41,28 +47,42 @@ def check_config(
         if not isinstance(spec, dict):
             raise UserError(f"ATTACK.SPECS.{name} must be a group of keys of an attack, got {spec!r}")
         attacks[f"ATTACK.SPECS.{name}"] = spec
-    known = attack_defaults()
     of_attacks = {
         **ATTACK_RULES,
         "NAME": registered["ATTACK.NAME"],
         "OBJECTIVE": registered["ATTACK.OBJECTIVE"],
     }
     for prefix, node in attacks.items():
-        for key, value in sorted(node.items(), key=lambda item: item[0] != "NAME"):
-            if key in known:
-                if problem := wrong(f"{prefix}.{key}", value, rule_of(key, known[key], of_attacks)):
-                    raise UserError(problem)
-            elif prefix != "ATTACK.TRAIN" and key not in own_keys[node.get("NAME", known.NAME)]:
-                similar = difflib.get_close_matches(key, known)
-                hint = f" (similar: {', '.join(similar)})" if similar else ""
-                raise UserError(f"{prefix}.{key} must be a key of attacks, got {key!r}{hint}")
-        _check_radius(f"{prefix}.EPS", node.get("EPS", known.EPS), node.get("NORM", known.NORM))
+        _check_attack(prefix, node, of_attacks, defaults.ATTACK.TRAIN if prefix == "ATTACK.TRAIN" else {})
     _check_evaluation(cfg)
     _check_sizes(cfg)
+    _check_backbone(cfg)
+
+
+def _check_attack(prefix: str, node: Mapping, rules: Mapping[str, Rule], others: Collection[str]) -> None:
+    """Check the keys and values of one attack's node; `others` are keys that are not the attack's own business.
+
+    Raises:
+        UserError: a key is unknown or has a wrong value.
+    """
+    name = node.get("NAME", attack_defaults().NAME)
+    if problem := wrong(f"{prefix}.NAME", name, rules["NAME"]):
+        raise UserError(problem)
+    known = attack_defaults(name)
+    for key, value in node.items():
+        if key in known:
+            if problem := wrong(f"{prefix}.{key}", value, rule_of(key, known[key], rules)):
+                raise UserError(problem)
+        elif key not in others and key not in ATTACK_REGISTRY.get(name).own_keys:
+            similar = difflib.get_close_matches(key, known)
+            hint = f" (similar: {', '.join(similar)})" if similar else ""
+            raise UserError(f"{prefix}.{key} must be a key of attack {name}, got {key!r}{hint}")
+    _check_radius(f"{prefix}.EPS", node.get("EPS", known.EPS), node.get("NORM", known.NORM))
 
 
 def check_value(key: str, value: object) -> None:
-    """
+    """Check a value against the rule of its key.
+
     Raises:
         UserError: the rule of the key excludes the value.
     """
@@ -100,3 +120,9 @@ def _check_sizes(cfg: CfgNode) -> None:
         node = cfg.MODEL[name]
         if node.DIM % node.HEADS:
             raise UserError(f"MODEL.{name}.DIM must be a multiple of MODEL.{name}.HEADS {node.HEADS}, got {node.DIM}")
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    known = _FEATURES.get(cfg.MODEL.BACKBONE.NAME)
+    if known:
+        check_names("MODEL.RESNETS.OUT_FEATURES", cfg.MODEL.RESNETS.OUT_FEATURES, known, "features of the backbone")

@@ -50,7 +50,7 @@ def other_imports(path: Path, data: dict) -> list[str]:
 
 
 def wrong_areas(data: dict) -> list[str]:
-    """Where annotations lie whose `area` is not that of their mask."""
+    """Return where annotations lie whose `area` is not that of their mask."""
     found = []
     sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
     for index, annotation in enumerate(data["annotations"]):
@@ -67,6 +67,7 @@ def wrong_areas(data: dict) -> list[str]:
 
 
 def summary(data: dict) -> str:
+    """Return what a valid part json holds, line by line, with what looks unusual about it."""
     taxonomy = taxonomy_from_json(data)
     supervision = Counter(image.get("part_supervision", "full") for image in data["images"])
     boxes_only = sum("segmentation" not in annotation for annotation in data["annotations"])
@@ -91,6 +92,7 @@ def summary(data: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Check a part json; return 0 where it is valid, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--image-root", type=Path, help="also open every image and compare its size")

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from part_robust.data.part_json import crop_of, header_of, image_root_of, import_id, parse_json
+from part_robust.data.part_json import header_of, image_root_of, import_id, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 
 
 @dataclass
 class SplitFacts:
-    """What the comparison needs to know of one registered data set.
+    """Facts about one registered data set that the comparison needs.
 
     Attributes:
         name: of the data set.
         path: its json.
         classes, parts: names in the order of their indices.
         import_id: of the import that wrote the json; empty where none did.
-        images: {what tells one image from another: its file name}.
+        images: {path of a picture, or ("content", hash of its pixels): its file name}.
         box_only: number of annotations without a mask.
         annotations: number of annotations.
     """
@@ -51,10 +54,12 @@ def check_datasets(cfg: CfgNode) -> None:
     for found in facts.values():
         _require_parts(found, cfg)
         _require_same_names(next(iter(facts.values())), found)
-    for train in (facts[name] for name in cfg.DATASETS.TRAIN if name in facts):
-        for name in dict.fromkeys([*cfg.DATASETS.VAL, *cfg.DATASETS.TEST]):
-            if name in facts:
-                _require_one_import(train, facts[name])
+    train, val, test = (
+        [facts[name] for name in dict.fromkeys(listed) if name in facts]
+        for listed in (cfg.DATASETS.TRAIN, cfg.DATASETS.VAL, cfg.DATASETS.TEST)
+    )
+    for first, other in (*product(train, [*val, *test]), *product(val, test)):
+        _require_one_import(first, other)
 
 
 def split_facts(name: str) -> SplitFacts | None:
@@ -74,10 +79,9 @@ def facts_of_json(name: str, path: Path, data: Mapping, image_root: str | None =
     """Facts of a parsed part json."""
     taxonomy = taxonomy_from_json(data)
     root = os.path.realpath(image_root if image_root is not None else image_root_of(data, path))
-    images = {}
+    images: dict[Any, str] = {}
     for image in data["images"]:
-        crop = tuple(crop_of(image) or ())
-        images[os.path.join(root, image["file_name"]), crop] = image["file_name"]
+        images[os.path.join(root, image["file_name"])] = image["file_name"]
         group = (image.get("source") or {}).get("group")
         if group and header_of(data).get("generator") == "import_coco":
             images["content", group] = image["file_name"]  # the hash of its pixels
@@ -121,17 +125,42 @@ def _require_same_names(first: SplitFacts, other: SplitFacts) -> None:
         )
 
 
-def _require_one_import(train: SplitFacts, other: SplitFacts) -> None:
-    if not train.import_id or not other.import_id or train.import_id == other.import_id:
+def _require_one_import(first: SplitFacts, other: SplitFacts) -> None:
+    if not first.import_id or not other.import_id or first.import_id == other.import_id:
         return
-    shared = [name for key, name in other.images.items() if key in train.images]
-    if shared:
+    shared = _shared_image(first, other)
+    if shared is not None:
         raise ValueError(
-            f"datasets {train.name!r} and {other.name!r} are of different imports and share images, first "
-            f"{shared[0]}: the result would be measured on training images. Import both in one call"
+            f"datasets {first.name!r} and {other.name!r} are of different imports and share images, first "
+            f"{shared}: the result would be measured on images that the model has seen. Import both in one call"
         )
-    if train.path.parent.resolve() == other.path.parent.resolve():
+    if first.path.parent.resolve() == other.path.parent.resolve():
         raise ValueError(
-            f"{train.path} and {other.path.name} are of different imports (config_hash): repeat the import, so that "
+            f"{first.path} and {other.path.name} are of different imports (config_hash): repeat the import, so that "
             "all splits are of one division"
         )
+
+
+def _shared_image(first: SplitFacts, other: SplitFacts) -> str | None:
+    """An image that both have: one file, equal pixels where the json says so, or a copy of a file under its name."""
+    for key, name in other.images.items():
+        if key in first.images:
+            return name
+    originals, copies = _by_name(first), _by_name(other)
+    for base in originals.keys() & copies.keys():
+        sizes: dict[int, list[str]] = defaultdict(list)
+        for path in filter(os.path.isfile, originals[base]):
+            sizes[os.path.getsize(path)].append(path)
+        for path in filter(os.path.isfile, copies[base]):
+            if any(filecmp.cmp(path, original, shallow=False) for original in sizes[os.path.getsize(path)]):
+                return other.images[path]
+    return None
+
+
+def _by_name(facts: SplitFacts) -> dict[str, list[str]]:
+    """{name without folder: paths}."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in facts.images:
+        if isinstance(path, str):
+            found[os.path.basename(path)].append(path)
+    return found

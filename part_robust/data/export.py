@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from part_robust.data.preparation.journal import write_atomically
+from part_robust.utils.files import write_text
 
 FORMATS = ("coco", "coco-results", "cvat")
 
@@ -35,17 +35,17 @@ def write_annotations(data: Mapping[str, Any], path: Path, kind: str) -> None:
     if kind not in FORMATS:
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     if kind == "cvat":
-        write_atomically(path, cvat_xml(data))
+        write_text(path, cvat_xml(data))
     else:
         content = coco_instances(data) if kind == "coco" else coco_results(data)
-        write_atomically(path, json.dumps(content) + "\n")
+        write_text(path, json.dumps(content) + "\n")
 
 
 def coco_instances(data: Mapping[str, Any]) -> dict:
     """COCO instances json without the keys that only the part format has; the class becomes the images' `class`."""
     classes = {entry["id"]: entry["name"] for entry in data["classes"]}
-    keys = ("id", "file_name", "width", "height")
-    images = [{key: i[key] for key in keys} | {"class": classes[i["class_id"]]} for i in data["images"]]
+    image_keys = ("id", "file_name", "width", "height")
+    images = [{key: i[key] for key in image_keys} | {"class": classes[i["class_id"]]} for i in data["images"]]
     keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "score")
     annotations = [
         {"segmentation": [], **{key: a[key] for key in keys if key in a}, "iscrowd": 0} for a in data["annotations"]
@@ -60,7 +60,7 @@ def coco_results(data: Mapping[str, Any]) -> list[dict]:
 
 
 def cvat_xml(data: Mapping[str, Any]) -> str:
-    """ "CVAT for images 1.1": polygons, masks and boxes; the class of an image is its tag."""
+    """Return "CVAT for images 1.1": polygons, masks and boxes; the class of an image is its tag."""
     classes = {entry["id"]: entry["name"] for entry in data["classes"]}
     parts = {entry["id"]: entry["name"] for entry in data["categories"]}
     by_image: dict[int, list[Mapping]] = defaultdict(list)

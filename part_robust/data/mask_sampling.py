@@ -57,10 +57,12 @@ class MaskSampler:
     """
 
     def __init__(self, transform: Transform, height: int, width: int) -> None:
-        """
+        """Compute the source of every row and every column, where the transform allows it.
+
         Args:
             transform: what the image went through.
-            height, width: h, w.
+            height: h.
+            width: w.
         """
         self._transform = transform
         self._size = height, width
@@ -79,7 +81,9 @@ class MaskSampler:
         # Run-length codes and decoded arrays go by columns.
         if source_rows.size * source_columns.size * _LOOK_UPS < self._size[0] * self._size[1]:
             counts = rle["counts"]
-            ends = np.cumsum(run_lengths(counts.decode() if isinstance(counts, bytes) else counts))
+            lengths = run_lengths(counts.decode() if isinstance(counts, bytes) else counts)
+            assert lengths is not None  # the json was validated
+            ends = np.cumsum(lengths)
             places = source_columns[:, None] * self._size[0] + source_rows
             found = np.searchsorted(ends, places, side="right") & 1
         else:
@@ -116,8 +120,11 @@ class MaskSampler:
 
 
 def source_indices(transform: Transform, height: int, width: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Source row of every row (H,) and source column of every column (W,) of a transformed mask, -1 for padding; None
-    where the transform is made of anything but crops, resizes, flips and padding with zeros."""
+    """Return the source row of every row (H,) and the source column of every column (W,) of a transformed mask.
+
+    They are -1 for padding; None where the transform is made of anything but crops, resizes, flips and padding with
+    zeros.
+    """
     rows, columns = np.arange(height), np.arange(width)
     for step in _steps(transform):
         kind = type(step)

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
+from part_robust.utils.files import check_file
 
 # Writers whose splits divide one set of images, under one `config_hash`.
 _DIVIDERS = ("import", "import_coco", "paco", "part_imagenet")
@@ -44,10 +45,11 @@ def parse_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json, or the import that wrote it was interrupted.
+        ValueError: not json or no file, or the import that wrote it was interrupted.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    check_file(path, "an annotation file")
     if (path.parent / UNFINISHED).is_file():
         raise ValueError(
             f"{path.parent} was left unfinished, so its splits may be of different imports: repeat the import"
@@ -67,13 +69,13 @@ def header_of(data: Mapping) -> Mapping:
 
 
 def import_id(data: Mapping) -> str:
-    """What all splits of one import or preparation have in common; empty for other files."""
+    """Return what all splits of one import or preparation have in common; empty for other files."""
     header = header_of(data)
     return str(header.get("config_hash") or "") if header.get("generator") in _DIVIDERS else ""
 
 
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
-    """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
+    """Return the default folder of images: `info.part_robust.image_root`, relative to the json, else `../images`."""
     header = header_of(data)
     return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
 
@@ -145,7 +147,7 @@ def crop_of(image: Mapping) -> list[int] | None:
 
 
 def image_record(image: Mapping, image_root: str | Path) -> dict:
-    """What `read_image` needs to know of an image of the json."""
+    """Return what `read_image` needs to know of an image of the json."""
     record = {
         "file_name": os.path.join(image_root, image["file_name"]),
         "height": image["height"],
@@ -159,7 +161,7 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
     return record
 
 
-def _class_index(data: Mapping):
+def _class_index(data: Mapping) -> Callable[[Mapping], int]:
     classes = sorted(data.get("classes") or derive_classes(data["categories"]), key=lambda c: c["id"])
     by_id = {c["id"]: i for i, c in enumerate(classes)}
     by_name = {c["name"]: i for i, c in enumerate(classes)}

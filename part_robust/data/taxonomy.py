@@ -29,10 +29,12 @@ class PartTaxonomy:
 
     @property
     def num_classes(self) -> int:
+        """C, the number of classes."""
         return len(self.class_names)
 
     @property
     def num_parts(self) -> int:
+        """P, the number of parts, without background."""
         return len(self.part_names)
 
     @property
@@ -55,7 +57,7 @@ class PartTaxonomy:
 
 
 def bare_part_name(part_name: str) -> str:
-    """ "bottle:cap" -> "cap"; a name without a colon stays."""
+    """Return the part of "bottle:cap", which is "cap"; a name without a colon stays."""
     return part_name.split(":", 1)[-1]
 
 

@@ -56,7 +56,8 @@ class AdversarialLoader:
         precision: str = "float32",
         skip_failures: bool = False,
     ) -> None:
-        """
+        """Wrap the train loader.
+
         Args:
             loader: endless train loader.
             model: the model that is trained, also inside DistributedDataParallel.
@@ -98,8 +99,10 @@ class AdversarialLoader:
             yield self.attack_batch(batch)
 
     def attack_batch(self, batch: list[dict]) -> list[dict]:
-        """Raises:
-        AttackError: the attack got no gradient for many batches, or images that are not finite numbers.
+        """Return a batch whose first images are attacked.
+
+        Raises:
+                AttackError: the attack got no gradient for many batches, or images that are not finite numbers.
         """
         start = time.perf_counter()
         count = max(round(self.fraction * len(batch)), 1)
@@ -149,8 +152,10 @@ class AdversarialLoader:
             return None
 
     def _positions(self, batch: list[dict]) -> Tensor:
-        """Where the images stand in the stream of training images, if the loader says so: the same for any number of
-        processes."""
+        """Return where the images stand in the stream of training images, if the loader says so.
+
+        The positions are the same for any number of processes.
+        """
         if "position" in batch[0]:
             return torch.tensor([item["position"] for item in batch])
         return torch.arange(len(batch)) + comm.get_rank() * len(batch)

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.errors import UserError
 
 # Where the norm of a part of the model is set, and to what it can be set for one image.
@@ -20,7 +21,7 @@ REMEDIES = {
 }
 
 
-def check_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
+def check_batch_norm(cfg: CfgNode, model: PartClassifier) -> None:
     """Runs the model once if a process, or an accumulated piece, gets one image only. All processes must call this.
 
     Args:
@@ -45,7 +46,7 @@ def check_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def layers_with_one_value(model: nn.Module, size: int) -> list[str]:
+def layers_with_one_value(model: PartClassifier, size: int) -> list[str]:
     """Names of the batch norm layers that train on one value per channel when each process has one image.
 
     Args:

@@ -1,15 +1,15 @@
-"""What a training leaves in its folder, so that what is started there next knows which training it was."""
+"""Notes that a training leaves in its folder, so that the next one started there knows which training it was."""
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.engine.fingerprint import fingerprint, same_training
+from part_robust.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,14 @@ def begin_training(cfg: CfgNode, resume: bool) -> None:
             _forget(output)
         elif not (output / LAST).is_file():
             logger.info("OUTPUT_DIR %s has no checkpoint to resume from: the training begins", output)
-        write_whole(output / STARTED, wanted)
+        write_text(output / STARTED, wanted)
     comm.synchronize()
 
 
 def is_begun(output: Path, wanted: str) -> bool:
-    """Whether what was last begun in the folder is the training with the fingerprint `wanted`."""
+    """Return whether what was last begun in the folder is the training with the fingerprint `wanted`."""
     started = output / STARTED
     return started.is_file() and same_training(started.read_text(), wanted)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that a killed process leaves as it was or with all of the text."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _forget(output: Path) -> None:

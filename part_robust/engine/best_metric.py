@@ -8,7 +8,7 @@ from part_robust.utils.errors import UserError
 
 
 def watched_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """What training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
+    """Return the data sets that training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
     return tuple(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
 
 
@@ -32,7 +32,8 @@ METRICS = {
 
 
 def check_best_metric(cfg: CfgNode) -> None:
-    """
+    """Check that an evaluation of the training gives TEST.BEST_METRIC.
+
     Raises:
         UserError: no evaluation of this training gives TEST.BEST_METRIC.
     """

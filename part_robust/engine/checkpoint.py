@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.utils.errors import UserError, as_user_errors
+from part_robust.utils.files import check_file, replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,33 +46,26 @@ class PartCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def write(self, name: str, without: Sequence[str] = (), **kwargs: Any) -> None:
-        """Writes `<save_dir>/<name>.pth`, under another name first: a killed process or a full disk leaves the old
-        file as it was. Checkpointables named in `without` are left out."""
+        """Write `<save_dir>/<name>.pth`, without the checkpointables named in `without`.
+
+        It is written under another name first: a killed process or a full disk leaves the old file as it was.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: part.state_dict() for key, part in self.checkpointables.items() if key not in without})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
-        temporary = f"{path}.tmp"
         logger.info("Saving checkpoint to %s", path)
-        try:
-            with PathManager.open(temporary, "wb") as file:
-                torch.save(data, file)
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(data, file)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with PathManager.open(f"{path}.tmp", "w") as file:
-            file.write(last_filename_basename)
-        os.replace(f"{path}.tmp", path)
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
-        """
+        """Load a checkpoint, and account for every weight of the model.
+
         Raises:
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
@@ -81,10 +74,12 @@ class PartCheckpointer(DetectionCheckpointer):
         """
         if path:
             try:
-                self.path_manager.get_local_path(path.split("?")[0])
+                local = self.path_manager.get_local_path(path.split("?")[0])
                 found = self.path_manager.isfile(path.split("?")[0])
             except Exception as error:  # network errors come in many types
                 raise FileNotFoundError(_not_found(path, str(error))) from error
+            if not found and os.path.exists(local):
+                check_file(local, "MODEL.WEIGHTS, a checkpoint")
             if not found:
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None
@@ -133,7 +128,8 @@ class PartCheckpointer(DetectionCheckpointer):
 
 
 def check_finite(model: nn.Module, path: str) -> None:
-    """
+    """Check that all weights and statistics of a model are finite.
+
     Raises:
         UserError: weights or statistics are not finite numbers: results would mean nothing.
     """

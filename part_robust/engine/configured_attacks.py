@@ -45,7 +45,8 @@ def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:
 
 
 def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:
-    """
+    """Check that the model predicts what the attack's objective reads.
+
     Raises:
         UserError: the objective reads parts, or a class, that the model does not predict.
     """

@@ -40,7 +40,8 @@ class StreamSampler(Sampler):
     """
 
     def __init__(self, sampler: Sampler, size: int) -> None:
-        """
+        """Wrap an endless sampler.
+
         Args:
             sampler: endless; yields every world-size-th index of a stream that all processes share.
             size: of the data set.

@@ -1,4 +1,4 @@
-"""What a trained model sees in image files nobody has annotated, and what an attack makes of it.
+"""Predictions of a trained model for image files that nobody has annotated, before and after an attack.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -36,7 +36,7 @@ WEIGHTS = ("model_best.pth", "model_final.pth", "model.pth")
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model says of one image.
+    """Prediction for one image.
 
     Attributes:
         picture: uint8 (H, W, 3), the image with the parts over it.
@@ -49,6 +49,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
+        """Return the classes with their probabilities, in words."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 
@@ -61,7 +62,8 @@ class Demo:
     """
 
     def __init__(self, cfg: CfgNode, min_score: float = 0.3) -> None:
-        """
+        """Load the trained model.
+
         Args:
             cfg: of the training, with MODEL.WEIGHTS of the trained model.
             min_score: of the boxes that count as found, 0..1.
@@ -82,7 +84,8 @@ class Demo:
         PartCheckpointer(self.model, strict=True).load(self.cfg.MODEL.WEIGHTS)
 
     def label(self, name: str) -> int:
-        """
+        """Return the index of a class by its name.
+
         Raises:
             ValueError: no such class; lists those there are.
         """
@@ -124,11 +127,11 @@ class Demo:
     def _sheets(
         self, batch: list[dict], attack: Attack | None, label: int | None
     ) -> Iterator[tuple[dict, str, tuple[list[Panel], list[np.ndarray]]]]:
-        """Of each image: its item, what is seen in one line, and panels with the part labels in them."""
+        """Yield of each image its item, a line about it, and panels with the part labels in them."""
         with torch.no_grad(), tf32(False):
             images, padding = self.model.preprocess(batch)
             outputs = self.model.inference(images, padding)
-        after = attacked = None
+        attacked, after = images, outputs
         if attack is not None:
             truths = [self._as_truth(item, found, label) for item, found in zip(batch, outputs, strict=True)]
             with attack_view(self.model, attack.full_gradient) as inner:
@@ -138,7 +141,8 @@ class Demo:
             with torch.no_grad(), tf32(False):
                 after = self.model.inference(attacked, padding)
         for index, item in enumerate(batch):
-            inside = tuple(slice(side) for side in item.get("content_size", images.shape[-2:]))
+            height, width = item.get("content_size", images.shape[-2:])
+            inside = slice(height), slice(width)
             clean = _pixels(images[index])[inside]
             seen = self._seen(outputs[index], clean, inside)
             panels = [Panel(_picture(clean), Path(item["file_name"]).name), Panel(seen.picture, _title("", seen))]
@@ -161,7 +165,7 @@ class Demo:
             yield item, line, (panels, parts)
 
     def _seen(self, output: dict, image: np.ndarray, inside: tuple[slice, slice]) -> Seen:
-        """Of an image (H, W, 3) without its padding."""
+        """Return the prediction for an image (H, W, 3) without its padding."""
         picture, number = _picture(image), len(self.part_names)
         parts, classes = np.zeros(0, dtype=np.int64), []
         if "sem_seg" in output:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from part_robust.config import get_part_robust_cfg
@@ -22,10 +22,10 @@ from part_robust.engine.phases import train_phase
 from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.evaluation.html_report.schema import evaluations
 from part_robust.evaluation.journal import JournalMismatch
+from part_robust.evaluation.report import evaluations
 from part_robust.utils.errors import as_user_errors
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ class Phase:
     opts: Sequence = field(default_factory=tuple)
 
 
-def run_phase(phase: Phase) -> dict:
+def run_phase(phase: Phase, level: int = logging.INFO) -> dict:
     """Trains (from its last checkpoint if it was interrupted), evaluates, and returns the record of robustness.json.
 
     What was made with another config is not taken for this run's; but where only the evaluation is another one, the
-    trained weights are kept. Raises as `setup`.
+    trained weights are kept. `level` is the lowest one of the log lines on the terminal. Raises as `setup`.
     """
-    cfg = setup(_arguments(phase))
+    cfg = setup(_arguments(phase), level)
     output = Path(cfg.OUTPUT_DIR)
     wanted = fingerprint(cfg)
     record = _finished(output, wanted)
@@ -62,33 +62,40 @@ def run_phase(phase: Phase) -> dict:
         return record
     logger.info("%s: training in %s", phase.title, output)
     best = train_phase(cfg, restart=True)
-    evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]))
+    evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]), level)
     try:
         evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
     except JournalMismatch as error:
         logger.info("Evaluates anew: %s", error)
         evaluate(evaluation)
     record = json.loads((output / "robustness.json").read_text())
-    temporary = (output / FINISHED).with_suffix(".tmp")
-    temporary.write_text(json.dumps({"config": wanted, "record": record}))
-    os.replace(temporary, output / FINISHED)
+    write_text(output / FINISHED, json.dumps({"config": wanted, "record": record}))
     return record
 
 
 def finished_record(phase: Phase, wanted: str = "") -> dict | None:
-    """The record of a phase that is done with this very config, its evaluation included, or None. Raises as
-    `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`, if that
-    is known already."""
+    """Return the record of a phase that is done with this very config, its evaluation included, or None.
+
+    Raises as `complete_config`, but only where there is a record to compare with. `wanted` is its `phase_fingerprint`,
+    if that is known already.
+    """
     output = Path(get_part_robust_cfg(phase.config_file, [str(value) for value in phase.opts]).OUTPUT_DIR)
     if not (output / FINISHED).is_file():
         return None
     return _finished(output, wanted or phase_fingerprint(phase))
 
 
+def phase_config(phase: Phase) -> CfgNode:
+    """Returns the complete config of a phase's training. Raises as `complete_config`."""
+    return complete_config(_arguments(phase))
+
+
 def phase_fingerprint(phase: Phase) -> str:
-    """By which a run in its folder is known to be this one, or to have trained the same. Raises as
-    `complete_config`."""
-    return fingerprint(complete_config(_arguments(phase)))
+    """Return what tells whether a run in the phase's folder is this one, or has trained the same.
+
+    Raises as `complete_config`.
+    """
+    return fingerprint(phase_config(phase))
 
 
 def _arguments(phase: Phase, *flags: str, opts: Sequence[str] = ()) -> argparse.Namespace:
@@ -105,8 +112,9 @@ def _finished(output: Path, wanted: str) -> dict | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50"); absent or None
-    where a model has no such metric.
+    """One model's numbers, percent, by metric ("accuracy", "pixel_accuracy", "mIoU", "AP", "AP50").
+
+    They are absent or None where a model has no such metric.
 
     Attributes:
         clean: on clean images.
@@ -135,7 +143,8 @@ def matrix(record: Mapping) -> list[dict]:
 
 
 def measured(record: Mapping, attack: str = "") -> Measured:
-    """
+    """Return the numbers of a record on clean images and under one attack.
+
     Args:
         record: of one data set, with or without tiers.
         attack: name of an attack or a tier; "" for the one that leaves the least of what the model is for: of the class
@@ -154,8 +163,11 @@ def measured(record: Mapping, attack: str = "") -> Measured:
 
 
 def headline(record: Mapping) -> dict[str, float | None]:
-    """Clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set, with or without
-    tiers. Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks."""
+    """Return clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set.
+
+    Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks. The record
+    may have tiers or not.
+    """
     clean, *attacked = matrix(record)
 
     def least(metric: str, rows: Sequence[Mapping]) -> float | None:

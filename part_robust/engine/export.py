@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,17 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from part_robust.config import config_text
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.modeling.counts import with_counts
+from part_robust.modeling.part_classifier import PartClassifier
+from part_robust.utils.files import replacing, write_text
 from part_robust.utils.precision import tf32
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_classifier` wrote.
+    """Files that `export_classifier` wrote.
 
     Attributes:
         weights: the checkpoint.
@@ -64,8 +66,9 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     # Under the names that the smaller model has, so that nothing is silently too much.
     names = set(build_model(exported_cfg).state_dict())
     weights = {name: value for name, value in trained.state_dict().items() if name in names}
-    _replace(output / "model.pth", lambda path: torch.save({"model": weights}, path))
-    _replace(output / "config.yaml", lambda path: path.write_text(exported_cfg.dump()))
+    with replacing(output / "model.pth") as path:
+        torch.save({"model": weights}, path)
+    write_text(output / "config.yaml", config_text(exported_cfg))
 
     exported = load_trained(exported_cfg)
     if trained.head is not None:
@@ -79,7 +82,7 @@ def export_classifier(cfg: CfgNode, output: Path) -> Exported:
     )
 
 
-def load_trained(cfg: CfgNode) -> nn.Module:
+def load_trained(cfg: CfgNode) -> PartClassifier:
     """The model of MODEL.WEIGHTS, for evaluation.
 
     Raises:
@@ -92,7 +95,7 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _assert_same_logits(first: nn.Module, second: nn.Module, size: int) -> None:
+def _assert_same_logits(first: PartClassifier, second: PartClassifier, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = (255 * torch.rand(2, 3, size, size, generator=generator)).to(first.device)
     with torch.no_grad(), tf32(False):
@@ -103,9 +106,3 @@ def _assert_same_logits(first: nn.Module, second: nn.Module, size: int) -> None:
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)

@@ -22,7 +22,9 @@ from part_robust.data import get_taxonomy
 from part_robust.engine.export import load_trained
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.modeling.counts import with_counts
+from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter
+from part_robust.utils.files import write_text
 from part_robust.utils.precision import tf32
 
 # Logits of the file and of the model may differ by this much, in float32.
@@ -32,7 +34,7 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Graph:
-    """What `export_graph` wrote.
+    """Files that `export_graph` wrote.
 
     Attributes:
         path: the file.
@@ -48,7 +50,7 @@ class Graph:
 class ClassPath(nn.Module):
     """float32 images (N, 3, S, S), RGB, 0..255 -> class logits (N, C); normalisation is inside."""
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: PartClassifier, size: int) -> None:
         super().__init__()
         self.model = model
         self.size = size
@@ -159,9 +161,7 @@ def _describe(cfg: CfgNode, target: Path, kind: str, difference: float, device: 
         "torch": torch.__version__,
     }
     path = target.with_name(target.name + ".json")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(description, indent=2) + "\n")
     return path
 
 

@@ -1,9 +1,11 @@
-"""What a long training does about numbers that are not finite and about the signals of pre-emptible machines."""
+"""Numbers that are not finite, and the signals of pre-emptible machines, in a long training."""
 
 from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor
 
-from part_robust.utils.errors import UserError
+from part_robust.utils.errors import UserError, is_fixable, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,24 @@ class Preempted(SystemExit):
     """The training was asked to end, has saved and can be resumed."""
 
 
+@contextmanager
+def no_tracebacks() -> Iterator[None]:
+    """Keeps tracebacks of errors that the user can fix out of detectron2's log: their sentence says what to do."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and is_fixable(error):
+            record.msg, record.args, record.exc_info = f"{record.getMessage()} {sentence(error)}", (), None
+        return True
+
+    log = logging.getLogger("detectron2.engine.train_loop")
+    log.addFilter(shorten)
+    try:
+        yield
+    finally:
+        log.removeFilter(shorten)
+
+
 class FiniteSteps(HookBase):
     """Looks at the loss and the gradients between the backward pass and the optimizer's step.
 
@@ -38,7 +58,8 @@ class FiniteSteps(HookBase):
     """
 
     def __init__(self, inner_trainer: SimpleTrainer, action: str = "stop", limit: int = 10) -> None:
-        """
+        """Set what is done about steps that are not finite.
+
         Args:
             inner_trainer: around a `TrainingStep`.
             action: "stop", or "skip" the step, buffers (batch norm statistics) included.
@@ -57,6 +78,7 @@ class FiniteSteps(HookBase):
 
     @property
     def step(self) -> Any:
+        """The `TrainingStep` that the trainer runs."""
         return self.inner_trainer.model
 
     def keep_buffers(self) -> None:
@@ -128,7 +150,8 @@ class SaveOnSignal(HookBase):
     """SIGTERM or SIGUSR1 (Slurm's --signal=USR1@60): finishes the step, saves, and ends all processes of the job."""
 
     def __init__(self, checkpointer: Any) -> None:
-        """
+        """Name the checkpointer that saves.
+
         Args:
             checkpointer: with `save(name, iteration=)`.
         """

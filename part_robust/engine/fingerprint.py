@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from part_robust.config import config_values
-from part_robust.evaluation.report import file_sha256
+from part_robust.config import config_text, config_values
+from part_robust.config.attacks import SPECS, spec_defaults
+from part_robust.utils.files import file_sha256
 
 # Keys, and nodes with all that is in them, that no training reads. What is not here counts as the training's, also what
 # only its own evaluations read (TEST.BEST_METRIC, ATTACK.EVAL_DURING_TRAINING, DATASETS.VAL): they choose the best
@@ -32,30 +33,37 @@ WEIGHTS_SHA256 = "MODEL.WEIGHTS sha256"
 
 
 def fingerprint(cfg: CfgNode) -> str:
-    """Of a training with this complete config, whose MODEL.WEIGHTS are those of the moment."""
+    """Return the fingerprint of a training with this complete config and the weights that MODEL.WEIGHTS has now."""
     # A training from other weights is another one, even if the file has the same name.
     digest = file_sha256(cfg.MODEL.WEIGHTS)
-    return cfg.dump() + (f"{WEIGHTS_SHA256}: {digest}\n" if digest else "")
+    return config_text(cfg) + (f"{WEIGHTS_SHA256}: {digest}\n" if digest else "")
 
 
 def same_run(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same training, evaluated in the same way."""
+    """Return whether two fingerprints are of the same training, evaluated in the same way."""
     return first == second or not _different(config_values(first), config_values(second))
 
 
 def same_training(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same training, whatever they evaluate."""
+    """Return whether two fingerprints are of the same training, whatever they evaluate."""
     return first == second or not different_keys(first, second)
 
 
 def different_keys(first: str, second: str) -> list[str]:
     """The keys, of those that trained weights depend on, in which two fingerprints differ; sorted."""
     one, two = config_values(first), config_values(second)
-    watched = {name for config in (one, two) for name in config.get("ATTACK.EVAL_DURING_TRAINING") or ()}
+    watched = _watched(one) | _watched(two)
     return _different(_of_training(one, watched), _of_training(two, watched))
 
 
+def _watched(config: dict[str, object]) -> set[str]:
+    """Names of the attacks that the training is evaluated under."""
+    names = config.get("ATTACK.EVAL_DURING_TRAINING")
+    return set(names) if isinstance(names, (list, tuple)) else set()
+
+
 def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
+    one, two = _with_attack_defaults(one), _with_attack_defaults(two)
     keys = one.keys() | two.keys()
     if not (WEIGHTS_SHA256 in one and WEIGHTS_SHA256 in two):
         keys -= {WEIGHTS_SHA256}
@@ -63,8 +71,19 @@ def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
     return sorted(key for key in keys if one.get(key, missing) != two.get(key, missing))
 
 
+def _with_attack_defaults(config: dict[str, object]) -> dict[str, object]:
+    """Return a config in which named attacks state all their keys: some files leave out the defaults."""
+    complete = dict(config)
+    for spec in {key.split(".")[2] for key in config if key.startswith(SPECS)}:
+        name = config.get(f"{SPECS}{spec}.NAME")
+        for key, default in spec_defaults({} if name is None else {"NAME": name}).items():
+            # As YAML has it, which knows no tuples.
+            complete.setdefault(f"{SPECS}{spec}.{key}", list(default) if isinstance(default, tuple) else default)
+    return complete
+
+
 def _of_training(config: dict[str, object], watched: set[str]) -> dict[str, object]:
-    """Without what only evaluations read; of the named attacks, those that a training is `watched` with stay."""
+    """Return the config without what only evaluations read; named attacks stay if a training is `watched` with them."""
 
     def counts(key: str) -> bool:
         if any(key == other or key.startswith(f"{other}.") for other in EVALUATION_ONLY):

@@ -17,8 +17,7 @@ from torch import nn
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
-from part_robust.evaluation.report import write_json
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,8 @@ class AttackSchedule(HookBase):
     """
 
     def __init__(self, loader: AdversarialLoader, warmup_iters: int) -> None:
-        """
+        """Set how long the radius grows.
+
         Args:
             loader: whose attack is scaled.
             warmup_iters: until the full radius.
@@ -48,8 +48,10 @@ class AttackSchedule(HookBase):
 
 
 class SeededIterations(HookBase):
-    """Random numbers of a step (dropout, denoising queries) depend on the seed, the iteration and the process alone, so
-    a resumed run draws those of the uninterrupted one."""
+    """Hook that makes a step's random numbers depend on the seed, the iteration and the process alone.
+
+    These are dropout, denoising queries and the like, so that a resumed run draws those of the uninterrupted one.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -66,7 +68,8 @@ class FrozenBackbone(HookBase):
     """
 
     def __init__(self, backbone: nn.Module, iterations: int) -> None:
-        """
+        """Set how long the backbone stays frozen.
+
         Args:
             backbone: weights that are frozen for good already stay so.
             iterations: until it learns.
@@ -114,7 +117,8 @@ class BestCheckpoint(HookBase):
         eval_period: int,
         weights: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        """
+        """Set the metric by which a checkpoint is the best.
+
         Args:
             checkpointer: with `save_dir` and `write`.
             metric: name in the event storage, "task/metric".
@@ -184,7 +188,8 @@ class MissedEvaluation(HookBase):
     """
 
     def __init__(self, period: int, evaluate: Callable[[], Any], best: BestCheckpoint | None, folder: str) -> None:
-        """
+        """Set how the evaluation is made up.
+
         Args:
             period: iterations between evaluations.
             evaluate: evaluates, in all processes, and puts the results into the event storage.
@@ -215,7 +220,7 @@ class MissedEvaluation(HookBase):
         storage.iter = start
 
     def _missed(self, iteration: int) -> bool:
-        """Whether the last evaluation is from before; files of earlier versions do not say."""
+        """Return whether the last evaluation is from before; files of earlier versions do not say."""
         if not os.path.isfile(self.path):
             return True
         return read_json(self.path, _BEST_REMEDY).get("evaluated", iteration) < iteration

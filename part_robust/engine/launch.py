@@ -67,7 +67,8 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """
+    """Check the numbers of processes and machines.
+
     Raises:
         LaunchError: a number of processes or machines is impossible.
     """
@@ -308,7 +309,8 @@ def _signals_passed_on() -> Iterator[list[int]]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
+            if child.pid is not None:
+                os.kill(child.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:

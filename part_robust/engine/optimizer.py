@@ -1,10 +1,13 @@
-"""Optimizers: SGD (the thesis) or AdamW (the published detectors), a learning rate of its own for the backbone, and
-clipping of all gradients together. On CUDA all weights are changed by one fused kernel."""
+"""Optimizers: SGD (the thesis) or AdamW (the published detectors).
+
+The backbone has a learning rate of its own, and all gradients are clipped together. On CUDA all weights are changed by
+one fused kernel.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from detectron2.config import CfgNode
@@ -17,7 +20,8 @@ FUSED_ON = ("cuda",)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """
+    """Build the optimizer that SOLVER describes.
+
     Raises:
         ValueError: SOLVER.OPTIMIZER is neither SGD nor AdamW.
     """
@@ -48,7 +52,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         kind = maybe_add_gradient_clipping(cfg, kind)
     optimizer = kind(parameters, **options)
     # Otherwise a GradScaler would leave its scale to the fused kernel, which comes after the clipping.
-    optimizer._step_supports_amp_scaling = False
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # torch declares it nowhere
     kernel = {name: optimizer.defaults[name] for name in ("foreach", "fused")}
     optimizer.register_load_state_dict_pre_hook(functools.partial(_with_kernel, kernel))
     return optimizer
@@ -66,7 +70,7 @@ def clipped(kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float
     """
 
     class FullModelClipping(kind):  # type: ignore[valid-type, misc]
-        def step(self, closure=None):
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
             gradients = [p for group in self.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(gradients, max_norm, norm_type=norm_type)
             return super().step(closure=closure)

@@ -52,7 +52,8 @@ class OverfittingGuard(HookBase):
         drop: float = 0.5,
         action: str = "warn",
     ) -> None:
-        """
+        """Set what is watched, and what a collapse leads to.
+
         Args:
             model: with a class head.
             attack: the training's; its `scale` is that of the moment.
@@ -138,5 +139,6 @@ class OverfittingGuard(HookBase):
         return {"best_pgd": self.best_pgd, "training_attack_then": self.training_attack_then}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what a checkpoint has kept."""
         self.best_pgd = float(state["best_pgd"])
         self.training_attack_then = float(state["training_attack_then"])

@@ -14,11 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.config import find_config, get_part_robust_cfg
-from part_robust.engine.begun import LAST, STARTED, is_begun, write_whole
+from part_robust.engine.begun import LAST, STARTED, is_begun
 from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
         logger.info("Training in %s (%s)", output, plan)
         train(cfg, resume=plan == "resume")
         if comm.is_main_process():
-            write_whole(output / TRAINED, json.dumps({"config": wanted}))
+            write_text(output / TRAINED, json.dumps({"config": wanted}))
         comm.synchronize()
     else:
         logger.info("Already trained: %s", output)
@@ -122,7 +122,7 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
 
 
 def is_trained(output: Path, wanted: str) -> bool:
-    """Whether the training with the fingerprint `wanted` is done, and its weights are there."""
+    """Return whether the training with the fingerprint `wanted` is done, and its weights are there."""
     trained = output / TRAINED
     return (
         trained.is_file()
@@ -137,7 +137,7 @@ def _weights(output: Path) -> Path:
 
 
 def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
-    """ "done", "start", "resume", or "refuse: " and the reason."""
+    """Return "done", "start", "resume", or "refuse: " and the reason."""
     if is_trained(output, wanted):
         return "done"
     last = output / LAST

@@ -34,7 +34,8 @@ class ProcessExit:
     """
 
     def __init__(self, info: ProcessInfo, launcher: distributed.Store | None = None) -> None:
-        """
+        """Set who hears of the end of this process.
+
         Args:
             info: of this process.
             launcher: store of the process that has started this one and writes the last line of the job.

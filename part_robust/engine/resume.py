@@ -1,4 +1,4 @@
-"""What `--resume` does about keys that have changed since the training began."""
+"""Resuming (`--resume`) with keys that have changed since the training began."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from part_robust.config import config_values
+from part_robust.config import config_text, config_values
 from part_robust.engine.begun import STARTED
 from part_robust.engine.fingerprint import different_keys
 from part_robust.utils.errors import UserError
@@ -48,8 +48,8 @@ def check_resumed(cfg: CfgNode) -> list[str]:
         return []
     before = config.read_text()
     # Another training is refused where it matters; keys that only evaluations read do not.
-    keys = [key for key in different_keys(before, cfg.dump()) if key != "OUTPUT_DIR"]
-    old, new = config_values(before), config_values(cfg.dump())
+    keys = [key for key in different_keys(before, config_text(cfg)) if key != "OUTPUT_DIR"]
+    old, new = config_values(before), config_values(config_text(cfg))
     changes = {key: f"{key} {new.get(key)} (was {old.get(key)})" for key in keys}
     fixed = [change for key, change in changes.items() if key in IN_CHECKPOINT]
     if fixed:

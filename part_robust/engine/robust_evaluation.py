@@ -38,10 +38,10 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
-from part_robust.evaluation.report import file_sha256
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.gradients import cuts_gradient
+from part_robust.utils.files import file_sha256
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
 
 
 def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
-    """Of the data set's `records` that are evaluated."""
+    """Return the plan for the evaluation of `records` of a data set."""
     metadata = MetadataCatalog.get(dataset)
     return Plan(
         tiers=build_tiers(cfg),
@@ -188,12 +188,15 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict]) -> Plan:
 
 
 def journal_folder(cfg: CfgNode, dataset: str) -> Path:
+    """Return the folder of the journal of one data set."""
     return Path(cfg.OUTPUT_DIR) / f"journal_{dataset}"
 
 
 def resumed_weights(cfg: CfgNode) -> str | None:
-    """Where an interrupted evaluation in OUTPUT_DIR took its weights from: "MODEL.WEIGHTS" or "last_checkpoint"; None
-    where there is none."""
+    """Return where an interrupted evaluation in OUTPUT_DIR took its weights from.
+
+    That is "MODEL.WEIGHTS" or "last_checkpoint", or None where there is no interrupted evaluation.
+    """
     for dataset in cfg.DATASETS.TEST:
         identity = Journal(journal_folder(cfg, dataset)).identity()
         if identity is not None:
@@ -292,8 +295,10 @@ def _move_aside(folder: Path) -> None:
 def _identity(
     cfg: CfgNode, plan: Plan, model: nn.Module, weights: str, weights_of: str, image_ids: list[int]
 ) -> dict[str, str]:
-    """What must be the same for batches to belong together. Folders need not, and with our own attacks neither batch
-    size nor process count."""
+    """Return what must be the same for batches to belong together.
+
+    Folders need not be, and with our own attacks neither the batch size nor the number of processes.
+    """
     decisive = {}
     for name in DECISIVE:
         node = cfg[name].clone()
@@ -331,7 +336,7 @@ def _sha256(value: Any) -> str:
 
 
 def _weights_sha256(model: nn.Module) -> str:
-    """For weights that come from no file."""
+    """Return the hash of weights that come from no file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

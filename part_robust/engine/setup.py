@@ -11,55 +11,61 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_setup
 from detectron2.evaluation.testing import flatten_results_dict, print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
-from detectron2.utils.logger import setup_logger
 
-from part_robust.config import find_config
+from part_robust.config import config_text
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer, check_finite
 from part_robust.engine.configured_attacks import build_attacks, training_attack
+from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
-from part_robust.engine.trainer import PartTrainer
-from part_robust.evaluation.html_report import write_report
-from part_robust.evaluation.report import build_record, parameter_counts, results_table, write_json
+from part_robust.engine.run_log import seed_and_tune, start_log
+from part_robust.engine.siblings import sibling_folders
+from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.report import write_report
+from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
 from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
 from part_robust.utils.devices import check_device
 from part_robust.utils.errors import UserError, as_user_errors
+from part_robust.utils.files import write_json
 from part_robust.utils.precision import exact_kernels
 
 logger = logging.getLogger(__name__)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
     """Config of a run, complete and frozen; locks OUTPUT_DIR, logs to it and writes config.yaml there.
 
     `train` and `evaluate` release the lock when they end.
 
+    Args:
+        args: of `default_argument_parser`.
+        level: lowest level of the log lines on the terminal; log.txt has all.
+
     Raises:
         FileNotFoundError, KeyError, ValueError: same as `complete_config`.
         OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
-        UserError: the machine lacks MODEL.DEVICE; --resume with keys that can no longer change.
+        UserError: the machine lacks MODEL.DEVICE, or it cannot compute; --resume with keys that can no longer change.
     """
     cfg = complete_config(args)
     check_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "meta":
+        raise UserError(
+            "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
+        )
     resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
-    _close_logs()
-    if args.config_file:
-        # detectron2 opens the file for its log.
-        args = argparse.Namespace(**{**vars(args), "config_file": str(find_config(args.config_file))})
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="part_robust", abbrev_name="pr")
+    start_log(cfg, args, level)
+    seed_and_tune(cfg, args.eval_only)
     for line in resumed:
         logger.warning(line)
     return cfg
@@ -73,6 +79,12 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     check_datasets(cfg)
+    node = cfg.MODEL.PART_CLASSIFIER
+    if not node.HEAD and not node.SEGMENTER:
+        raise UserError(
+            "MODEL.PART_CLASSIFIER.HEAD or SEGMENTER must name what the model predicts, got '' for both: take a "
+            "config of a model, such as part_shapes/resnet50.yaml"
+        )
     if not args.eval_only:
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN must name one or more data sets to train on, got none")
@@ -89,6 +101,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         check_counts(cfg, (), cfg.DATASETS.TEST)
         build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
         build_tiers(cfg), build_curve(cfg)
+        sibling_folders(cfg)
         if cfg.TEST.AUDIT and not cfg.TEST.TIER:
             raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
     cfg.freeze()
@@ -96,7 +109,8 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """
+    """Check what a training needs before it begins.
+
     Raises:
         ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
     """
@@ -121,7 +135,8 @@ def check_training(cfg: CfgNode) -> None:
 
 
 def check_part_labels(cfg: CfgNode) -> None:
-    """
+    """Check that the training set has the labels that the loss needs.
+
     Raises:
         UserError: the training minimises a loss of the parts alone, and no image has part labels: the loss would be 0.
     """
@@ -133,16 +148,6 @@ def check_part_labels(cfg: CfgNode) -> None:
             f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any: this "
             "training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with SEG_LOSS_WEIGHT below 1"
         )
-
-
-def _close_logs() -> None:
-    """Takes the handlers of an earlier run in this process away: lines would come twice, and in both folders."""
-    for name in ("fvcore", "detectron2", "part_robust"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            handler.close()
-    setup_logger.cache_clear()
 
 
 def set_schedule(cfg: CfgNode) -> None:
@@ -184,7 +189,8 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
                 cfg.SOLVER.MAX_ITER,
             )
             return None
-        trainer.train()
+        with no_tracebacks():
+            trainer.train()
         trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
@@ -219,6 +225,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
+        share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
     check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
@@ -237,7 +244,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         attacks=attacks,
         warnings=warnings,
         checkpoint=local,
-        config=cfg.dump(),
+        config=config_text(cfg),
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class TrainingStep(nn.Module):
         scaler: Any = None,
         perturbation: WeightPerturbation | None = None,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
             model: batch -> dict of losses.
             pieces: parts of the batch that are computed one after the other.
@@ -69,10 +71,7 @@ class TrainingStep(nn.Module):
         if self.perturbation is not None and self.perturbation.active:
             self.perturbation.perturb(
                 self.inner,
-                [
-                    lambda p=p, s=s: self._total(self._losses(self.inner, p, s))
-                    for p, s in zip(pieces, shares, strict=True)
-                ],
+                [partial(self._piece_loss, piece, share) for piece, share in zip(pieces, shares, strict=True)],
             )
         done: dict[str, Tensor] = {}
         for piece, share in zip(pieces[:-1], shares[:-1], strict=True):
@@ -83,11 +82,12 @@ class TrainingStep(nn.Module):
                 done[name] = done.get(name, 0.0) + loss.detach()
         losses = self._losses(self.model, pieces[-1], shares[-1])
         losses = {name: loss + done.get(name, 0.0) for name, loss in losses.items()}
-        self.loss = sum(loss.detach() for loss in losses.values())
+        self.loss = reduce(torch.add, [loss.detach() for loss in losses.values()])
         return losses
 
     @property
     def inner(self) -> nn.Module:
+        """The model without DistributedDataParallel."""
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def _losses(self, model: nn.Module, piece: list[dict], share: dict[str, Tensor | float]) -> dict[str, Tensor]:
@@ -98,11 +98,14 @@ class TrainingStep(nn.Module):
         names = {name: name if name in share else kinds[not name.startswith("loss_cls")] for name in losses}
         return {name: loss * share[names[name]] for name, loss in losses.items()}
 
+    def _piece_loss(self, piece: list[dict], share: dict[str, Tensor | float]) -> Tensor:
+        return self._total(self._losses(self.inner, piece, share))
+
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        total = sum(losses.values())
+        total = reduce(torch.add, losses.values())
         return total if self.scaler is None else self.scaler.scale(total)
 
-    def _without_reduction(self):
+    def _without_reduction(self) -> AbstractContextManager[None]:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
 
@@ -121,9 +124,10 @@ def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str
     """
     total = sum(len(piece) for piece in pieces)
     shares: list[dict[str, Tensor | float]] = [dict.fromkeys(("loss_cls", "loss_part"), len(p) / total) for p in pieces]
-    if len(pieces) == 1 or not hasattr(inner, "part_label_counts"):
+    part_label_counts = getattr(inner, "part_label_counts", None)
+    if len(pieces) == 1 or part_label_counts is None:
         return shares
-    found = [inner.part_label_counts(piece) for piece in pieces]
+    found = [part_label_counts(piece) for piece in pieces]
     if not found[0]:
         return shares
     names = list(found[0])

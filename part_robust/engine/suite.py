@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,13 @@ PERIOD = 0.2  # seconds between two looks at the processes
 
 @dataclass(frozen=True)
 class Job:
-    """Attributes:
-    phase: what is run.
-    output: its OUTPUT_DIR.
-    after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
-    device: MODEL.DEVICE.
+    """A run of a suite.
+
+    Attributes:
+        phase: what is run.
+        output: its OUTPUT_DIR.
+        after: OUTPUT_DIR of the run whose weights it begins from, if that is one of the suite.
+        device: MODEL.DEVICE.
     """
 
     phase: Phase
@@ -38,16 +40,19 @@ class Job:
 
     @property
     def console(self) -> Path:
+        """File that takes what the run prints."""
         return self.output / CONSOLE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Attributes:
-    job: what was to be run.
-    state: "finished", "failed", or "left out" because what it begins from failed.
-    seconds: that it took; 0 where it was finished before.
-    reason: one sentence; "" unless it failed or was left out.
+    """Outcome of a run of a suite.
+
+    Attributes:
+        job: what was to be run.
+        state: "finished", "failed", or "left out" because what it begins from failed.
+        seconds: that it took; 0 where it was finished before.
+        reason: one sentence; "" unless it failed or was left out.
     """
 
     job: Job
@@ -76,7 +81,7 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
 
 
 def states(jobs: Sequence[Job]) -> list[str]:
-    """What a suite finds, for each job.
+    """Return the state of each job.
 
     "finished"; "trained, evaluates" (for the first time) or "trained, evaluates again" (in another way); "begun" (it
     goes on); "other config" (it begins anew in that folder); "to do"; or "after X", of which the run X is still to be
@@ -87,16 +92,19 @@ def states(jobs: Sequence[Job]) -> list[str]:
     """
     found = {job.output: _state(job) for job in jobs}
     after = {job.output: job.after for job in jobs}
+    unsure: dict[Path, str] = {}
 
     def trains(output: Path | None) -> bool:
         return output in found and (found[output] in ("begun", "other config", "to do") or trains(after[output]))
 
-    unsure = {job.output for job in jobs if trains(job.after) and found[job.output] not in ("other config", "to do")}
-    return [f"after {job.after.name}" if job.output in unsure else found[job.output] for job in jobs]
+    for job in jobs:
+        if job.after is not None and trains(job.after) and found[job.output] not in ("other config", "to do"):
+            unsure[job.output] = f"after {job.after.name}"
+    return [unsure.get(job.output, found[job.output]) for job in jobs]
 
 
 def _state(job: Job) -> str:
-    """Without a look at what it begins from."""
+    """Return the state of a job as if what it begins from were finished."""
     if not any((job.output / name).is_file() for name in (FINISHED, TRAINED, LAST)):
         return "to do"
     wanted = phase_fingerprint(job.phase)
@@ -115,8 +123,11 @@ def cores() -> int:
 
 
 def default_processes(jobs: Sequence[Job], devices: Sequence[str]) -> int:
-    """One for each device; on the CPU one for each core, as small models gain little from more threads, but never
-    more than 8 or than can run at the same time; else one."""
+    """Return the number of processes: one for each device or, on the CPU, one for each core.
+
+    Small models gain little from more threads, but there are never more than 8, nor more than can run at the same time.
+    Otherwise it is one.
+    """
     if devices:
         return len(devices)
     if any(job.device != "cpu" for job in jobs):
@@ -146,8 +157,10 @@ def run_jobs(
         One outcome for each job, in the order of `jobs`.
     """
     outputs = {job.output for job in jobs}
-    waiting, running, outcomes = list(jobs), {}, {}
-    looked = set()  # outputs that were looked at: to compare configs takes longer than PERIOD
+    waiting = list(jobs)
+    running: dict[subprocess.Popen, tuple[Job, int, float]] = {}
+    outcomes: dict[Path, Outcome] = {}
+    looked: set[Path] = set()  # outputs that were looked at: to compare configs takes longer than PERIOD
     free = list(range(processes))
     begun = time.time()
 
@@ -216,7 +229,7 @@ def _outcome(job: Job, code: int, seconds: float) -> Outcome:
 
 
 def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: int, elapsed: float) -> str:
-    """Such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
+    """Return a line such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
     times = [each.seconds for each in outcomes if each.seconds]
     left = total - len(outcomes)
     rest = f", about {sum(times) / len(times) * left / processes / 60:.0f} min left" if left else ""
@@ -227,7 +240,7 @@ def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: 
 
 
 @contextmanager
-def _ended_politely(running: dict[subprocess.Popen, object]) -> Iterator[None]:
+def _ended_politely(running: Collection[subprocess.Popen]) -> Iterator[None]:
     """Leaves no process behind: trainings save on SIGTERM (engine/failures.py)."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -6,17 +6,18 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from part_robust.attacks import Attack
 from part_robust.data import PartDatasetMapper
@@ -37,7 +38,7 @@ from part_robust.engine.weight_perturbation import RestoreWeights
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
 from part_robust.modeling.gradients import cuts_gradient
-from part_robust.modeling.part_classifier import training_objective
+from part_robust.modeling.part_classifier import PartClassifier, training_objective
 from part_robust.utils.precision import exact_kernels, tf32
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,16 @@ logger = logging.getLogger(__name__)
 class PartTrainer(DefaultTrainer):
     """Trains on DATASETS.TRAIN, on attacked batches if ATTACK.TRAIN.ENABLED, and watches DATASETS.VAL."""
 
+    _trainer: SimpleTrainer  # its model is a `TrainingStep` from `build_hooks` on
+    data_loader: DataLoader | AdversarialLoader
+
     def __init__(self, cfg: CfgNode) -> None:
         with _ddp_as_needed(cfg):
             super().__init__(cfg)
         check_batch_norm(cfg, unwrap(self.model))
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> PartClassifier | DistributedDataParallel:
         """The model, inside DistributedDataParallel where there are several processes."""
         return self._trainer.model.model
 
@@ -67,7 +71,7 @@ class PartTrainer(DefaultTrainer):
         if perturbation is not None:
             self._trainer.register_hooks([RestoreWeights(perturbation)])
         self.average = WeightAverage(unwrap(model), cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.DECAY > 0 else None
-        kept = {"trainer": weakref.proxy(self)} | ({"average": self.average} if self.average else {})
+        kept: dict = {"trainer": weakref.proxy(self)} | ({"average": self.average} if self.average else {})
         self.checkpointer = PartCheckpointer(model, cfg.OUTPUT_DIR, **kept)
         result = super().build_hooks()
         position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
@@ -94,7 +98,7 @@ class PartTrainer(DefaultTrainer):
         cfg, model = self.cfg, unwrap(self.model)
         node = cfg.ATTACK.TRAIN
         attack = training_attack(cfg)
-        self.data_loader = AdversarialLoader(
+        loader = AdversarialLoader(
             self.data_loader,
             model,
             attack,
@@ -104,7 +108,8 @@ class PartTrainer(DefaultTrainer):
             precision=node.PRECISION,
             skip_failures=cfg.SOLVER.NON_FINITE == "skip",
         )
-        result: list[HookBase] = [AttackSchedule(self.data_loader, node.EPS_WARMUP_ITERS)]
+        self.data_loader = loader
+        result: list[HookBase] = [AttackSchedule(loader, node.EPS_WARMUP_ITERS)]
         if node.GUARD.PERIOD > 0 and model.head is None:
             logger.warning("ATTACK.TRAIN.GUARD watches class accuracy: there is none without a class head")
         elif node.GUARD.PERIOD > 0:
@@ -130,8 +135,11 @@ class PartTrainer(DefaultTrainer):
 
     @classmethod
     def held_out_images(cls, cfg: CfgNode, count: int) -> list[list[dict]]:
-        """This process's share of the first `count` images of DATASETS.VAL, in batches; of the training set where there
-        is no VAL. The loader gives each process a run of neighbours, so all data is gone through up to `count`."""
+        """Return this process's share of the first `count` images of DATASETS.VAL, in batches.
+
+        Without VAL they are of the training set. The loader gives each process a run of neighbours, so all data is gone
+        through up to `count`.
+        """
         names = cfg.DATASETS.VAL or cfg.DATASETS.TRAIN
         share = -(-count // comm.get_world_size())
         batches, found = [], 0
@@ -185,13 +193,13 @@ class PartTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
         mapper = PartDatasetMapper(cfg, is_train=True, dataset_name=cfg.DATASETS.TRAIN[0])
         return build_stream_loader(cfg, mapper)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None):
-        """Of `records` of the data set only, if given."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:
+        """Build the loader of a data set, or of those of its `records` that are given."""
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
         batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
         if records is None and not mapper.num_parts:
@@ -249,7 +257,8 @@ class PartTrainer(DefaultTrainer):
         return results, warnings
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: PartClassifier | DistributedDataParallel) -> PartClassifier:
+    """Return the model without DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -259,16 +268,28 @@ def share_buffers(model: nn.Module) -> None:
     detectron2 trains without broadcasting them, so ordinary batch norm keeps other statistics in every process, and
     each would evaluate its share of the images with another model than the saved one.
     """
+    _share(model.buffers())
+
+
+def share_weights(model: nn.Module) -> None:
+    """Gives all processes the weights of the main one; random weights are others in every process."""
+    _share(model.state_dict().values())
+
+
+def _share(tensors: Iterable[Tensor]) -> None:
     if comm.get_world_size() > 1:
-        for buffer in unwrap(model).buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
 
 
 @contextmanager
 def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
-    """detectron2's `DefaultTrainer` takes the local rank for the device's index, which DistributedDataParallel refuses
-    on a CPU, and which is wrong where a process sees its own GPU alone. DistributedDataParallel waits for the gradients
-    of a frozen backbone unless it is told to look which ones come."""
+    """Let detectron2's `DefaultTrainer` build DistributedDataParallel as this job needs it.
+
+    It takes the local rank for the device's index, which DistributedDataParallel refuses on a CPU, and which is wrong
+    where a process sees its own GPU alone. DistributedDataParallel waits for the gradients of a frozen backbone unless
+    it is asked to look which ones come.
+    """
     original = defaults.create_ddp_model
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     options: dict = {"device_ids": [torch.cuda.current_device()] if on_gpu else None}

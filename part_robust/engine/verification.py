@@ -21,19 +21,20 @@ from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.record import check_rescored
-from part_robust.evaluation.report import file_sha256, write_json
 from part_robust.run_config import complete
-from part_robust.utils.files import read_json
+from part_robust.utils.files import file_sha256, read_json, write_json
 from part_robust.utils.precision import tf32
 
 
 @dataclass
 class Verification:
-    """Attributes:
-    dataset: of the images.
-    tier: likewise.
-    right: image id -> whether the class is right; None for models without classes.
-    problems: sentences, one for each image or batch that is not as the record says.
+    """Findings of the verification of saved images.
+
+    Attributes:
+        dataset: of the images.
+        tier: likewise.
+        right: image id -> whether the class is right; None for models without classes.
+        problems: sentences, one for each image or batch that is not as the record says.
     """
 
     dataset: str
@@ -118,8 +119,11 @@ def _verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
 
 
 def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
-    """Adds `rescored`, images and mismatches by data set, to the record, and makes C5, the verdict and `unreliable`
-    what follows from it. `rescored.before` keeps C5 as the evaluation itself left it, for the next verification."""
+    """Add `rescored`, images and mismatches by data set, to the record.
+
+    C5, the verdict and `unreliable` become what follows from it. `rescored.before` keeps C5 as the evaluation itself
+    left it, for the next verification.
+    """
     path = folder / "robustness.json"
     record = read_json(path, "evaluate again")
     for dataset, evaluation in record["evaluation"].items():

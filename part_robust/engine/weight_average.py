@@ -18,7 +18,8 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """
+        """Start the average from the model's weights.
+
         Args:
             model: not wrapped.
             decay: 0..1, not 1.
@@ -42,6 +43,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the model's weights, further in the first steps."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = self.model.state_dict()
@@ -63,9 +65,11 @@ class WeightAverage:
             _copy(own, state)
 
     def state_dict(self) -> dict:
+        """Return what a checkpoint keeps."""
         return {"updates": self.updates, "model": self.values}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from what a checkpoint has kept."""
         self.updates = int(state["updates"])
         _copy(state["model"], self.values)
 

@@ -21,7 +21,8 @@ class WeightPerturbation:
     """
 
     def __init__(self, gamma: float = 0.01, warmup_iters: int = 0) -> None:
-        """
+        """Set the length of the perturbation.
+
         Args:
             gamma: length of the perturbation relative to the weights'.
             warmup_iters: iterations without perturbation at the beginning.
@@ -32,6 +33,7 @@ class WeightPerturbation:
         self._kept: list[tuple[nn.Parameter, Tensor]] = []
 
     def at(self, iteration: int) -> None:
+        """Switch the perturbation on where the warm-up is over at this iteration."""
         self.active = iteration >= self.warmup_iters
 
     def perturb(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> None:
@@ -77,8 +79,11 @@ class WeightPerturbation:
 
 
 class RestoreWeights(HookBase):
-    """Puts the weights back between the backward pass and the optimizer's step, or that step would be undone with the
-    perturbation. Registered on the inner trainer, whose `after_backward` comes there."""
+    """Hook that puts the weights back between the backward pass and the optimizer's step.
+
+    Otherwise that step would be undone with the perturbation. It is registered on the inner trainer, whose
+    `after_backward` comes there.
+    """
 
     def __init__(self, perturbation: WeightPerturbation) -> None:
         self.perturbation = perturbation

@@ -8,7 +8,6 @@ float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each.
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
 from part_robust.evaluation.conversion import host_outputs
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file, replacing
 
 MODES = ("", "npz", "png")
 
@@ -85,15 +85,13 @@ def save_adversarials(
     arrays.update(verdict(outputs, batch.items, batch.num_parts))
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
     path = folder / f"batch_{digest}.npz"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
     return arrays.get("prediction") if mode == "png" else None
 
 
 def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
-    """What is compared when the images are scored again: `prediction` (N,) and `pixels_right` (N,), those there are."""
+    """Return what is compared when images are scored again: `prediction` (N,) and `pixels_right` (N,), if predicted."""
     arrays = {}
     outputs = host_outputs(outputs)
     if "class_logits" in outputs[0]:
@@ -116,6 +114,7 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
         )
     for path in paths:
+        check_file(path, "a file of attacked images")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -131,14 +130,15 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
 def _save_png(path: Path, image: np.ndarray) -> None:
     """image: uint8 (3, H, W)."""
-    temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(temporary, format="PNG")
 
 
 def _load_pngs(folder: Path, image_ids: Sequence[int]) -> np.ndarray:
     images = []
     for image_id in image_ids:
-        with Image.open(folder / f"{image_id}.png") as file:
+        path = folder / f"{image_id}.png"
+        check_file(path, "an image file")
+        with Image.open(path) as file:
             images.append(np.asarray(file.convert("RGB"), dtype=np.float32).transpose(2, 0, 1))
     return np.stack(images)

@@ -22,7 +22,7 @@ from part_robust.utils.transfer import to_device
 
 @dataclass
 class Cost:
-    """What an attack took, over all images it was run on.
+    """Cost of an attack, over all images it was run on.
 
     Attributes:
         images: images attacked.
@@ -46,11 +46,13 @@ class Cost:
 
 @dataclass
 class Outcome:
-    """Attributes:
-    images: (N, 3, H, W), attacked where `done`, the originals elsewhere; on the device.
-    done: bool (N,), on the host.
-    distance: (N,), of attacks that look for the smallest perturbation; NaN where not done; on the device.
-    cost: of the attack on the images that are done.
+    """Result of an attack on a batch.
+
+    Attributes:
+        images: (N, 3, H, W), attacked where `done`, the originals elsewhere; on the device.
+        done: bool (N,), on the host.
+        distance: (N,), of attacks that look for the smallest perturbation; NaN where not done; on the device.
+        cost: of the attack on the images that are done.
     """
 
     images: Tensor
@@ -60,8 +62,10 @@ class Outcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view`. Images stay on the model's device; outputs and whatever is decided by them are on
-    the host, by one copy for each set of outputs.
+    """A batch inside `attack_view`.
+
+    Images stay on the model's device; outputs and whatever is decided by them are on the host, by one copy for each set
+    of outputs.
 
     Attributes:
         items: the mapper's dicts.
@@ -74,7 +78,8 @@ class AttackedBatch:
     """
 
     def __init__(self, inner: Any, items: list[dict], num_parts: int) -> None:
-        """
+        """Predict the clean images.
+
         Args:
             inner: the model, inside `attack_view`.
             items: the mapper's dicts.
@@ -95,10 +100,12 @@ class AttackedBatch:
 
     @property
     def has_classes(self) -> bool:
+        """Whether the model predicts classes."""
         return "class_logits" in self.clean[0]
 
     @property
     def has_parts(self) -> bool:
+        """Whether the model predicts parts."""
         return "labels" in self.clean[0] or "instances" in self.clean[0]
 
     @torch.no_grad()
@@ -158,8 +165,10 @@ class AttackedBatch:
 
 
 def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:
-    """Sum over the images (S,) of a history on the host (at most S, M), NaN where an image had left; such an image
-    keeps its last loss, 0 if it had none."""
+    """Return the sum over the images (S,) of a history on the host (at most S, M), NaN where an image had left.
+
+    Such an image keeps its last loss, 0 if it had none.
+    """
     losses = history.double().numpy()
     # A run that all images left before its end is shorter.
     losses = np.pad(losses, ((0, steps - len(losses)), (0, 0)), constant_values=np.nan)
@@ -170,7 +179,7 @@ def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:
 
 
 def margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the class is from right, (N,), larger is worse for the model, and whether it is wrong, bool (N,).
+    """Return how far the class is from right, (N,), larger is worse for the model, and whether it is wrong, bool (N,).
 
     Wrong is what `argmax` says, so that it agrees with the evaluators where two logits are equal.
     """
@@ -219,7 +228,7 @@ def label_counts(outputs: Sequence[Mapping], items: list[dict], num_parts: int) 
 
 
 def object_share(items: list[dict], num_parts: int) -> np.ndarray:
-    """float (N,), share of each image's area that its parts cover, 0..1; NaN where no part is labelled."""
+    """Return float (N,), the share of each image's area that its parts cover, 0..1; NaN where no part is labelled."""
     shares = np.full(len(items), np.nan)
     for row, item in enumerate(items):
         height, width = item.get("content_size", item["sem_seg"].shape)

@@ -41,7 +41,8 @@ def describe_batch(
     evaluators: DatasetEvaluators,
     sample: Collection[int],
 ) -> BatchArrays:
-    """
+    """Return what is kept of a batch, as arrays on the host.
+
     Args:
         batch: after all attacks.
         results: of every tier.
@@ -143,7 +144,8 @@ class Merged:
     """All batches of an evaluation together."""
 
     def __init__(self, batches: Sequence[BatchArrays]) -> None:
-        """
+        """Merge the arrays of all batches.
+
         Raises:
             ValueError: there are none, so the data set is empty; an image occurs twice.
         """

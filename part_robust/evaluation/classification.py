@@ -51,7 +51,8 @@ class ClassificationEvaluator(MergeableEvaluator):
         self._predictions.update({image_id: (truth, guess) for image_id, truth, guess in partial["records"].tolist()})
 
     def score(self) -> OrderedDict:
-        """
+        """Return the metrics of all images processed so far.
+
         Raises:
             ValueError: no image was processed.
         """

@@ -63,7 +63,7 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
 
 
 def right_images(evaluated: Evaluated, tier: str) -> np.ndarray:
-    """bool (N,), right under a tier, or without attack for "clean".
+    """Return bool (N,), whether the class is right under a tier, or without attack for "clean".
 
     Raises:
         NotComparable: it was not evaluated, or does not judge classes.

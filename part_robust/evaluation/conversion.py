@@ -1,4 +1,4 @@
-"""What a model predicts about parts, as label maps or as boxes, whichever of the two it predicts itself.
+"""Predicted parts as label maps or as boxes, whichever of the two a model predicts itself.
 
 Letters: P parts (label P is background), H W pixels.
 """
@@ -16,7 +16,7 @@ from part_robust.utils.transfer import to_host
 
 
 def host_outputs(outputs: Sequence[Mapping]) -> list[dict]:
-    """What is evaluated of a batch's outputs, in the memory of the host, by one copy.
+    """Return what is evaluated of a batch's outputs, in the memory of the host, by one copy.
 
     Args:
         outputs: the model's, on any device, or what this function returned before.
@@ -73,8 +73,11 @@ def predicted_labels(output: Mapping, num_parts: int, size: tuple[int, int]) -> 
 
 
 def predicted_boxes(outputs: Sequence[Mapping], num_parts: int) -> list[Instances]:
-    """pred_boxes, scores and pred_classes of each image: the model's `instances`, or the connected components of its
-    `sem_seg` logits (P + 1, H, W), all of one size (`masks_to_boxes`)."""
+    """Return pred_boxes, scores and pred_classes of each image.
+
+    They are the model's `instances`, or the connected components of its `sem_seg` logits (P + 1, H, W), all of one size
+    (`masks_to_boxes`).
+    """
     if not outputs or "instances" in outputs[0]:
         return [output["instances"] for output in outputs]
     if "labels" in outputs[0]:

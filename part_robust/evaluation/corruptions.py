@@ -17,7 +17,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corruption_names(subset: str = "common") -> list[str]:
-    """
+    """Return the names of the corruptions of a subset.
+
     Args:
         subset: "common" for the fifteen of the paper, "validation" for the four to tune on, "all", or "noise", "blur",
             "weather" or "digital".
@@ -46,7 +47,8 @@ class CorruptedLoader:
     """A loader of the mapper's dicts whose images are corrupted."""
 
     def __init__(self, loader: Any, name: str, severity: int) -> None:
-        """
+        """Wrap a loader.
+
         Raises:
             ValueError: no such severity.
         """

@@ -18,7 +18,9 @@ from part_robust.evaluation.tiers import Tier, TierResult
 def run_curve(
     attacks: Mapping[float, Attack], batch: AttackedBatch, results: Mapping[Tier, TierResult]
 ) -> dict[float, Tensor]:
-    """eps -> bool (N,), the class is still right; for every image, once wrong means wrong at every larger eps.
+    """Return {eps: bool (N,), the class is still right} of every image.
+
+    Once wrong means wrong at every larger eps.
 
     Each radius starts where the next smaller one ended, and attacks only the images that still stand. What a tier has
     broken inside a radius is broken at that radius and all larger ones, so the curve never lies above the headline.
@@ -45,6 +47,7 @@ def run_curve(
 
 
 def curve_attack_name(eps: float) -> str:
+    """Return the name under which the attack of a point of the curve is recorded."""
     return f"eps_curve_{eps:g}"
 
 

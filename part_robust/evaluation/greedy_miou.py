@@ -13,8 +13,9 @@ Counts = Mapping[str, np.ndarray]
 
 
 def greedy_worst_miou(choices: Sequence[Counts], num_labels: int, sweeps: int = 2) -> tuple[float, np.ndarray]:
-    """Chooses for each image in turn what lowers the mIoU over the whole data set most, all other choices given, as
-    Croce, Singh and Hein (2024) do. The result is never above that of any single choice.
+    """Choose for each image in turn what lowers the mIoU over the whole data set most, all other choices given.
+
+    Croce, Singh and Hein (2024) do so. The result is never above that of any single choice.
 
     Args:
         choices: of each the pixels by image and label, where they occur: arrays (M,) `image_id`, `label`, `hits`,

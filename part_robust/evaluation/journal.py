@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import read_json
+from part_robust.utils.files import check_file, read_json, replacing, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """
+        """Open the journal of a folder.
+
         Args:
             folder: of the journal alone.
             identity: of the evaluation that writes batches or reads its own; None to read all there are.
@@ -79,11 +80,11 @@ class Journal:
         journal.folder.mkdir(parents=True, exist_ok=True)
         for unfinished in journal.folder.glob("*.tmp"):
             unfinished.unlink()
-        _write_whole(journal.folder / "journal.json", json.dumps(dict(identity), indent=1).encode())
+        write_bytes(journal.folder / "journal.json", json.dumps(dict(identity), indent=1).encode())
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """What `open` was told when the journal began; None where there is no journal.
+        """Return what `open` was told when the journal began; None where there is no journal.
 
         Raises:
             UserError: journal.json is damaged.
@@ -97,12 +98,8 @@ class Journal:
         digest = _hash(",".join(map(str, image_ids)) + (self._key or ""))[:16]
         key = {} if self._key is None else {KEY: np.array(self._key)}
         path = self.folder / f"batch_{digest}.npz"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path, flushed=True) as temporary, open(temporary, "wb") as file:
             np.savez(file, **batch, **key)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def batches(self) -> list[BatchArrays]:
         """All batches of this evaluation, in a fixed order.
@@ -113,6 +110,7 @@ class Journal:
         found, others = [], 0
         for path in sorted(self.folder.glob("batch_*.npz")):
             try:
+                check_file(path)
                 with np.load(path, allow_pickle=False) as file:
                     batch = {key: file[key] for key in file.files}
             except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
@@ -131,9 +129,3 @@ class Journal:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -10,6 +10,8 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from part_robust.utils.processes import wait_for_all
+
 
 class MergeableEvaluator(DatasetEvaluator):
     """A `DatasetEvaluator` that separates gathering from scoring.
@@ -40,9 +42,13 @@ class MergeableEvaluator(DatasetEvaluator):
         return results
 
     def evaluate(self) -> OrderedDict | None:
-        """Returns the metrics of all processes' images on rank 0, None elsewhere. Every process must call it."""
+        """Returns the metrics of all processes' images on rank 0, None elsewhere. Every process must call it.
+
+        It waits for the others however long their images take. `prepare_to_wait` comes before images that take hours.
+        """
         if comm.get_world_size() == 1:
             return self.score()
+        wait_for_all()
         own = self.partial()
         gathered = comm.gather(own, dst=0)
         if not comm.is_main_process():

@@ -25,7 +25,9 @@ from part_robust.evaluation.mergeable import MergeableEvaluator
 
 
 class PartDetectionEvaluator(MergeableEvaluator):
-    """Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent, and the
+    """Evaluator of the average precision of part boxes and part masks.
+
+    Results: `{"part_box": {"AP", "AP50", "num_images", "num_unlabelled_images", "AP-<part>"...}}`, percent, and the
     same as "part_mask" where the model's `instances` have `pred_masks`.
 
     The truth are the boxes of the mapper's `instances`, after its crop: stock evaluators read the json, whose boxes are

@@ -80,8 +80,9 @@ def _top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """At most 12 of the sample with their `kind`: the images on which the attack went farthest, those in the middle,
-    and those that held best.
+    """Choose at most 12 of the sample, and name their `kind`.
+
+    They are the images on which the attack went farthest, those in the middle, and those that held best.
 
     Args:
         pictures: the arrays of all batches together.

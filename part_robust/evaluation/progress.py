@@ -17,7 +17,8 @@ class Progress:
     """Counts images and logs the running accuracies and the time that is left."""
 
     def __init__(self, total: int, headline: str, done: int = 0, processes: int = 1, period: float = 5.0) -> None:
-        """
+        """Set what is counted.
+
         Args:
             total: images of the data set.
             headline: the tier whose accuracy is shown.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation does.
+    """Plan of an evaluation.
 
     Attributes:
         tiers: the strongest first; its images are those that breakdowns and pictures show.
@@ -59,6 +59,7 @@ class Plan:
 
     @property
     def headline(self) -> Tier:
+        """The first tier, whose accuracy is the headline of the record."""
         return self.tiers[0]
 
     def attacks(self) -> dict[str, Attack]:

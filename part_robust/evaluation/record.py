@@ -20,6 +20,7 @@ from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.protocol import Plan
 from part_robust.evaluation.tiers import Tier
+from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
 
@@ -91,19 +92,21 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
 
 
 def right(merged: Merged, row: str) -> np.ndarray:
-    """bool (N,), the class is right on a row's images."""
+    """Return bool (N,), whether the class is right on a row's images."""
     return merged.images[f"prediction.{row}"] == merged.images["label"]
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
-    """bool (N,), the class is right under a tier: on its images as scored last, and after each of its attacks."""
+    """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
     final = right(merged, tier.name)
     return final & (merged.images[f"broken_by.{tier.name}"] < 0) if tier.kind == "class" else final
 
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
-    """bool (N,), the class is right on the image and on every attacked image of it, whatever the attack aimed at, that
-    the headline's threat model allows."""
+    """Return bool (N,), whether the class is right on the image and on every attacked image of it.
+
+    These are all that the headline's threat model allows, whatever the attack aimed at.
+    """
     threat, result = plan.headline.threat_model, right(merged, "clean")
     for tier in plan.tiers:
         if tier.threat_model == threat:
@@ -228,7 +231,7 @@ def _distances(plan: Plan, merged: Merged) -> list[float]:
 
 
 def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return what a reader of the numbers must know about the plan."""
     sentences = []
     official = [name for name, attack in plan.attacks().items() if attack.backend == "autoattack"]
     if official:
@@ -296,7 +299,5 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from part_robust.attacks import Attack, attack_batch, attack_view
+from part_robust.utils.processes import prepare_to_wait
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def evaluate_under_attacks(
         `{"classification": {...}, "classification_<attack>": {...}, ...}` on the main process, empty elsewhere; and
         warnings a reader of the numbers must see.
     """
+    prepare_to_wait()
     results: OrderedDict = OrderedDict(inference_on_dataset(model, data_loader, evaluator) or {})
     warnings = []
     for name, attack in attacks.items():

@@ -13,8 +13,9 @@ from scipy import stats
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval (low, high) of a share, 0..1 (Wilson, 1927). Unlike the textbook one it holds near 0 and 1, where robust
-    accuracies often are. (0, 1) for no images.
+    """Return the interval (low, high) of a share, 0..1 (Wilson, 1927); (0, 1) for no images.
+
+    Unlike the textbook one it holds near 0 and 1, where robust accuracies often are.
 
     Raises:
         ValueError: more right than there are images.
@@ -34,12 +35,15 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
 
 def ratio_interval(correct: np.ndarray, total: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval (low, high), 0..1, of sum(correct) / sum(total), for pixels: those of one image are no independent
-    draws, images are (linearised variance of a ratio; Cochran, Sampling Techniques, 1977, section 6.3).
+    """Return the interval (low, high), 0..1, of sum(correct) / sum(total), for pixels.
+
+    The pixels of one image are not independent draws, images are (linearised variance of a ratio; Cochran, Sampling
+    Techniques, 1977, section 6.3).
 
     Args:
         correct: (N,) right pixels of each image.
         total: (N,) labelled pixels; images without any do not count.
+        confidence: of the interval, 0..1.
     """
     correct, total = correct[total > 0].astype(float), total[total > 0].astype(float)
     if len(total) < 2:
@@ -103,8 +107,10 @@ def compare_paired(first: np.ndarray, second: np.ndarray, confidence: float = 0.
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of the exact McNemar test: of the images on which two results differ, each is as likely to
-    favour one as the other. 1 where they differ on none."""
+    """Return the two-sided p-value of the exact McNemar test; 1 where the results differ on no image.
+
+    Under its hypothesis, each image on which two results differ is as likely to favour one as the other.
+    """
     differing = only_first + only_second
     return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 

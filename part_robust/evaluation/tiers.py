@@ -20,12 +20,14 @@ KINDS = ("full", "class", "parts")
 
 @dataclass(frozen=True, eq=False)
 class Tier:
-    """Attributes:
-    name: in the config and in results.
-    kind: "full": every attack on every image (the thesis). "class": the worst case per image for the class; only
-        images that are still right are attacked further. "parts": the worst case per image for pixel accuracy, every
-        attack on every image with part labels.
-    attacks: by name, cheap ones first.
+    """A set of attacks whose worst case is reported.
+
+    Attributes:
+        name: in the config and in results.
+        kind: "full": every attack on every image (the thesis). "class": the worst case per image for the class; only
+            images that are still right are attacked further. "parts": the worst case per image for pixel accuracy,
+            every attack on every image with part labels.
+        attacks: by name, cheap ones first.
     """
 
     name: str
@@ -46,11 +48,12 @@ class Tier:
 
     @property
     def threat_model(self) -> ThreatModel:
+        """Threat model of the tier, which all its attacks share."""
         return next(iter(self.attacks.values())).threat_model
 
     @property
     def objective(self) -> str:
-        """In words, for the record."""
+        """The objective in words, for the record."""
         return {
             "full": "class accuracy, every attack on every image, last word to the worst restart",
             "class": "class accuracy, worst case per image",
@@ -60,14 +63,16 @@ class Tier:
 
 @dataclass
 class TierResult:
-    """Attributes:
-    images: (N, 3, H, W), of each image the one that breaks it, or else the strongest.
-    outputs: the model's, of `images`.
-    broken_by: int64 (N,), index of the attack that broke the image, or whose result is the worst for tier "parts"; -1
-        for none: wrong without any attack, still right, or (parts) worst without any attack.
-    fooled: bool (N,) by attack, the class is wrong after it; False where the attack was not run.
-    counts: of the parts, by attack, for tier "parts" alone.
-    outputs_by_attack: likewise.
+    """Result of a tier on a batch.
+
+    Attributes:
+        images: (N, 3, H, W), of each image the one that breaks it, or else the strongest.
+        outputs: the model's, of `images`.
+        broken_by: int64 (N,), index of the attack that broke the image, or whose result is the worst for tier "parts";
+            -1 for none: wrong without any attack, still right, or (parts) worst without any attack.
+        fooled: bool (N,) by attack, the class is wrong after it; False where the attack was not run.
+        counts: of the parts, by attack, for tier "parts" alone.
+        outputs_by_attack: likewise.
     """
 
     images: Tensor
@@ -79,7 +84,8 @@ class TierResult:
 
 
 def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
-    """
+    """Run the attacks of a tier on a batch, and keep the worst case of each image.
+
     Args:
         tier: what to run.
         batch: on what.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def cached_constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     cached = functools.lru_cache(maxsize=128)(function)
 
     @functools.wraps(function)
-    def wrapper(*args) -> Tensor:
+    def wrapper(*args: Hashable) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return function(*args)
         # A tensor of inference mode could not be saved for a backward pass later.

@@ -41,8 +41,10 @@ def automatic_backend(value: Tensor) -> str:
 
 @functools.cache
 def why_not_triton(device: torch.device) -> str:
-    """The reason why the Triton kernel cannot be used on a CUDA device; "" if it can: it has computed a small example,
-    forward and backward, as plain PyTorch does."""
+    """Return the reason why the Triton kernel cannot be used on a CUDA device; "" if it can.
+
+    It can where it has computed a small example, forward and backward, as plain PyTorch does.
+    """
     reason = _try_triton(device)
     if reason:
         logger.warning("Deformable attention runs in plain PyTorch on %s, not in the Triton kernel: %s", device, reason)
@@ -73,7 +75,8 @@ def _try_triton(device: torch.device) -> str:
             found = [ours, *torch.autograd.grad(ours.sum(), tensors)]
         except Exception as error:  # a compiler, a driver or a launch may fail in many ways
             return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
-        plain = ms_deform_attn(tensors[0], shapes, *tensors[1:], "gather")
+        value, locations, weights = tensors
+        plain = ms_deform_attn(value, shapes, locations, weights, "gather")
         expected = [plain, *torch.autograd.grad(plain.sum(), tensors)]
     if not all(torch.allclose(x, y, rtol=1e-3, atol=1e-4) for x, y in zip(found, expected, strict=True)):
         return "its result on a small example is wrong"

@@ -162,7 +162,7 @@ def boxes_to_score_map(
 
 
 def _covers(boxes: Tensor, scores: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    """bool (..., Q, H, W): the box is confident enough and holds the pixel's centre."""
+    """Return bool (..., Q, H, W), whether the box is confident enough and holds the pixel's centre."""
     left, top, right, bottom = boxes.detach()[..., None].unbind(dim=-2)
     y = torch.arange(size[0], device=boxes.device) + 0.5
     x = torch.arange(size[1], device=boxes.device) + 0.5

@@ -105,8 +105,11 @@ def level_sizes(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The four pixels around each location: their index among the S, int64 (N, Q, H, L, P * 4), and what they count
-    for (N, Q, H, L, P * 4): bilinear share x attention weight, 0 outside of the map."""
+    """Return the four pixels around each location and their weights.
+
+    The pixels are indices among the S, int64 (N, Q, H, L, P * 4); the weights (N, Q, H, L, P * 4) are bilinear share x
+    attention weight, 0 outside of the map.
+    """
     device = locations.device
     size = level_sizes(shapes, torch.int64, device)
     starts = tuple(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
@@ -137,7 +140,8 @@ class MSDeformAttn(nn.Module):
     def __init__(
         self, *, dim: int = 256, heads: int = 8, levels: int = 4, points: int = 4, backend: str = "auto"
     ) -> None:
-        """
+        """Build the projections of one layer.
+
         Args:
             dim: C.
             heads: H, a divisor of C.
@@ -182,7 +186,8 @@ class MSDeformAttn(nn.Module):
         shapes: Shapes,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """
+        """Return what the queries read from the memory, (N, Q, C).
+
         Args:
             query: (N, Q, C).
             reference: points (N, Q, L, 2) or boxes (N, Q, L, 4) cxcywh in 0..1 of the map; N and L may be 1 where all

@@ -58,6 +58,7 @@ def box_embedding(boxes: Tensor, channels: int, temperature: float = 10000.0) ->
     Args:
         boxes: (..., 4) cxcywh, 0..1.
         channels: per number.
+        temperature: of `sine_embedding`.
 
     Returns:
         (..., 4 * channels), float32 or wider.

@@ -50,13 +50,14 @@ class TrueMasks:
 
 
 class DenseMaskLoss:
-    """On every pixel of the predicted masks; the true ones are averaged down to them.
+    """Losses of masks on every pixel of the predicted ones; the true ones are averaged down to them.
 
     At 224 px that is 3136 pixels, fewer than the published number of points, and nothing is random.
     """
 
     def prepare(self, masks: Tensor, counted: Tensor, size: tuple[int, int]) -> TrueMasks:
-        """
+        """Return the true masks as the losses compare them.
+
         Args:
             masks: bool (N, G, H, W).
             counted: bool (N, H, W), False where nothing is known.
@@ -75,7 +76,7 @@ class DenseMaskLoss:
         return _pairwise(predicted.logits().flatten(3).float(), true.values, true.counted)
 
     def sums(self, predicted: PredictedMasks, true: TrueMasks, matching: Matching) -> dict[str, Tensor]:
-        """ "mask" and "dice" (T, N), summed over the matched pairs; `matching` may name each true part M times."""
+        """Return "mask" and "dice" (T, N), summed over the matched pairs; `matching` may have a true part M times."""
         logits = predicted.logits(matching.query).flatten(3).float()
         logits = logits.unflatten(2, (-1, true.values.shape[1])) if logits.shape[2] else logits[:, :, None]
         entropy, dice = _paired(logits, true.values[:, None], true.counted[:, None, None])
@@ -87,8 +88,10 @@ class DenseMaskLoss:
 
 
 class PointMaskLoss:
-    """On random points, as published: uniform ones, the same for all masks of an image, to match; and to learn, most of
-    them where a predicted mask is least sure, of `oversample` times as many candidates (Kirillov et al., 2020).
+    """Losses of masks on random points, as published.
+
+    To match, they are uniform and the same for all masks of an image; to learn, most of them are where a predicted mask
+    is least sure, of `oversample` times as many candidates (Kirillov et al., 2020).
 
     Points depend on `seed` and on the number of batches since the process started.
     """
@@ -96,7 +99,8 @@ class PointMaskLoss:
     def __init__(
         self, *, num_points: int = 12544, oversample: float = 3.0, importance: float = 0.75, seed: int = 0
     ) -> None:
-        """
+        """Set how points are drawn.
+
         Args:
             num_points: L.
             oversample: candidates per point.
@@ -108,14 +112,14 @@ class PointMaskLoss:
         self.generator = torch.Generator()
 
     def prepare(self, masks: Tensor, counted: Tensor, size: tuple[int, int]) -> TrueMasks:
-        """As of `DenseMaskLoss`; starts a new batch."""
+        """Same as `DenseMaskLoss.prepare`; starts a new batch."""
         self.generator = torch.Generator(masks.device).manual_seed(self.seed + self.batches)
         self.batches += 1
         return TrueMasks((masks & counted[:, None]).float(), counted.float())
 
     @torch.no_grad()
     def cost(self, predicted: PredictedMasks, true: TrueMasks) -> tuple[Tensor, Tensor]:
-        """As of `DenseMaskLoss`."""
+        """Same as `DenseMaskLoss.cost`, on random points."""
         points = self._random(len(true.values), self.num_points, true.values)
         # Sampling is linear, so features can be sampled instead of masks, which are more.
         pixels = _sample(predicted.pixels.float(), points)
@@ -124,7 +128,10 @@ class PointMaskLoss:
         return _pairwise(logits, _sample(true.values, points) * counted[:, None], counted)
 
     def sums(self, predicted: PredictedMasks, true: TrueMasks, matching: Matching) -> dict[str, Tensor]:
-        """As of `DenseMaskLoss`. The pairs are picked out by index, for which a GPU is waited for."""
+        """Same as `DenseMaskLoss.sums`, on random points.
+
+        The pairs are picked out by index, for which a GPU is waited for.
+        """
         sets, images = matching.query.shape[:2]
         # In the order of queries, as published, which decides whose points are whose.
         order = matching.query.where(matching.matched, predicted.embedding.shape[2]).argsort(dim=2, stable=True)

@@ -51,8 +51,12 @@ class PartBoxes:
 
 @dataclass
 class Matching:
-    """query: int64 (T, N, G), the query of each true part; matched: bool (T, N, G), False for padding and for parts
-    that found no query."""
+    """Assignment of queries to true parts.
+
+    Attributes:
+        query: int64 (T, N, G), the query of each true part.
+        matched: bool (T, N, G), False for padding and for parts that found no query.
+    """
 
     query: Tensor
     matched: Tensor
@@ -88,7 +92,8 @@ class HungarianMatcher:
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
-        """
+        """Set the costs of a pair.
+
         Args:
             class_cost: weight of the focal cost; of the published softmax models too.
             box_cost: weight of the L1 distance of cxcywh.
@@ -122,7 +127,8 @@ class HungarianMatcher:
         masks: tuple[Tensor, Tensor] | None = None,
         kept: Tensor | None = None,
     ) -> Matching:
-        """
+        """Return the matching of least cost.
+
         Args:
             logits: (T, N, Q, K).
             boxes: (T, N, Q, 4) cxcywh.

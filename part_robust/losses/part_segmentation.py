@@ -33,6 +33,7 @@ def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Ten
     Args:
         logits: (N, P + 1, H, W).
         target: int64 (N, H, W), 0..P, or `ignore_label`.
+        ignore_label: label of pixels that count nowhere.
 
     Returns:
         Scalar; zero, with zero gradient, when every pixel is ignored.
@@ -42,7 +43,9 @@ def part_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Ten
 
 
 def image_cross_entropy(logits: Tensor, target: Tensor, ignore_label: int) -> Tensor:
-    """Mean cross-entropy (N,) over the labelled pixels of each image for itself, 0 where there are none; arguments as
-    of `part_cross_entropy`."""
+    """Return the mean cross-entropy (N,) over the labelled pixels of each image for itself, 0 where there are none.
+
+    Arguments are those of `part_cross_entropy`.
+    """
     summed = F.cross_entropy(logits.float(), target, ignore_index=ignore_label, reduction="none").flatten(1).sum(dim=1)
     return summed / (target != ignore_label).flatten(1).sum(dim=1).clamp(min=1)

@@ -48,8 +48,9 @@ class PredictedParts:
 
 
 class SetCriterion:
-    """Class loss of all queries; L1 and generalised IoU of matched boxes; losses of matched masks. Unweighted sums per
-    image come first, so that one image's loss can be told from its neighbours'.
+    """Class loss of all queries; L1 and generalised IoU of matched boxes; losses of matched masks.
+
+    Unweighted sums per image come first, so that one image's loss can be told from its neighbours'.
 
     Attributes:
         weights: of the terms "class", "box", "giou", and with masks "mask" and "dice".
@@ -70,7 +71,8 @@ class SetCriterion:
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
-        """
+        """Set the losses and their weights.
+
         Args:
             matcher: assigns predictions to true parts.
             class_weight: of the class loss.
@@ -101,7 +103,10 @@ class SetCriterion:
         return other
 
     def match(self, predictions: PredictedParts, targets: PartBoxes, kept: Tensor | None = None) -> Matching:
-        """Which queries answer for which true parts, in each set for itself; `kept` as of `HungarianMatcher`."""
+        """Return which queries are matched to which true parts, in each set for itself.
+
+        `kept` is that of `HungarianMatcher`.
+        """
         if self.mask_loss is None:
             return self.matcher(predictions.logits, predictions.boxes, targets, None, kept)
         assert predictions.masks is not None and targets.masks is not None
@@ -168,8 +173,9 @@ class SetCriterion:
         return {"class": (entropy * weight).sum(dim=-1), "class_count": weight.sum(dim=-1)}
 
     def class_count(self, parts: Tensor, complete: Tensor, num_queries: int) -> Tensor:
-        """Scalar: "class_count" of a batch and one set, which no prediction changes: each part finds a query while
-        there are any, and the others count as nothing.
+        """Return "class_count" of a batch and one set, a scalar that no prediction changes.
+
+        Each part finds a query while there are any, and the others count as nothing.
 
         Args:
             parts: int64 (N,), true parts of each image; 0 where none are known.
@@ -181,7 +187,7 @@ class SetCriterion:
         return (found + self.no_object_weight * (num_queries - found) * complete).sum()
 
     def normalizers(self, targets: PartBoxes, groups_of_sums: Sequence[Mapping[str, Tensor] | None]) -> list[Tensor]:
-        """What `batch_losses` divides by, for several groups of sets, from one exchange between the processes.
+        """Return what `batch_losses` divides by, for several groups of sets, from one exchange between the processes.
 
         The exchange takes place in every process, whatever its images hold, and always has the same size.
 
@@ -208,8 +214,11 @@ class SetCriterion:
     def batch_losses(
         self, sums: Mapping[str, Tensor], normalizer: Tensor, groups: int = 1, prefix: str = "loss_part_"
     ) -> dict[str, Tensor]:
-        """Weighted scalars: mean (or sum) over the T sets, over the true parts of the whole batch and all processes; of
-        the softmax class loss the mean over the queries instead.
+        """Return weighted scalars: means (or sums) over the T sets, over the true parts of the batch in all processes.
+
+        The softmax class loss is the mean over the queries instead.
+
+        The softmax class loss is the mean over the queries instead.
 
         Args:
             sums: of `sums`.

@@ -46,8 +46,11 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> int:
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """Blocks of a network of timm, in order: what its stages line up in `nn.Sequential`, as far as it has modules of
-    its own. timm's own `set_grad_checkpointing` would count a batch twice in the statistics of batch norms."""
+    """Return the blocks of a network of timm, in order.
+
+    They are what its stages line up in `nn.Sequential`, as far as it has modules of its own. timm's own
+    `set_grad_checkpointing` would count a batch twice in the statistics of batch norms.
+    """
     found: list[nn.Module] = []
     for child in net.children():
         if isinstance(net, nn.Sequential) and not isinstance(child, nn.Sequential) and any(child.children()):
@@ -75,5 +78,5 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if count is not None:
+            if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)

@@ -13,11 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 class CompiledPath:
-    """A function of images compiled by `torch.compile`; the function itself once compiling has failed, which is logged
-    with its reason. Copies of a model compile for themselves."""
+    """A function of images, compiled by `torch.compile`.
+
+    Once compiling has failed, which is logged with its reason, it is the function itself. Copies of a model compile for
+    themselves.
+    """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        """
+        """Wrap a function; it is compiled when it is first called.
+
         Args:
             function: images (N, 3, H, W), and keyword arguments -> logits, differentiable.
         """

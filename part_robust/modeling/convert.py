@@ -99,9 +99,15 @@ _QUERY_KEYS = tuple(f"segmenter.{name}.weight" for name in ("tgt_embed", "query_
 
 @dataclass
 class Account:
-    """What became of a key: action "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in
-    the model, not in the file); `key` in the file, or in the model for the last two; `ours` and `reason` where there is
-    one."""
+    """Account of what became of a key.
+
+    Attributes:
+        action: "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in the model,
+            not in the file).
+        key: in the file, or in the model for the last two actions.
+        ours: our name, where there is one.
+        reason: why, where there is a reason.
+    """
 
     action: str
     key: str
@@ -110,8 +116,10 @@ class Account:
 
 
 def detect_layout(state: Mapping[str, Tensor]) -> str:
-    """Raises:
-    ValueError: the keys are of no known layout.
+    """Return the layout of a checkpoint by its keys.
+
+    Raises:
+        ValueError: the keys are of no known layout.
     """
     if any(key.startswith("sem_seg_head.predictor.") for key in state):
         return "mask_dino"
@@ -197,7 +205,7 @@ def convert(
 
 
 def _encoder_head(name: str, state: Mapping[str, Tensor]) -> str:
-    """detrex numbers the encoder's head after those of the decoder's layers."""
+    """Undo detrex's numbering of the encoder's head, which comes after those of the decoder's layers."""
     match = re.fullmatch(r"segmenter\.(bbox|class)_embed\.(\d+)\.(.+)", name)
     if match is None:
         return name

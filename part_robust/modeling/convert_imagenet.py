@@ -107,7 +107,8 @@ def convert_imagenet(
 
 
 def check_backbone(cfg: CfgNode, layout: str) -> None:
-    """
+    """Check that weights mean the same in the config's backbone.
+
     Raises:
         ValueError: weights of this layout would load into the config's backbone and mean something else there.
     """
@@ -126,7 +127,8 @@ def check_backbone(cfg: CfgNode, layout: str) -> None:
 def check_normalisation(
     normaliser: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float], trust: bool = False
 ) -> None:
-    """
+    """Check that the config normalises images as the classifier was trained.
+
     Args:
         normaliser: "mean" and "std" of the file, 0..1, where it has them.
         mean: MODEL.PIXEL_MEAN, 0..255.
@@ -172,7 +174,7 @@ def _reason(key: str) -> str:
 
 
 def _hint(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> str:
-    """What the stems say."""
+    """Return a hint from the stems."""
     convolutions = any(unwrapped(key).startswith("stem.stem.") for key in state)
     if convolutions != ("backbone.net.stem_0.3.weight" in model_state):
         return f"; its stem wants MODEL.TIMM.CONV_STEM {convolutions}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from part_robust.modeling.segmenters.transformer import QuerySelection
+from part_robust.modeling.segmenters.transformer import Decoder, QuerySelection
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def more_queries(model: nn.Module, factor: int) -> Iterator[None]:
 
 
 def chooses_queries(model: nn.Module) -> bool:
-    """Whether `more_queries` would change anything."""
+    """Return whether `more_queries` would change anything."""
     return bool(_choosing_modules(model))
 
 
@@ -64,7 +64,7 @@ def only_looking(model: nn.Module) -> Iterator[None]:
 
 
 def cuts_gradient(model: nn.Module) -> bool:
-    """Whether `full_gradient` would change anything."""
+    """Return whether `full_gradient` would change anything."""
     return bool(_cutting_modules(model))
 
 
@@ -72,5 +72,5 @@ def _choosing_modules(model: nn.Module) -> list[QuerySelection]:
     return [module for module in model.modules() if isinstance(module, QuerySelection)]
 
 
-def _cutting_modules(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if getattr(module, "detach_references", False)]
+def _cutting_modules(model: nn.Module) -> list[Decoder]:
+    return [module for module in model.modules() if isinstance(module, Decoder) and module.detach_references]

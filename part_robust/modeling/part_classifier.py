@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -28,6 +27,7 @@ from part_robust.modeling.registry import (
     build_class_head,
     build_part_segmenter,
 )
+from part_robust.modeling.segmenters.query_segmenter import Assignment, QuerySegmenter
 from part_robust.utils.devices import check_device
 
 
@@ -40,6 +40,9 @@ class PartClassifier(nn.Module):
     Evaluation: `list[dict]` -> `list[dict]` with `class_logits` (C,) if there is a head, and the segmenter's `sem_seg`
     (P + 1, H, W) and / or `instances` if there is one.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -56,7 +59,8 @@ class PartClassifier(nn.Module):
         compile_attacks: bool = False,
         objective: TrainingObjective | None = None,
     ) -> None:
-        """
+        """Put a model together from its pieces.
+
         Args:
             backbone: a detectron2 backbone.
             segmenter: part segmenter, or None for a plain classifier.
@@ -98,7 +102,7 @@ class PartClassifier(nn.Module):
                 f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
                 "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
             )
-        if segmenter is not None and self.objective.match_on == "clean" and not hasattr(segmenter, "assign"):
+        if segmenter is not None and self.objective.match_on == "clean" and not isinstance(segmenter, QuerySegmenter):
             raise ValueError(
                 f"ATTACK.TRAIN.MATCH_ON clean: {type(segmenter).__name__} assigns no queries to parts, use attacked"
             )
@@ -125,6 +129,7 @@ class PartClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -158,16 +163,19 @@ class PartClassifier(nn.Module):
         """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
-        output = self.segmenter(self.backbone(self.normalize(images)), images.shape[-2:], padding)
-        return self.segmenter.dense_logits(output, images.shape[-2:])
+        height, width = images.shape[-2:]
+        output = self.segmenter(self.backbone(self.normalize(images)), (height, width), padding)
+        return self.segmenter.dense_logits(output, (height, width))
 
     def attack_gradient(self) -> AbstractContextManager[None]:
         """The context in which attacks take their gradients."""
         return full_gradient(self) if self.full_gradient_attacks else nullcontext()
 
     def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
-        """The context in which `class_logits` reads `factor` times the queries; None where the class is read from no
-        queries that are chosen among others."""
+        """Return the context in which `class_logits` reads `factor` times the queries.
+
+        It is None where the class is read from no queries that are chosen among others.
+        """
         if self.head is None or not self.head.needs_parts or not chooses_queries(self):
             return None
         return more_queries(self, factor)
@@ -175,7 +183,10 @@ class PartClassifier(nn.Module):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """What an attack on the model's own part loss sees; see `part_loss_view.py`."""
+        """Return the function of images that an attack on the model's own part loss maximises.
+
+        Same as `part_robust.modeling.part_loss_view.part_loss_view`.
+        """
         return part_loss_view(self, batched_inputs, images, padding, joint, fixed)
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
@@ -183,6 +194,7 @@ class PartClassifier(nn.Module):
         return preprocess(batched_inputs, self.device)
 
     def normalize(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) of 0..255 with the mean and the deviation of the backbone's training taken out."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -201,9 +213,11 @@ class PartClassifier(nn.Module):
         part_losses: dict[str, Tensor] = {}
         clean_logits, like = None, None
 
-        def see(images: Tensor, part_weight: float, class_wanted: bool, **query_options) -> tuple[Tensor | None, Any]:
+        def see(
+            images: Tensor, part_weight: float, class_wanted: bool, denoise: bool = True, like: Assignment | None = None
+        ) -> tuple[Tensor | None, Assignment | None]:
             logits, losses, assignment = self._training_pass(
-                images, padding, targets, part_weight > 0, class_wanted, **query_options
+                images, padding, targets, part_weight > 0, class_wanted, denoise, like
             )
             for name, loss in losses.items():
                 part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
@@ -220,11 +234,12 @@ class PartClassifier(nn.Module):
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
+        assert labels is not None  # read where there is a head
         class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
     def part_label_counts(self, batched_inputs: list[dict]) -> dict[str, LabelCount]:
-        """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
+        """Return the denominators of the part losses in a batch, for a caller that splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
         # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
@@ -244,37 +259,48 @@ class PartClassifier(nn.Module):
         parts_wanted: bool,
         class_wanted: bool,
         denoise: bool = True,
-        like: Any = None,
-    ) -> tuple[Tensor | None, dict[str, Tensor], Any]:
-        """Class logits (N, C) or None, the segmenter's losses, and its assignment of queries to true parts, if it makes
-        one; computes what is wanted and no more. `like`: an assignment to go by."""
+        like: Assignment | None = None,
+    ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
+        """Compute class logits (N, C), part losses, and the assignment of queries to true parts, as far as they exist.
+
+        Computes what is wanted and no more. `like` is an assignment to keep.
+
+        Computes what is wanted and no more. `like` is an assignment to keep.
+        """
         features = self.backbone(self.normalize(images))
-        class_wanted = class_wanted and self.head is not None
+        segmenter, head = self.segmenter, self.head if class_wanted else None
         parts, losses = None, {}
-        if self.segmenter is not None and parts_wanted:
-            options = {} if denoise or not hasattr(self.segmenter, "assign") else {"denoise": False}
-            parts = self.segmenter(features, images.shape[-2:], padding, targets, **options)
-            if like is not None:
-                self.segmenter.assign(parts, like)
-            losses = self.segmenter.losses(parts, targets)
-        elif class_wanted and self.head.needs_parts:
-            parts = self.segmenter(features, images.shape[-2:], padding, class_only=True)
-        logits = self.head(features, parts).float() if class_wanted else None
+        if segmenter is not None and targets is not None and parts_wanted:
+            options = {"denoise": False} if isinstance(segmenter, QuerySegmenter) and not denoise else {}
+            parts = segmenter(features, images.shape[-2:], padding, targets, **options)
+            if isinstance(segmenter, QuerySegmenter) and like is not None:
+                segmenter.assign(parts, like)
+            losses = segmenter.losses(parts, targets)
+        elif segmenter is not None and head is not None and head.needs_parts:
+            parts = segmenter(features, images.shape[-2:], padding, class_only=True)
+        logits = None if head is None else head(features, parts).float()
         return logits, losses, None if parts is None else parts.aux.get("assignment")
 
-    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Any:
-        assert self.segmenter is not None
+    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment:
+        assert isinstance(self.segmenter, QuerySegmenter)
         with only_looking(self):
             features = self.backbone(self.normalize(images))
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
+        """Return one dict per image: `class_logits` (C,), `sem_seg` (P + 1, H, W) and `instances`, as far as predicted.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding; None where there is none.
+        """
         features = self.backbone(self.normalize(images))
+        height, width = images.shape[-2:]
         parts = None
         results: list[dict] = [{} for _ in images]
         if self.segmenter is not None:
-            parts = self.segmenter(features, images.shape[-2:], padding)
-            results = self.segmenter.inference(parts, images.shape[-2:])
+            parts = self.segmenter(features, (height, width), padding)
+            results = self.segmenter.inference(parts, (height, width))
         if self.head is not None:
             for result, logits in zip(results, self.head(features, parts), strict=True):
                 result["class_logits"] = logits
@@ -282,7 +308,7 @@ class PartClassifier(nn.Module):
 
 
 def training_objective(cfg: CfgNode) -> TrainingObjective:
-    """What ATTACK.TRAIN says about the losses; the plain one where nothing is attacked."""
+    """Return the objective that ATTACK.TRAIN describes; the plain one where nothing is attacked."""
     node = cfg.ATTACK.TRAIN
     if not node.ENABLED:
         return TrainingObjective()

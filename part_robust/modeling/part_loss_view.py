@@ -27,7 +27,8 @@ def part_loss_view(
     joint: bool,
     fixed: bool,
 ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-    """
+    """Return the function of images that an attack on the model's part loss maximises.
+
     Args:
         model: in eval mode.
         batched_inputs: with the true parts.
@@ -43,7 +44,8 @@ def part_loss_view(
         ValueError: the model has no such loss.
     """
     segmenter, head = model.segmenter, model.head
-    if not hasattr(segmenter, "image_losses"):
+    image_losses, match = getattr(segmenter, "image_losses", None), getattr(segmenter, "match", None)
+    if segmenter is None or image_losses is None or match is None:
         raise ValueError("attack objectives part_loss and joint need a model that learns parts: use cross_entropy")
     if joint and head is None:
         raise ValueError("attack objective joint needs a class head: use part_loss")
@@ -57,12 +59,12 @@ def part_loss_view(
     matching = None
     if fixed:
         with torch.no_grad():
-            matching = segmenter.match(parts_of(images)[1])
+            matching = match(parts_of(images)[1])
 
     def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
         features, parts = parts_of(images)
-        loss = segmenter.image_losses(parts, matching)
-        if not joint:
+        loss = image_losses(parts, matching)
+        if head is None or labels is None:
             return None, loss
         logits = head(features, parts)
         class_loss = F.cross_entropy(logits.float(), labels, reduction="none")

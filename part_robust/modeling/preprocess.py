@@ -47,7 +47,7 @@ def stack_images(batched_inputs: Sequence[dict], key: str = "image") -> Tensor:
 
 
 def padding_mask(batched_inputs: Sequence[dict]) -> Tensor | None:
-    """bool (N, H, W), True on letterbox padding; None when no image of the batch has any."""
+    """Return bool (N, H, W), True on letterbox padding; None when no image of the batch has any."""
     if not any("content_size" in item for item in batched_inputs):
         return None
     height, width = batched_inputs[0]["image"].shape[-2:]
@@ -66,12 +66,14 @@ def part_targets(
     batched_inputs: Sequence[dict], device: torch.device, fields: Sequence[str] = ("sem_seg", "instances")
 ) -> PartTargets:
     """Part labels of a batch; `fields` is `PartSegmenter.target_fields`."""
-    return training_targets(batched_inputs, device, fields).parts
+    parts = training_targets(batched_inputs, device, fields).parts
+    assert parts is not None
+    return parts
 
 
 @dataclass
 class TrainingTargets:
-    """What a batch is learned from, on one device.
+    """Targets that a batch is learned from, on one device.
 
     Attributes:
         labels: int64 (N,) class indices; None where they are not wanted.
@@ -122,7 +124,13 @@ def training_targets(
             complete=moved["complete"],
         )
         if padded is not None:
-            parts.parts = replace(padded, **{name: moved[name] for name in vars(padded) if name in moved})
+            parts.parts = replace(
+                padded,
+                classes=moved["classes"],
+                boxes=moved["boxes"],
+                present=moved["present"],
+                masks=moved.get("masks"),
+            )
     clean = moved.get("clean")
     return TrainingTargets(moved.get("labels"), parts, None if clean is None else clean.float())
 

@@ -1,4 +1,4 @@
-"""What users swap by name: part segmenters and class heads, their interfaces, and what passes between them.
+"""Registries of part segmenters and class heads, their interfaces, and what passes between them.
 
 Letters: N images, C classes, P parts (background is semantic label P), Q queries, H W image pixels,
 h w pixels of a feature or prediction map.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -113,8 +113,9 @@ class PaddedParts:
         )
 
 
-class LabelCount(NamedTuple):
-    """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
+@dataclass(frozen=True)
+class LabelCount:
+    """Count in the denominator of a loss, of a batch in this process, and the least it is divided by."""
 
     count: Tensor
     least: float = 1.0
@@ -155,18 +156,22 @@ class PartSegmenter(nn.Module):
         raise NotImplementedError
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
-        """Unweighted by c_seg; set losses are averaged over decoder layers. Images that are not `labelled` add
-        nothing; a batch without any part label gives a finite zero that still reaches every parameter."""
+        """Return the part losses, not yet weighted by c_seg; set losses are averaged over decoder layers.
+
+        Images that are not `labelled` add nothing; a batch without any part label gives a finite zero that still
+        reaches every parameter.
+        """
         raise NotImplementedError
 
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
-        """Denominators of `losses`, by name of the loss, known before any prediction; "loss_part" is that of losses
-        which are not named. Images with parts by default."""
+        """Return the denominators of `losses`, by name of the loss, known before any prediction.
+
+        "loss_part" is that of losses which are not named. By default it is the number of images with parts.
+        """
         return {"loss_part": LabelCount(targets.labelled.sum())}
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """One dict per image: `sem_seg` (P + 1, H, W) logits (background last), and `instances` where the segmenter
-        predicts them."""
+        """Return one dict per image: `sem_seg` (P + 1, H, W), logits, background last, and `instances`, if any."""
         raise NotImplementedError
 
     def dense_logits(self, output: PartOutput, image_size: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -19,6 +19,15 @@ from torch.nn import functional as F
 NORMS = ("BN", "SyncBN", "FrozenBN")
 
 
+if TYPE_CHECKING:
+    from timm.models import FeatureListNet
+
+    class FeatureNet(FeatureListNet):
+        """What `timm.create_model(..., features_only=True)` returns."""
+
+        pretrained_cfg: dict
+
+
 class TimmBackbone(Backbone):
     """Images (N, 3, H, W) -> {"res2": (N, C, ceil(H / s), ceil(W / s)), ...}, as detectron2's ResNets give them.
 
@@ -26,8 +35,9 @@ class TimmBackbone(Backbone):
     mean colour, and features are cut to the image, so that they lie over it for odd sizes too.
     """
 
-    def __init__(self, net: nn.Module, out_features: Sequence[str], res5_stride: int = 32) -> None:
-        """
+    def __init__(self, net: FeatureNet, out_features: Sequence[str], res5_stride: int = 32) -> None:
+        """Wrap a network of timm.
+
         Args:
             net: of `timm.create_model(..., features_only=True)`, with all its features.
             out_features: the names that are given out, "res2" (stride 4) to "res5".
@@ -73,7 +83,7 @@ class TimmBackbone(Backbone):
         return result
 
     def freeze(self, freeze_at: int) -> TimmBackbone:
-        """As MODEL.BACKBONE.FREEZE_AT of detectron2: 1 keeps the stem as it is, 2 also res2, and so on to 5.
+        """Freeze as MODEL.BACKBONE.FREEZE_AT of detectron2: 1 keeps the stem as it is, 2 also res2, and so on to 5.
 
         Raises:
             ValueError: this network's modules do not tell which stage they belong to.
@@ -138,7 +148,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     return backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
-def _create(timm: Any, name: str, pretrained: bool, options: dict) -> nn.Module:
+def _create(timm: Any, name: str, pretrained: bool, options: dict) -> FeatureNet:
     # Swin refuses other sizes than its own unless it is told not to; most models do not know the word.
     for attempt in ({"strict_img_size": False, **options}, options):
         try:
@@ -157,7 +167,8 @@ def _create(timm: Any, name: str, pretrained: bool, options: dict) -> nn.Module:
 
 
 def check_normalisation(pretrained_cfg: dict, mean: Sequence[float], std: Sequence[float]) -> None:
-    """
+    """Check that the config normalises images as the weights were trained.
+
     Raises:
         ValueError: the weights were trained with another mean or deviation of images than MODEL.PIXEL_MEAN, PIXEL_STD.
     """
@@ -171,7 +182,8 @@ def check_normalisation(pretrained_cfg: dict, mean: Sequence[float], std: Sequen
 
 
 def import_timm() -> Any:
-    """
+    """Return the package timm.
+
     Raises:
         ImportError: it is not installed, with the mend.
     """

@@ -143,11 +143,13 @@ SUITES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Attributes:
-    table: name in TABLES.
-    leaf: name of its clean config, without ending: model and supervision.
-    cells: model, supervision, training, in words.
-    phase: what is run.
+    """A row of a table, and the run that fills it.
+
+    Attributes:
+        table: name in TABLES.
+        leaf: name of its clean config, without ending: model and supervision.
+        cells: model, supervision, training, in words.
+        phase: what is run.
     """
 
     table: str

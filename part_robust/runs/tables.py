@@ -1,10 +1,9 @@
-"""What the runs of a table or a suite have come to, written again after each of them."""
+"""Tables of what the runs of a table or a suite have come to, written again after each of them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from part_robust.engine.experiment import finished_record, matrix
 from part_robust.runs.suites import Run
 from part_robust.runs.thesis_numbers import THESIS
 from part_robust.runs.thesis_tables import lines, markdown, to_csv
+from part_robust.utils.files import write_text
 
 CELLS = ("model", "supervision", "training")
 METRICS = {
@@ -31,7 +31,8 @@ class Tables:
     """Tables of finished runs: one of each name in TABLES with all numbers, and those of the thesis."""
 
     def __init__(self, runs: Sequence[Run], folder: Path, name: str, of_thesis: bool = False) -> None:
-        """
+        """Set which tables are written, and where.
+
         Args:
             runs: whose records are shown.
             folder: to write in.
@@ -47,6 +48,7 @@ class Tables:
 
     @property
     def markdown(self) -> Path:
+        """The Markdown file."""
         return self.folder / f"{self.name}.md"
 
     def write(self) -> None:
@@ -90,15 +92,14 @@ class Tables:
         return sections
 
     def _save(self, name: str, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{name}.{os.getpid()}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, self.folder / name)
+        write_text(self.folder / name, text)
 
 
 def all_numbers(found: Sequence[tuple[Run, Mapping]]) -> tuple[list[list], list[str]]:
-    """Rows and titles: each metric on clean images and under each attack or tier of any record, without columns that
-    no row has a number for."""
+    """Return rows and titles: each metric on clean images and under each attack or tier of any record.
+
+    Columns that no row has a number for are left out.
+    """
     attacks = list(dict.fromkeys(row["attack"] for _, record in found for row in matrix(record)))
     rows = [[*run.cells, *numbers(record, attacks)] for run, record in found]
     titles = [*CELLS, *(f"{metric}, {attack}" for metric in METRICS for attack in attacks)]
@@ -121,6 +122,7 @@ def numbers(record: Mapping, attacks: Sequence[str]) -> list[float | None]:
 
 
 def comma_separated(rows: Sequence[Sequence], titles: Sequence[str]) -> str:
+    """Return a table as the text of a CSV file."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(titles)
@@ -129,15 +131,17 @@ def comma_separated(rows: Sequence[Sequence], titles: Sequence[str]) -> str:
 
 
 def _plain(cell: str | float | None) -> str | float:
-    """For a file: without the noise of binary fractions (67.80000000000001)."""
+    """Return a cell for a file, without the noise of binary fractions (67.80000000000001)."""
     if cell is None:
         return ""
     return round(cell, 4) if isinstance(cell, float) else cell
 
 
 def attack_words(settings: Mapping) -> str:
-    """Such as "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate"; the record has the
-    rest."""
+    """Return an attack in words: "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate".
+
+    The record has the rest.
+    """
     words = [f"{settings.get('attack', 'attack')} on {settings.get('objective', 'an unknown loss')}"]
     if threat := settings.get("threat_model"):
         words.append(f"{threat['norm']} {threat['eps']:g}/255")
@@ -156,7 +160,7 @@ def attack_words(settings: Mapping) -> str:
 
 
 def notes(cells: Sequence[str], record: Mapping) -> list[str]:
-    """What must be known beside a row's numbers: images, attack, warnings."""
+    """Return what must be known beside a row's numbers: images, attack, warnings."""
     ((dataset, tasks),) = record["results"].items()
     images = int(next(iter(tasks.values()))["num_images"])
     lines = [

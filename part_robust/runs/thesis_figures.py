@@ -61,7 +61,8 @@ class Model:
     """The model of a record and some of the test images that it was evaluated on."""
 
     def __init__(self, record: Mapping, count: int = COUNT) -> None:
-        """
+        """Load the model of a record, and the images that are shown.
+
         Args:
             record: its config and checkpoint are used.
             count: images with part labels, spread evenly over the test set.
@@ -111,17 +112,23 @@ class Model:
         )
 
     def predict(self, attacked: bool = False) -> Prediction:
-        """
+        """Predict the images, or what an attack makes of them.
+
         Args:
             attacked: on images under the record's attack.
+
+        Raises:
+            ValueError: the record has no attack.
         """
-        full_gradient = self.attack.full_gradient if attacked else True
-        with attack_view(self.model, full_gradient) as inner, torch.no_grad():
+        if attacked and self.attack is None:
+            raise ValueError("the record has no attack: its evaluation was clean")
+        attack = self.attack if attacked else None
+        with attack_view(self.model, attack is None or attack.full_gradient) as inner, torch.no_grad():
             images, padding = inner.preprocess(self.items)
-            if attacked:
+            if attack is not None:
                 with torch.enable_grad():
                     keys = torch.tensor([item["image_id"] for item in self.items])
-                    images = attack_batch(self.attack, inner, self.items, keys)[0].images
+                    images = attack_batch(attack, inner, self.items, keys)[0].images
             outputs = inner.inference(images, padding)
             size = images.shape[-2:]
             labels = [predicted_labels(output, self.taxonomy.num_parts, size).cpu().numpy() for output in outputs]
@@ -141,8 +148,9 @@ class Model:
 
 
 def outline_boxes(image: np.ndarray, found: Instances, num_parts: int, top: int | None = None) -> np.ndarray:
-    """An image, at least SIDE pixels wide, with the `top` boxes of the highest scores (None: all) in their parts'
-    colours.
+    """Return an image, at least SIDE pixels wide, with the boxes in their parts' colours.
+
+    These are the `top` boxes of the highest scores, all for None.
 
     Args:
         image: uint8 (H, W, 3).
@@ -166,8 +174,11 @@ def outline_boxes(image: np.ndarray, found: Instances, num_parts: int, top: int 
 
 
 def figure_2_4(segmenter: Model, detector: Model, path: Path) -> Path:
-    """Rows: (a) images with true boxes, (b) true masks, (c) masks and (d) their boxes of a segmenter, (e) boxes and (f)
-    their masks of a detector."""
+    """Draw figure 2.4: true and predicted boxes and masks of a segmenter and a detector.
+
+    Rows: (a) images with true boxes, (b) true masks, (c) masks and (d) their boxes of a segmenter, (e) boxes and (f)
+    their masks of a detector.
+    """
     parts = segmenter.taxonomy.num_parts
     truth, masks, boxes = segmenter.truth(), segmenter.predict(), detector.predict()
 

@@ -29,12 +29,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """Attributes:
-    cells: model, and what the table's other heads ask for.
-    leaves: clean configs that the row may be of; of several the one with the highest attacked accuracy is shown.
-    printed: one word for each group and metric, "-" where the thesis has none; groups are separated by "|".
-    notes: letters of footnotes.
-    attack: name of the attack that is shown; "" for the one that leaves the least.
+    """A row of a table of the thesis.
+
+    Attributes:
+        cells: model, and what the table's other heads ask for.
+        leaves: clean configs that the row may be of; of several the one with the highest attacked accuracy is shown.
+        printed: one word for each group and metric, "-" where the thesis has none; groups are separated by "|".
+        notes: letters of footnotes.
+        attack: name of the attack that is shown; "" for the one that leaves the least.
     """
 
     cells: tuple[str, ...]
@@ -46,16 +48,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    number: such as "2.3".
-    caption: what it shows.
-    data: data set, as in `configs/`.
-    heads: of the columns before the numbers.
-    groups: of columns.
-    metrics: in each group, names of METRICS.
-    rows: in the thesis's order.
-    notes: letter -> footnote.
-    change: a last column has the second group's last metric less the first's.
+    """A table of the thesis.
+
+    Attributes:
+        number: such as "2.3".
+        caption: what it shows.
+        data: data set, as in `configs/`.
+        heads: of the columns before the numbers.
+        groups: of columns.
+        metrics: in each group, names of METRICS.
+        rows: in the thesis's order.
+        notes: letter -> footnote.
+        change: a last column has the second group's last metric less the first's.
     """
 
     number: str

@@ -32,10 +32,10 @@ def corrected(table: Table, row: Row) -> list[float | None]:
     change = groups.pop() if table.change else []
     values = [dict(zip(table.metrics, group, strict=True)) for group in groups]
     for group in values:
-        if "AP50" in group:
-            both = sorted((100 * group["AP"], 100 * group["AP50"]))
+        ap, ap50 = group.get("AP"), group.get("AP50")
+        if ap is not None and ap50 is not None:
             # 0.568 * 100 is 56.8 and a bit.
-            group["AP"], group["AP50"] = (round(value, 1) for value in both)
+            group["AP"], group["AP50"] = (round(value, 1) for value in sorted((100 * ap, 100 * ap50)))
     if table.number == "2.3" and "c" in row.notes:
         clean, attacked = values[1], values[2]
         for metric in PART_SCORES:
@@ -84,11 +84,12 @@ def columns(table: Table) -> list[str]:
 
 
 def heads(table: Table, found: Sequence[Line]) -> tuple[str, ...]:
+    """Return the heads of the columns before the numbers."""
     return table.heads[: len(found[0].cells)]
 
 
 def _cell(ours: float | None, thesis: float | None) -> str:
-    """Such as "54.2 (54.7)"; "-" where there is nothing."""
+    """Return a cell such as "54.2 (54.7)"; "-" where there is nothing."""
     if ours is None and thesis is None:
         return ""
     return f"{'-' if ours is None else f'{ours:.1f}'} ({'-' if thesis is None else f'{thesis:.1f}'})"

@@ -28,8 +28,10 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @contextmanager
 def exact_kernels() -> Iterator[None]:
-    """Within, float32 is float32 (no TF32), and cuDNN does not choose kernels by their time, which may give other last
-    digits at every start: what evaluations run in."""
+    """Context of evaluations, in which float32 is float32 (no TF32).
+
+    cuDNN does not choose kernels by their time, which may give other last digits at every start.
+    """
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -40,7 +42,7 @@ def exact_kernels() -> Iterator[None]:
 
 
 def describe_precision() -> dict[str, str]:
-    """How float32 numbers are multiplied now, for records: "float32" or "tf32" of `matmul` and `convolution`."""
+    """Return how float32 numbers are multiplied now, for records: "float32" or "tf32" of `matmul` and `convolution`."""
     matmul, convolution = ("tf32" if flag else "float32" for flag in _flags())
     return {"matmul": matmul, "convolution": convolution}
 

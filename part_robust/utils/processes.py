@@ -89,15 +89,17 @@ _watch: _Watch | None = None
 
 
 def watch_neighbour(lost: Callable[[str], NoReturn]) -> None:
-    """From now on `lost` is called in a thread, with a sentence, when the process of the next rank is gone. As it ends
-    this process, the job ends as a whole within seconds, whatever started it. Every process must call this."""
+    """Call `lost` in a thread, with a sentence, when the process of the next rank is gone.
+
+    As it ends this process, the job ends as a whole within seconds, whatever started it. Every process must call this.
+    """
     global _watch
     if comm.get_world_size() > 1:
         _watch = _Watch(lost)
 
 
 def abandon_watch() -> None:
-    """This process is about to end with an error: it no longer minds what happens to the others."""
+    """Stop minding what happens to the others, as this process is about to end with an error."""
     if _watch is not None:
         _watch.leaving = True
 

@@ -161,7 +161,8 @@ class Wave(nn.Module):
 
 class Watershed(nn.Module):
     """Right and wrong by one pixel's level u above 128: uphill leads away from the way out, but from 5.4 on towards it,
-    so that one random start in six within 8 gets there."""
+    so that one random start in six within 8 gets there.
+    """
 
     def forward(self, images):
         u = images[:, 0, 0, 0] - 128
@@ -172,7 +173,8 @@ class Watershed(nn.Module):
 class Chooser(nn.Module):
     """Reads the class from the `number` patches of 4 x 4 pixels that are the reddest. Those on the left speak for the
     first class, whatever they look like; those on the right for the second, the more the redder they are. Where the
-    reddest is on the left, nothing tells the gradient that one on the right could overtake it."""
+    reddest is on the left, nothing tells the gradient that one on the right could overtake it.
+    """
 
     def __init__(self) -> None:
         super().__init__()

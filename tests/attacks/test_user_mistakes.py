@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
-from part_robust.attacks import ATTACK_REGISTRY, PGD, build_attack
-from part_robust.attacks.build import KEYS, TRAINING_KEYS
+from part_robust.attacks import ATTACK_REGISTRY, PGD, attack_defaults, build_attack
+from part_robust.attacks.build import TRAINING_KEYS
 from part_robust.config import default_cfg
-from part_robust.config.attacks import attack_defaults
 from part_robust.utils.errors import UserError
 
 
@@ -22,8 +23,7 @@ def run(images, labels, **keys):
 
 
 def test_the_known_keys_are_those_of_the_config():
-    assert attack_defaults().keys() == KEYS
-    assert default_cfg().ATTACK.TRAIN.keys() == KEYS | TRAINING_KEYS
+    assert default_cfg().ATTACK.TRAIN.keys() == attack_defaults().keys() | TRAINING_KEYS
 
 
 def test_unknown_keys_are_refused():
@@ -34,23 +34,47 @@ def test_unknown_keys_are_refused():
         build_attack(default_cfg().ATTACK.TRAIN, whatever=1)
 
 
-def test_attacks_of_the_user_may_have_keys_of_their_own():
+def test_attacks_of_the_user_may_have_keys_of_their_own(monkeypatch):
     class Bold(PGD):
-        own_keys = ("BOLDNESS",)
+        own_keys = ("HASTE",)  # without a default
+
+        @classmethod
+        def default_config(cls):
+            node = super().default_config()
+            node.BOLDNESS = 3
+            node.STEPS = 7
+            return node
 
         @classmethod
         def from_config(cls, node):
             attack = super().from_config(node)
-            attack.boldness = node["BOLDNESS"]
+            attack.traits = (node["BOLDNESS"], node.get("HASTE"))
             return attack
 
-    ATTACK_REGISTRY._do_register("Bold", Bold)
-    try:
-        assert build_attack({"NAME": "Bold", "BOLDNESS": 3}).boldness == 3
-        with pytest.raises(UserError, match="'BOLDNES'.*similar: BOLDNESS"):
-            build_attack({"NAME": "Bold", "BOLDNES": 3})
-    finally:
-        del ATTACK_REGISTRY._obj_map["Bold"]
+    monkeypatch.setitem(ATTACK_REGISTRY._obj_map, "Bold", Bold)
+    plain, changed = (
+        build_attack({"NAME": "Bold"}),
+        build_attack({"NAME": "Bold", "BOLDNESS": 5, "HASTE": 1, "STEPS": 2}),
+    )
+    assert (plain.traits, plain.steps, changed.traits, changed.steps) == ((3, None), 7, (5, 1), 2)
+    with pytest.raises(UserError, match="'BOLDNES'.*similar: BOLDNESS"):
+        build_attack({"NAME": "Bold", "BOLDNES": 3})
+
+
+@pytest.mark.parametrize("name", ["PGD", "NFGSM", "APGD", "FAB", "Square", "RandomNoise"])
+def test_defaults_of_constructors_are_those_of_the_config(name):
+    kind = ATTACK_REGISTRY.get(name)
+    with_defaults = {
+        key: parameter.default
+        for cls in kind.__mro__
+        if "__init__" in vars(cls)
+        for key, parameter in inspect.signature(cls.__init__).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    keys = {key.lower(): value for key, value in kind.default_config().items()}
+    stated = with_defaults.keys() & keys.keys()
+    assert stated >= {"restarts", "seed", "early_stop", "compact_every", "record_history"}
+    assert {key: with_defaults[key] for key in stated} == {key: keys[key] for key in stated}
 
 
 def test_a_radius_in_the_unit_of_the_literature_is_warned_of(caplog):

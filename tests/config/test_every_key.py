@@ -6,16 +6,17 @@ import re
 
 import pytest
 import yaml
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust import run_config
 from part_robust.attacks import ATTACK_REGISTRY, PGD
 from part_robust.attacks.threat_model import NORMS
-from part_robust.config import attack_spec, default_cfg, get_part_robust_cfg
+from part_robust.config import attack_spec, config_text, default_cfg, get_part_robust_cfg
 from part_robust.config.rule_table import RULES
 from part_robust.config.rules import leaves
 from part_robust.engine.adversarial_loader import PRECISIONS
+from part_robust.engine.fingerprint import same_run, same_training
 from part_robust.engine.robust_evaluation import BACKENDS as TEST_BACKENDS
 from part_robust.evaluation.adversarials import MODES
 from part_robust.layers.ms_deform_attn import BACKENDS
@@ -30,7 +31,15 @@ THEIRS = [
     *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY"),
     *("SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_ITERS"),
     *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "TEST.EVAL_PERIOD", "SEED", "OUTPUT_DIR"),
-    *("MODEL.RESNETS.NORM", "MODEL.RESNETS.DEPTH", "MODEL.BACKBONE.FREEZE_AT", "MODEL.BACKBONE.NAME", "MODEL.DEVICE"),
+    *(
+        "MODEL.RESNETS.NORM",
+        "MODEL.RESNETS.DEPTH",
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+        "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS",
+        "MODEL.BACKBONE.FREEZE_AT",
+        "MODEL.BACKBONE.NAME",
+        "MODEL.DEVICE",
+    ),
     *("MODEL.PIXEL_STD", "MODEL.META_ARCHITECTURE", "INPUT.FORMAT", "DATALOADER.SAMPLER_TRAIN", "DATASETS.TEST"),
     "DATALOADER.NUM_WORKERS",
 ]
@@ -147,6 +156,12 @@ def test_the_defaults_and_all_numbers_as_yaml_writes_them_are_right(tmp_path):
         (["SOLVER.EPOCHS", -2], "SOLVER.EPOCHS must be a number of at least 0, got -2"),
         (["SOLVER.EVAL_EPOCHS", 0], "SOLVER.EVAL_EPOCHS must be a number above 0, got 0"),
         (["MODEL.RESNETS.NORM", "Batch"], "MODEL.RESNETS.NORM must be '', BN, .* got 'Batch'"),
+        (["SOLVER.STEPS", (5, 3)], "SOLVER.STEPS must be a list of .* in ascending order, got"),
+        (["DATALOADER.NUM_WORKERS", 10**4], "DATALOADER.NUM_WORKERS must be a whole number from 0 to 1024, got 10000"),
+        (["SEED", 2**40], "SEED must be a whole number up to 4294967295, got"),
+        (["TEST.EXPECTED_RESULTS", [["x"]]], r"EXPECTED_RESULTS must be a list of entries \[task, metric, .*got"),
+        (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], r"OUT_FEATURES must name features .*res2, res3, .* got 'res9'"),
+        (["MODEL.RESNETS.OUT_FEATURES", ["res5", "res5"]], "OUT_FEATURES must be .*each once, got"),
         (["MODEL.DINO.HEADS", 7], "MODEL.DINO.DIM must be a multiple of MODEL.DINO.HEADS 7, got 256"),
     ],
 )
@@ -158,7 +173,7 @@ def test_what_means_nothing_is_refused(opts, words):
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        ({"OBJECTIV": "dlr"}, r"ATTACK.SPECS.mine.OBJECTIV must be a key of attacks.*similar: OBJECTIVE"),
+        ({"OBJECTIV": "dlr"}, r"ATTACK.SPECS.mine.OBJECTIV must be a key of attack PGD.*similar: OBJECTIVE"),
         ({"EPS": "eight"}, "ATTACK.SPECS.mine.EPS must be a number of at least 0, got 'eight'"),
         ({"NAME": "PDG"}, "ATTACK.SPECS.mine.NAME must be .*PGD.* got 'PDG'"),
         (3, "ATTACK.SPECS.mine must be a group of keys of an attack, got 3"),
@@ -170,19 +185,61 @@ def test_attacks_of_the_user_are_checked_too(node, words, tmp_path):
         run_config.load_config(tmp_path / "c.yaml")
 
 
-def test_an_attack_of_the_user_has_keys_of_its_own(tmp_path, monkeypatch):
-    class Bold(PGD):
-        own_keys = ("BOLDNESS",)
+class Bold(PGD):
+    own_keys = ("HASTE",)  # without a default
 
+    @classmethod
+    def default_config(cls):
+        node = super().default_config()
+        node.BOLDNESS = 3.0
+        node.STEPS = 7
+        return node
+
+
+def load(tmp_path, attack, opts=()):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"ATTACK": attack}))
+    return run_config.load_config(tmp_path / "c.yaml", ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 3, *opts])
+
+
+def test_an_attack_of_the_user_has_keys_of_its_own(tmp_path, monkeypatch):
+    node = {"NAME": "Bold", "BOLDNESS": 4, "HASTE": "great"}
+    attack = {"SPECS": {"mine": node}, "TRAIN": node}
+    # A config is read before its IMPORTS, which register the attack: both orders must do.
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"ATTACK": attack}))
+    early = get_part_robust_cfg(tmp_path / "c.yaml", ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 3])
     monkeypatch.setitem(ATTACK_REGISTRY._obj_map, "Bold", Bold)
-    specs = {"mine": {"NAME": "Bold", "BOLDNESS": 3}}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"ATTACK": {"SPECS": specs}}))
-    cfg = run_config.load_config(tmp_path / "c.yaml", ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 3])
-    assert attack_spec(cfg, "mine").BOLDNESS == 3 and attack_spec(cfg, "mine").STEPS == 10
-    specs["mine"]["BOLDNES"] = specs["mine"].pop("BOLDNESS")
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"ATTACK": {"SPECS": specs}}))
-    with pytest.raises(UserError, match="ATTACK.SPECS.mine.BOLDNES must be a key of attacks"):
-        run_config.load_config(tmp_path / "c.yaml")
+    for cfg in (run_config.complete(early), load(tmp_path, attack)):
+        spec = attack_spec(cfg, "mine")
+        assert (spec.BOLDNESS, spec.HASTE, spec.STEPS, spec.RESTARTS) == (4, "great", 7, 1)
+        assert (cfg.ATTACK.TRAIN.BOLDNESS, cfg.ATTACK.TRAIN.STEPS) == (4, 10)
+    opts = ["ATTACK.SPECS.mine.BOLDNESS", "5", "ATTACK.TRAIN.BOLDNESS", "6", "ATTACK.SPECS.mine.RESTARTS", "2"]
+    cfg = load(tmp_path, {"SPECS": {"mine": {"NAME": "Bold"}}, "TRAIN": {"NAME": "Bold"}}, opts)
+    assert (cfg.ATTACK.SPECS.mine.BOLDNESS, cfg.ATTACK.TRAIN.BOLDNESS, cfg.ATTACK.SPECS.mine.RESTARTS) == (5.0, 6.0, 2)
+    for node, words in (
+        ({"NAME": "Bold", "BOLDNES": 4}, "BOLDNES must be a key of attack Bold.*BOLDNESS"),
+        ({"NAME": "Bold", "BOLDNESS": "x"}, "BOLDNESS must be a number, got 'x'"),
+        ({"NAME": "PGD", "BOLDNESS": 4}, "BOLDNESS must be a key of attack PGD"),
+    ):
+        with pytest.raises(UserError, match=f"ATTACK.SPECS.mine.{words}"):
+            load(tmp_path, {"SPECS": {"mine": node}})
+    with pytest.raises(KeyError, match="ATTACK.TRAIN.BOLDNESS"):
+        load(tmp_path, {"TRAIN": {"NAME": "PGD", "BOLDNESS": 4}})
+
+
+def test_a_config_is_short_and_complete():
+    """Named attacks state what differs from their defaults, and a file of before, which states all, means the same."""
+    cfg = get_part_robust_cfg("paco/mask_dino_simple.yaml", ["ATTACK.SPECS.pgd20.EPS", "4/255"])
+    text = config_text(cfg)
+    assert len(text.splitlines()) <= 500
+    assert dict(cfg.ATTACK.SPECS.pgd20) == {"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best", "EPS": 4.0}
+    full = cfg.clone()
+    for name in full.ATTACK.SPECS:
+        full.ATTACK.SPECS[name] = attack_spec(cfg, name)
+    assert same_run(full.dump(), text) and same_training(full.dump(), text)
+    full.ATTACK.SPECS.pgd20.RESTARTS = 3
+    assert not same_run(full.dump(), text)
+    reread = CfgNode.load_cfg(full.dump())
+    assert attack_spec(reread, "pgd20") == attack_spec(full, "pgd20")
 
 
 @pytest.mark.parametrize(

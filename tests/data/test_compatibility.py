@@ -12,7 +12,7 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.data import check, register_part_dataset
 from part_robust.data.compatibility import check_datasets
 from part_robust.data.preparation.parallel import in_parallel
-from tests.data.coloured import coco, run
+from tests.data.coloured import coco, pixels, run, save
 from tests.toy import write_toy
 
 
@@ -102,6 +102,32 @@ def test_data_without_parts_is_refused_for_a_segmenter(tmp_path):
 
 
 # --- splits of different imports ---
+
+
+@pytest.mark.parametrize("command", ["coco", "cvat"])
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("first", ["train", "val"])
+def test_images_of_another_import_are_found(tmp_path, command, copied, first):
+    """Also where each import has copies of its own; and validation images are no test images either."""
+    names, data = {}, coco(tmp_path, 3)
+    for split in (first, "test"):
+        shares = ("1" if split == name else "0" for name in ("train", "val", "test"))
+        more = ("--copy-images",) if copied else ()
+        assert run(command, tmp_path, data, "--split-fractions", *shares, *more) == 0
+        out = (tmp_path / f"out_{command}").rename(tmp_path / split)
+        names[split] = f"{tmp_path.name}_{split}"
+        images = out / "images" if copied else tmp_path / "photos"
+        register_part_dataset(names[split], out / "annotations" / f"{split}.json", images)
+    cfg = get_part_robust_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.VAL = ((names[first],) if first == split else () for split in ("train", "val"))
+    cfg.DATASETS.TEST = (names["test"],)
+    with pytest.raises(ValueError, match="are of different imports and share images, first .*png"):
+        check_datasets(cfg)
+    if copied:
+        for index in range(3):  # other pictures under the same names
+            save(tmp_path / "test" / "images" / f"{index}.png", pixels(50 + index))
+        if command == "cvat":
+            check_datasets(cfg)
 
 
 @pytest.mark.parametrize("command", ["coco", "cvat"])

@@ -185,7 +185,8 @@ def test_without_a_mask_the_box_is_ignored(crops, thesis_crops):
 
 def test_parts_that_cannot_be_decoded_supervise_nothing(crops):
     assert crops.trap("bad_parts", "knife")[1]["part_supervision"] == "none"
-    assert set(crops.labels("wrong_size", "bottle").ravel()) == {"bottle:base", "bottle:body", "background", "outside"}
+    assert crops.trap("wrong_size", "bottle")[1]["part_supervision"] == "partial", "one of its three parts"
+    assert set(crops.labels("wrong_size", "bottle").ravel()) == {"bottle:base", "bottle:body", "ignored", "outside"}
 
 
 @pytest.mark.parametrize("name", ["grey", "cmyk", "exif", "twin"])

@@ -131,6 +131,11 @@ def test_defects_are_counted_and_the_good_part_stays(prepared):
             everything[Path(image["file_name"]).stem] = sorted((a["category_id"] - 1, tuple(a["bbox"])) for a in found)
     # Not the wrong rectangle that COCO tools make of two points in front.
     assert everything["n01440764_9001"] == [(9, (4.0, 4.0, 10.0, 8.0)), (10, (14.0, 4.0, 10.0, 8.0))]
+    partial = [
+        Path(i["file_name"]).stem for s in SPLITS for i in read(prepared["ood"], s)["images"]
+        if i["part_supervision"] == "partial"
+    ]  # fmt: skip
+    assert partial == ["n01440764_9001"], "its third part has no area: its pixels are unknown, not background"
     assert everything["n01440764_9004"] == [(9, (4.0, 4.0, 10.0, 8.0))], "a back-slash in the json's file name"
     assert len(everything["n01440764_9008"]) == 2, "two pieces of one part"
     assert "n01440764_9007" not in everything and "n01440764_9002" not in everything

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
@@ -21,6 +22,8 @@ from part_robust.evaluation.record import describe_evaluation, flags_of, metrics
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling.part_classifier import with_counts
 from tests.evaluation import tier_fixture
+from tests.evaluation.record_fixture import comparable
+from tests.processes import start_two
 from tests.toy import tiny_cfg
 
 # The toy data have three classes, too few for apgd_t.
@@ -138,6 +141,23 @@ def test_resume(finished, weights):
     ):
         with pytest.raises(JournalMismatch, match=words):
             run(folder, weights, *opts, resume=True)
+
+
+def _evaluate(text: str) -> None:
+    evaluate(CfgNode.load_cfg(text))
+
+
+def test_two_processes_that_make_the_same_batches_as_one(installed, weights, tmp_path):
+    records = []
+    for name, start in (("one", lambda main, args: main(*args)), ("two", start_two)):
+        own = ["OUTPUT_DIR", tmp_path / name, "MODEL.WEIGHTS", weights, "TEST.TIER", "mine", "TEST.EPS_CURVE", ()]
+        (tmp_path / name).mkdir()
+        start(_evaluate, (make_config(*own, "DATALOADER.TEST_BATCH_SIZE", 6).dump(),))
+        records.append(comparable(tmp_path / name))
+        records[-1]["evaluation"]["toy_val"].pop("device")
+    assert records[0] == records[1]
+    rows = records[0]["evaluation"]["toy_val"]["tiers"]["mine"]["attacks"]
+    assert 0 < rows[-1]["attacked_images"] < rows[0]["attacked_images"], "some break, and some stand"
 
 
 def test_letterboxed_images_and_the_audit(installed, weights, tmp_path):

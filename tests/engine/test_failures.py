@@ -157,7 +157,8 @@ def test_wrong_action_names_its_key(toy_data, tmp_path):
 
 class Signal(HookBase):
     """The cluster takes the machine back in the middle of an iteration: it tells every process of the job, by a process
-    of its own."""
+    of its own.
+    """
 
     def before_step(self):
         if self.trainer.iter == 2:

@@ -63,7 +63,8 @@ def weights(folder: Path) -> torch.Tensor:
 
 def test_one_and_two_processes_give_the_same_weights(toy_data, tmp_path):
     """One process, two of torchrun, and two "machines" of one process each: same total batch, same images, same
-    augmentation, same random starts, same mean over labelled pixels."""
+    augmentation, same random starts, same mean over labelled pixels.
+    """
     address = f"tcp://127.0.0.1:{free_port()}"
     machines = [
         Job(

@@ -157,7 +157,8 @@ def test_weight_perturbation_has_its_length_and_leaves_no_trace():
 
 def test_perturbed_weights_learn(toy_data, tmp_path):
     """In the real trainer: the step goes out from the true weights, along the gradient at the perturbed
-    ones."""
+    ones.
+    """
     opts = ["ATTACK.TRAIN.AWP.GAMMA", 0.01, "TEST.EVAL_PERIOD", 0, "SOLVER.MAX_ITER", 1, "SOLVER.OPTIMIZER", "SGD"]
     opts += ["SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0]
     trainer = PartTrainer(run_cfg(tmp_path, *ADVERSARIAL, *opts, model="resnet"))

@@ -131,7 +131,8 @@ def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_ea
 @pytest.mark.parametrize(("iteration", "decay"), [(3, 0.0), (3, 0.9), (6, 0.0)])
 def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, monkeypatch, iteration, decay):
     """The second of three evaluations, or the last, is the best: a training killed within it keeps the same
-    model_best.pth."""
+    model_best.pth.
+    """
     accuracies, killed = {1: 10.0, 3: 30.0, 6: 20.0} | {iteration: 50.0}, set()
 
     def test(cfg, model, evaluators=None):

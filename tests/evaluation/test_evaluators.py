@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from part_robust.attacks import build_attack
 from part_robust.evaluation import ClassificationEvaluator, PartDetectionEvaluator, PartSegmentationEvaluator
 from part_robust.evaluation.part_segmentation import confusion
-from part_robust.evaluation.report import build_record, results_table, write_json
+from part_robust.evaluation.run_record import build_record, results_table
+from part_robust.utils.files import write_json
 
 
 def classify(truth, guess, names=("a", "b", "c"), ids=None):

@@ -24,7 +24,7 @@ from part_robust.evaluation import (
     build_evaluator,
     evaluate_under_attacks,
 )
-from part_robust.evaluation.report import results_table
+from part_robust.evaluation.run_record import results_table
 from tests.toy import PARTS, tiny_cfg, toy_json, write_toy
 
 SIZE = (40, 60)

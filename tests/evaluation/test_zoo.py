@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from part_robust.attacks.checks import failed
+from part_robust.cli.model_zoo import main
 from part_robust.config import get_part_robust_cfg
-from part_robust.evaluation.html_report import write_zoo
-from part_robust.evaluation.report import write_json
-from tests.commands import ROOT, call
+from part_robust.evaluation.report import write_zoo
+from part_robust.utils.files import write_json
 from tests.evaluation import record_fixture as fixture
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, record: dict, **changes) -> Path:
@@ -82,13 +84,15 @@ def test_config_of_a_suite(tmp_path, monkeypatch):
     assert page.index("were made") < page.index("first --suite x\nsecond") < page.index("| resnet50 |")
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     records(tmp_path)
-    done = call("model_zoo", tmp_path, "--output", tmp_path / "zoo.md")
-    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "zoo.md"), done.stderr
+    main([str(tmp_path), "--output", str(tmp_path / "zoo.md")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "zoo.md")
     (tmp_path / "empty").mkdir()
-    done = call("model_zoo", tmp_path / "empty", "--output", tmp_path / "zoo.md")
-    assert done.returncode == 1 and "no robustness.json" in done.stderr and len(done.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "empty"), "--output", str(tmp_path / "zoo.md")])
+    # A sentence, with which Python exits by code 1.
+    assert "no robustness.json" in stop.value.code and len(stop.value.code.splitlines()) == 1
 
 
 def test_a_broken_record_is_named(tmp_path):

@@ -237,7 +237,8 @@ def test_two_headed_runs_the_backbone_once_and_can_drop_the_detector(batch):
 
 def analytic_and_finite_difference(model, images, whole: bool) -> tuple[float, float]:
     """Derivative of the class loss along the sign of its gradient, and its central difference; the queries are chosen
-    from the same pixels at both ends."""
+    from the same pixels at both ends.
+    """
     labels = torch.arange(len(images)) % 3
     selected = []
     selection = model.segmenter.query_selection

@@ -13,7 +13,10 @@ from detectron2.engine import HookBase
 
 from part_robust.engine import PartTrainer
 from part_robust.engine.configured_attacks import aimed
+from part_robust.engine.robust_evaluation import build_plan
 from part_robust.evaluation import evaluate_under_attacks
+from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.protocol import run_plan
 from part_robust.modeling.counts import with_counts
 from tests.pretend.device import pretend_device
 from tests.pretend.runs import SMALL
@@ -50,7 +53,8 @@ class Snapshots(HookBase):
 def of_training(folder: Path, model: str) -> tuple[Counter, Counter]:
     """Waits in a step of the attack, and in the rest of a training step.
 
-    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs."""
+    Of four iterations the second and the third have one and two steps; the first fills caches, the last logs.
+    """
     opts = ["ATTACK.TRAIN.ENABLED", True, "SOLVER.MAX_ITER", 4, "DATASETS.VAL", (), "DATASETS.TEST", ()]
     with pretend_device(), count_waits() as waits:
         trainer = PartTrainer(run_cfg(folder, "MODEL.DEVICE", "cuda", *SMALL, *opts, model=model))
@@ -84,6 +88,35 @@ def of_evaluation(model: str, step: Counter) -> tuple[Counter, Counter]:
                 counted.append(waits)
             found[name] = counted[1] - counted[0]
     return found["clean"], found["both"] - found["clean"] - step
+
+
+def of_tiers(folder: Path, *opts) -> Counter:
+    """Waits in a batch of an evaluation with tiers."""
+    counted = []
+    with pretend_device():
+        own = ["MODEL.DEVICE", "cuda", "DATALOADER.TEST_BATCH_SIZE", 4, "TEST.PART_BOX_AP", False]
+        cfg = with_counts(tiny_cfg("deeplab_two_headed", *SMALL, *own, *opts))
+        model, evaluator = PartTrainer.build_model(cfg).eval(), PartTrainer.build_evaluator(cfg, "toy_val")
+        batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
+        plan = build_plan(cfg, "toy_val", [item for batch in batches for item in batch])
+        for number in (1, 2):
+            journal = Journal.open(folder / f"journal_{number}", {}, resume=False)
+            with count_waits() as waits:
+                run_plan(
+                    plan, model, lambda done, n=number: batches[:n], 4 * number, evaluator, journal, folder / "images"
+                )
+            counted.append(waits)
+    return counted[1] - counted[0]
+
+
+@pytest.mark.parametrize("attacks", [1, 2])
+def test_waits_of_tiers(toy_data, tmp_path, attacks):
+    """Two for each attack, two for each tier, and two for the batch."""
+    opts = ["TEST.TIER", "thesis,parts", "TEST.EPS", 4.0, "TEST.SAVE_ADVERSARIALS", "npz"]
+    opts += ["ATTACK.SPECS.pgd20.STEPS", 2, "ATTACK.SPECS.sea_js.STEPS", 3, "ATTACK.SPECS.sea_masked.STEPS", 3]
+    opts += ["TEST.TIERS.thesis", ["pgd20", "fgsm"][:attacks], "TEST.TIERS.parts", ["sea_js", "sea_masked"][:attacks]]
+    waits = of_tiers(tmp_path, *opts)
+    assert 0 < waits.total() <= 2 * 2 * attacks + 2 * 2 + 2, places(waits)
 
 
 def places(waits: Counter) -> str:

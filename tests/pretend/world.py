@@ -110,7 +110,8 @@ class _World:
 @contextmanager
 def pretend_world() -> Iterator[Counter]:
     """Context in which this is process 0 of a job of two on NCCL; inside `pretend_device`. Gives the number of
-    collectives so far by kind."""
+    collectives so far by kind.
+    """
     world = _World()
     with ExitStack() as stack:
         change = functools.partial(mock.patch.object)

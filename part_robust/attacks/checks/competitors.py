@@ -161,6 +161,7 @@ class Reader:
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
     def select(self, index: Tensor) -> Reader:
+        """Return the same for the images at `index`, int64 (M,)."""
         return Reader(select(self.forward, index), self.weights[index], self.threshold[index])
 
 

@@ -17,7 +17,8 @@ class EotView:
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], draws: int = 10, average: str = "logits") -> None:
-        """
+        """Average a randomised model over several forward passes.
+
         Args:
             forward: randomised, images (N, 3, H, W) -> class logits (N, C).
             draws: forward passes for each call.

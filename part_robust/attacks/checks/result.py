@@ -1,4 +1,4 @@
-"""What a check says, the catalogue of checks, and the sentence a reader sees first.
+"""Results of checks, the catalogue of checks, and the sentence that a reader sees first.
 
 The numbers C1 to C21 are those of the checklist in docs/checks.md.
 """
@@ -15,10 +15,12 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 @dataclass(frozen=True)
 class Check:
-    """Attributes:
-    name: what is checked.
-    level: "error": a finding makes the record not reportable; "warning": the reader must see it.
-    remedy: what to do about a finding.
+    """A check of the catalogue.
+
+    Attributes:
+        name: what is checked.
+        level: "error": a finding makes the record not reportable; "warning": the reader must see it.
+        remedy: what to do about a finding.
     """
 
     name: str
@@ -140,14 +142,16 @@ CATALOGUE: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Attributes:
-    id: "C1" to "C21".
-    name: what was checked.
-    level: "error" or "warning".
-    status: "pass", "fail" or "skipped".
-    value: the number that was compared, None where there is none.
-    sentence: what was found.
-    remedy: what to do about it; "" unless it failed.
+    """Outcome of a check.
+
+    Attributes:
+        id: "C1" to "C21".
+        name: what was checked.
+        level: "error" or "warning".
+        status: "pass", "fail" or "skipped".
+        value: the number that was compared, None where there is none.
+        sentence: what was found.
+        remedy: what to do about it; "" unless it failed.
     """
 
     id: str
@@ -159,22 +163,24 @@ class CheckResult:
     remedy: str
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the result for the record."""
         return asdict(self)
 
 
 def passed(id: str, sentence: str, value: float | None = None) -> CheckResult:
+    """Return the result of a check of the catalogue that has found nothing."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, check.level, PASS, value, sentence, "")
 
 
 def failed(id: str, sentence: str, value: float | None = None, *, remedy: str = "", level: str = "") -> CheckResult:
-    """`remedy` and `level` in place of the catalogue's."""
+    """Return the result of a check that has a finding; `remedy` and `level` replace the catalogue's."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, level or check.level, FAIL, value, sentence, remedy or check.remedy)
 
 
 def skipped(id: str, sentence: str) -> CheckResult:
+    """Return the result of a check that could not be made, with the reason in `sentence`."""
     check = CATALOGUE[id]
     return CheckResult(id, check.name, check.level, SKIPPED, None, sentence, "")
 
@@ -211,12 +217,12 @@ def errors(checks: Iterable[CheckResult]) -> list[CheckResult]:
 
 
 def reportable(checks: Iterable[CheckResult]) -> bool:
-    """Whether a headline may be printed; the contrary of RobustBench's `unreliable`."""
+    """Return whether a headline may be printed; the contrary of RobustBench's `unreliable`."""
     return not errors(checks)
 
 
 def summary(checks: Sequence[CheckResult]) -> str:
-    """Such as "21 checks: 17 pass, 2 warnings (C10, C20), 2 skipped"."""
+    """Return a line such as "21 checks: 17 pass, 2 warnings (C10, C20), 2 skipped"."""
     if not checks:
         return "no checks ran"
     wrong = errors(checks)

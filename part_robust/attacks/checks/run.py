@@ -58,9 +58,10 @@ def run_audit(
     transferred: Tensor | None = None,
     opened: Callable[[Tensor], Tensor] | None = None,
 ) -> list[CheckResult]:
-    """C5, C6 (many directions), C8 to C16 and, of a black box or object queries, C21; some 700 forward and backward
-    passes for each image by default, and for each that stands 500 of random starts, the black box's queries one and a
-    quarter times and, of a detector, 100 with more object queries.
+    """Run checks C5, C6 (many directions), C8 to C16 and, of a black box or object queries, C21.
+
+    By default these are some 700 forward and backward passes for each image; for each image that stands, 500 of random
+    starts, the black box's queries one and a quarter times and, of a detector, 100 with more object queries.
 
     Args:
         subject: the model and its images, as `run_cheap_checks` gives it back.

@@ -25,7 +25,7 @@ SHORT_STEP, LONG_STEP = 0.25, 0.1
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What checks may cost.
+    """Settings of the checks, which decide what they cost.
 
     Attributes:
         images: at most this many images are checked.
@@ -49,7 +49,7 @@ class CheckSettings:
 
     @classmethod
     def from_config(cls, node: Mapping[str, Any]) -> CheckSettings:
-        """From the config's TEST.CHECKS."""
+        """Read the settings from the config's TEST.CHECKS."""
         return cls(**{name: node[name.upper()] for name in cls.__dataclass_fields__ if name.upper() in node})
 
 
@@ -89,7 +89,8 @@ class Subject:
         padding: Tensor | None = None,
         precise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """
+        """Set up a batch and the attack on it that is checked.
+
         Args:
             forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_view`.
             images: float (N, 3, H, W).
@@ -116,13 +117,16 @@ class Subject:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
+        """Return class logits (N, C), without a gradient."""
         return self.forward(images)
 
     @property
     def classes(self) -> int:
+        """C, the number of classes."""
         return self.logits(self.images).shape[1]
 
     def fooled(self, images: Tensor) -> Tensor:
+        """Return bool (N,), whether the class predicted on `images` (N, 3, H, W) is wrong."""
         return self.logits(images).argmax(dim=1) != self.labels
 
     def subset(self, index: Tensor) -> Subject:
@@ -245,6 +249,7 @@ class Watch:
         return logits
 
     def select(self, index: Tensor) -> Watch:
+        """Return the same for the images at `index`, int64 (M,)."""
         forward = select(self.forward, index)
         rows = self.rows[index]
         return Watch(forward, self.images[index], self.labels[index], self.threat_model, rows, self.met)

@@ -44,6 +44,7 @@ class Clause:
     at_least: tuple[tuple[int, frozenset[str]], ...]  # any_of is one of these with count 1
 
     def holds(self, parts: set[str]) -> bool:
+        """Return whether the clause is true of a set of part names."""
         return (
             self.all_of <= parts
             and not self.none_of & parts
@@ -61,7 +62,7 @@ class ClassRule:
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the file."""
+        """The classes in the order of the file."""
         default = [] if self.unmatched in ("skip", "error") else [self.unmatched]
         return list(dict.fromkeys([clause.label for clause in self.clauses] + default))
 

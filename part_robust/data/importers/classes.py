@@ -89,7 +89,9 @@ def class_from_supercategory(items: Sequence[Item]) -> list[str | None]:
 
 
 def class_from_name(pattern: str) -> ClassSource:
-    """What the first group of a regular expression (else all of it) finds in the file name.
+    """Return a source that takes the class from the file name, by a regular expression.
+
+    The class is what the expression's first group finds, or all of it where it has no group.
 
     Raises:
         ValueError: no regular expression.
@@ -179,6 +181,7 @@ class CsvClasses:
         return labels
 
     def count_unused(self) -> None:
+        """Count the rows of the table that no image has used."""
         for name in self.rows:
             if name not in self.used:
                 self.tally.add("table_row_without_image", name)

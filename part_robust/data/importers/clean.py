@@ -98,8 +98,11 @@ def _as_rle(segmentation: Any, h: int, w: int) -> dict:
 
 
 def _clean_segmentation(raw: Mapping, h: int, w: int, tally: Tally) -> tuple[list | dict | None, str | None]:
-    """(polygons of 3 or more distinct points, or a compressed RLE of the image's size, or None where there is only a
-    box; None, or the reason why the whole annotation cannot be used)."""
+    """Return the segmentation, and the reason why the whole annotation cannot be used, or None.
+
+    The segmentation is polygons of 3 or more distinct points, or a compressed RLE of the image's size, or None where
+    there is only a box.
+    """
     segmentation, where = raw.get("segmentation"), raw["where"]
     if isinstance(segmentation, MaskFile):
         return _read_mask(segmentation, h, w)
@@ -151,7 +154,7 @@ def _flat(polygon: Any) -> Any:
 
 
 def _is_point_list(segmentation: list) -> bool:
-    """Whether it is one polygon [[x, y], ...], not a list of polygons."""
+    """Return whether it is one polygon [[x, y], ...], not a list of polygons."""
     return len(segmentation) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in segmentation)
 
 

@@ -8,17 +8,19 @@ have an empty `segmentation`. Roboflow: numbers as text, and a root category 0 t
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from part_robust.data.importers.items import Contents, Item, is_background, plain_name
 from part_robust.data.importers.numbers import as_identifier, as_number, as_side, is_set
 from part_robust.data.importers.report import Tally
+from part_robust.data.importers.shapes import rotation_of, turned
 from part_robust.data.part_json import parse_json
 
+_ROBOFLOW_COPY = re.compile(r"(.+)\.rf\.[^./]+\.[^./]+$")
 _REQUIRED = {"images": "file_name", "annotations": "image_id", "categories": "name"}
 
 
@@ -151,9 +153,16 @@ def _items(path: Path, data: Mapping, names: Mapping, tally: Tally) -> list[Item
             tally.add("duplicate_image_entry", file_name)
         else:
             by_name[file_name] = Item(file_name, as_side(entry.get("width")), as_side(entry.get("height")), given)
+            by_name[file_name].origin = _origin(file_name)
         by_id[identifier] = by_name[file_name]
     _attach(path, data, names, by_id, tally)
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _origin(file_name: str) -> str | None:
+    """The picture that Roboflow made an image of: its augmented copies are called NAME.rf.HASH."""
+    found = _ROBOFLOW_COPY.match(PurePosixPath(file_name).name)
+    return found.group(1) if found else None
 
 
 def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str, Item], tally: Tally) -> None:
@@ -172,12 +181,13 @@ def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str,
         elif not isinstance(given, int) or isinstance(given, bool) or given < 1:
             tally.add("annotation_id", f"{path.name}: annotations[{index}] has id {given!r}")
         ids.add(identifier)
-        item = by_id.get(_identifier_or_none(annotation["image_id"]))
+        image_id = _identifier_or_none(annotation["image_id"])
+        item = None if image_id is None else by_id.get(image_id)
         if item is None:
             tally.add("unknown_image", f"{where}, image_id {annotation['image_id']!r}")
             continue
         category = _identifier_or_none(annotation.get("category_id"))
-        if category not in names:
+        if category is None or category not in names:
             tally.add("unknown_category", f"{where}, category_id {annotation.get('category_id')!r}")
             item.lost += 1
             continue
@@ -192,7 +202,7 @@ def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str,
             continue
         contents.add(content)
         raw = {**annotation, "part": names[category], "where": f"{where} on {item.file_name}"}
-        item.raw.append({**turned(raw, tally), "supercategory": parents[category]})
+        item.raw.append({**turned(raw, rotation_of(raw), tally), "supercategory": parents[category]})
 
 
 def _identifier_or_none(value: Any) -> int | str | None:
@@ -200,35 +210,6 @@ def _identifier_or_none(value: Any) -> int | str | None:
         return as_identifier(value, "")
     except ValueError:
         return None
-
-
-def turned(raw: dict, tally: Tally) -> dict:
-    """A rectangle with CVAT's attribute `rotation` (degrees, clockwise about its centre) as a polygon."""
-    attributes = raw.get("attributes")
-    angle = as_number(attributes.get("rotation")) if isinstance(attributes, Mapping) else None
-    box = raw.get("bbox")
-    if not angle or raw.get("segmentation") or not isinstance(box, list) or len(box) != 4:
-        return raw
-    numbers = [as_number(value) for value in box]
-    if any(number is None for number in numbers):
-        return raw
-    x, y, width, height = (float(number) for number in numbers if number is not None)
-    tally.add("turned_box", raw["where"])
-    polygon = turned_rectangle(x, y, width, height, angle, (x + width / 2, y + height / 2))
-    return {**raw, "segmentation": [polygon], "no_box": True}
-
-
-def turned_rectangle(
-    x: float, y: float, width: float, height: float, degrees: float, centre: tuple[float, float]
-) -> list[float]:
-    """Polygon [x, y, ...] of a rectangle turned clockwise about a point, in pixels."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    corners = ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
-    polygon = []
-    for corner_x, corner_y in corners:
-        right, down = corner_x - centre[0], corner_y - centre[1]
-        polygon += [centre[0] + right * cosine - down * sine, centre[1] + right * sine + down * cosine]
-    return polygon
 
 
 def _require_pixels(path: Path, items: list[Item]) -> None:
@@ -251,7 +232,7 @@ def _require_pixels(path: Path, items: list[Item]) -> None:
 
 
 def _kind(raw: Mapping) -> str:
-    """ "normalised" coordinates; or a box without mask whose area tells "corners" from "sides"; else ""."""
+    """Return "normalised" for such coordinates, or a box without mask as "corners" or "sides" by its area; else ""."""
     segmentation, box = raw.get("segmentation"), raw.get("bbox")
     values: list = []
     if isinstance(segmentation, list):

@@ -5,19 +5,15 @@ A mask is a run-length code of its own box: comma-separated run lengths by rows,
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from part_robust.data.importers.coco import turned_rectangle
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import Tally
-from part_robust.data.preparation.segmentation import encode
-
-_ELLIPSE_POINTS = 48
+from part_robust.data.importers.shapes import ellipse, pasted, turned
 
 
 def read_cvat_xml(path: Path, tally: Tally) -> Contents:
@@ -39,7 +35,8 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
         raise ValueError(f"{path} is not valid XML: {error}") from error
     if root.tag != "annotations" or root.find("track") is not None or root.find("image") is None:
         raise ValueError(f'{path} is not CVAT\'s XML for images: export the task as "CVAT for images 1.1"')
-    items, tags = [], set()
+    labels = {(entry.findtext("name") or ""): entry.findtext("type") for entry in root.findall("./meta//labels/label")}
+    items, tags = [], {name for name, kind in labels.items() if kind == "tag"}
     for image in root.iter("image"):
         item = Item(
             plain_name(image.get("name", "")),
@@ -50,12 +47,11 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
         for index, shape in enumerate(image):
             label, where = shape.get("label", ""), f"{path.name}: {shape.tag} {index} on {item.file_name}"
             if shape.tag == "tag":
-                item.label = item.label or label
+                item.name_class(label, tally)
                 tags.add(label)
                 continue
             _add_shape(item, shape, label, where, tally)
         items.append(item)
-    labels = [name.text or "" for name in root.findall("./meta//labels/label/name")]
     used = {raw["part"] for item in items for raw in item.raw}
     parts = [label for label in labels if label in used or label not in tags]
     return tool_contents(items, [*parts, *sorted(used - set(parts))])
@@ -69,18 +65,13 @@ def _add_shape(item: Item, shape: ElementTree.Element, label: str, where: str, t
         elif shape.tag == "box":
             left, top, right, bottom = (_number(shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
             raw["bbox"] = [left, top, right - left, bottom - top]
-            angle = as_number(shape.get("rotation")) or 0
-            if angle:
-                tally.add("turned_box", where)
-                centre = ((left + right) / 2, (top + bottom) / 2)
-                polygon = turned_rectangle(left, top, right - left, bottom - top, angle, centre)
-                raw |= {"segmentation": [polygon], "no_box": True}
+            raw = turned(raw, shape.get("rotation"), tally)
         elif shape.tag == "ellipse":
             raw |= {"segmentation": [_ellipse(shape)], "no_box": True}
         elif shape.tag == "mask":
             raw |= {"segmentation": _mask(shape, item), "no_box": True}
         else:
-            tally.add("shape_kind", where)
+            item.add_without_area(label, where, tally)
             return
     except (ValueError, IndexError):
         tally.add("no_shape", where)
@@ -97,35 +88,22 @@ def _number(shape: ElementTree.Element, key: str) -> float:
 
 
 def _points(text: str) -> list[float]:
-    """ "x,y;x,y" as [x, y, x, y]."""
+    """Turn "x,y;x,y" into [x, y, x, y]."""
     return [float(value) for point in text.split(";") for value in point.split(",")]
 
 
 def _ellipse(shape: ElementTree.Element) -> list[float]:
     x, y, radius_x, radius_y = (_number(shape, key) for key in ("cx", "cy", "rx", "ry"))
-    turn = math.radians(as_number(shape.get("rotation")) or 0)
-    polygon = []
-    for step in range(_ELLIPSE_POINTS):
-        angle = 2 * math.pi * step / _ELLIPSE_POINTS
-        right, down = radius_x * math.cos(angle), radius_y * math.sin(angle)
-        polygon += [
-            x + right * math.cos(turn) - down * math.sin(turn),
-            y + right * math.sin(turn) + down * math.cos(turn),
-        ]
-    return polygon
+    return ellipse(x, y, radius_x, radius_y, as_number(shape.get("rotation")) or 0)
 
 
 def _mask(shape: ElementTree.Element, item: Item) -> dict:
     left, top, width, height = (int(_number(shape, key)) for key in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape.get("rle", "").split(",")]
-    if min(runs) < 0 or min(left, top) < 0 or left + width > item.width or top + height > item.height:
-        raise ValueError("the mask leaves the image")
-    box = np.repeat(np.arange(len(runs)) % 2, runs)
+    box = np.repeat(np.arange(len(runs)) % 2, runs)  # raises ValueError for a negative run
     if box.size != width * height:
         raise ValueError("the runs do not fill the box")
-    pixels = np.zeros((item.height, item.width), dtype=np.uint8)
-    pixels[top : top + height, left : left + width] = box.reshape(height, width)
-    return encode(pixels)
+    return pasted(box.reshape(height, width), left, top, item.height, item.width)
 
 
 def _attributes(shape: ElementTree.Element) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from part_robust.data.importers.class_rule import shown
 from part_robust.data.importers.items import Item
 from part_robust.data.importers.report import Tally
 
+# Label Studio puts eight digits in front of the names of uploaded files.
+_UPLOAD = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -57,6 +60,14 @@ def _folded(name: str) -> str:
 
 def _spellings(file_name: str, root: Path) -> Iterator[str]:
     """Relative names that a tool's name may mean, the likeliest first."""
+    yield from _web_spellings(file_name, root)
+    if _UPLOAD.search(file_name):
+        original = _UPLOAD.sub(r"\1", file_name)
+        yield from _web_spellings(original, root)
+        yield PurePosixPath(original).name
+
+
+def _web_spellings(file_name: str, root: Path) -> Iterator[str]:
     yield from _inside(file_name)
     path = PurePosixPath(file_name)
     if path.is_absolute() and path.is_relative_to(root.resolve().as_posix()):
@@ -104,10 +115,10 @@ def find_files(items: Sequence[Item], root: Path, listed_in: Path, skip_missing:
             missing.append(item.file_name)
             continue
         if name in owners:
-            raise ValueError(
-                f"{listed_in}: {owners[name]!r} and {item.file_name!r} are both the file {name} in {root}: give each "
-                "image its own file name"
-            )
+            both = f"{owners[name]!r} and {item.file_name!r} are both the file {name} in {root}"
+            if owners[name] == item.file_name:
+                both = f"{name} is listed twice, with annotations of its own each time"
+            raise ValueError(f"{listed_in}: {both}: give each image its own file name, and list it once")
         owners[name] = item.file_name
         found[item.file_name] = name
         if name != item.file_name:

@@ -107,6 +107,7 @@ def read_names(path: Path) -> dict:
         FileNotFoundError: no such file.
         ValueError: other columns, a label that is no number, one without a name, or one with two names.
     """
+    keys: tuple[str, ...]
     try:
         keys, rows = ("label",), read_table(path, ("label", "name"), "--names")
     except ValueError as error:
@@ -164,7 +165,7 @@ def _values(path: str, coloured: bool) -> tuple[list, dict]:
 
 
 def read_value(path: str, value: Any) -> np.ndarray:
-    """bool (H, W): pixels of one label or colour, or of any of ("any", values)."""
+    """Return bool (H, W), the pixels of one label or colour, or of any of ("any", values)."""
     several = value[1] if isinstance(value, tuple) and value[0] == "any" else (value,)
     coloured = isinstance(several[0], tuple)
     pixels = _load(path, coloured)

@@ -1,4 +1,4 @@
-"""What every reader of a format gives: images with their parts as the tool wrote them, and the names of the parts.
+"""Items that every reader of a format gives: images with their parts as the tool wrote them, and names of the parts.
 
 Letters: H, W image height and width in pixels.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from part_robust.data.importers.report import Tally
 
 DIVIDE = "fractions"  # split name of the sources whose images the fractions divide
 
@@ -34,10 +36,12 @@ class Item:
         has_size: whether the tool's format says the size at all.
         source_id: the tool's own id of the image, for the result's `source`.
         label: the class that the tool's own file gives the image, None where it gives none.
+        origin: what images that were made of one picture have in common, None where the tool does not say.
         raw: parts as the tool wrote them: `part` (name), `where` (for messages), and COCO's `segmentation` (also a
             `MaskFile`), `bbox`, `iscrowd`; optional `attributes`, `supercategory`, `is_target`, `object_id`, and
             `ignore` for a region that counts nowhere.
         lost: number of parts that could not be read: the pixels of this image without a part are unknown.
+        without_area: names of what is marked with points or lines.
         parts, ignore: filled in by `clean.clean_item`: usable parts, and RLEs of regions that count nowhere.
         key: unique name of the image in the result; the file name if empty.
     """
@@ -47,12 +51,25 @@ class Item:
     height: int = 0
     source_id: Any = None
     label: str | None = None
+    origin: str | None = None
     raw: list[dict] = field(default_factory=list)
     lost: int = 0
+    without_area: list[str] = field(default_factory=list)
     parts: list[dict] = field(default_factory=list)
     ignore: list[dict] = field(default_factory=list)
     key: str = ""
     has_size: bool = True
+
+    def name_class(self, label: str, tally: Tally) -> None:
+        """Takes a class that the tool's file gives the image; the first of several counts."""
+        if self.label not in (None, label):
+            tally.add("several_classes", f"{self.file_name}: {self.label} and {label}")
+        self.label = self.label or label
+
+    def add_without_area(self, part: str, where: str, tally: Tally) -> None:
+        """Counts points or a line that mark a part."""
+        tally.add("shape_kind", where)
+        self.without_area.append(part)
 
     @property
     def part_names(self) -> set[str]:
@@ -62,7 +79,7 @@ class Item:
 
 @dataclass
 class Contents:
-    """What a reader found in one source.
+    """Everything that a reader found in one source.
 
     Attributes:
         items: images in the order of their file names.
@@ -94,8 +111,14 @@ class Source:
 
 
 def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
-    """Contents of a tool's own file: items by file name, parts without the background."""
+    """Contents of a tool's own file: items by file name, parts without the background.
+
+    A part that is drawn in some images and only marked with points or lines in others is lost in the latter.
+    """
     items = sorted(items, key=lambda item: item.file_name)
+    drawn = {raw["part"] for item in items for raw in item.raw}
+    for item in items:
+        item.lost += sum(name in drawn for name in item.without_area)
     names = [name for name in dict.fromkeys(parts) if not is_background(name)]
     for item in items:
         item.raw = [raw for raw in item.raw if not is_background(raw["part"])]
@@ -104,7 +127,7 @@ def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
 
 
 def is_background(name: str) -> bool:
-    """ "_background_", "__background__", "Background", "bg"."""
+    """Return whether a name is that of the background: "_background_", "__background__", "Background" or "bg"."""
     return name.strip("_ ").lower() in ("background", "bg")
 
 

@@ -1,122 +1,167 @@
 """Reads Label Studio's own JSON: rectangles with rotation, polygons, ellipses, brush strokes, and image choices.
 
 Coordinates are percent of the image's width and height. A rectangle turns clockwise about its top left corner. Brush
-strokes are a run-length code of an RGBA picture in words of 8 bits; its opacity is the mask.
+strokes are a run-length code of an RGBA picture in words of 8 bits; its opacity is the mask. Several results can be of
+one region, which has one id: its outline, its labels, and choices about it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from part_robust.data.importers.coco import turned_rectangle
+from part_robust.data.importers.files import IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import Tally
+from part_robust.data.importers.shapes import ellipse, turned_rectangle
 from part_robust.data.preparation.segmentation import encode
 
-_ELLIPSE_POINTS = 48
+_NAMES_OF_IMAGE = ("image", "img", "url", "image_url")
+# What describes a region; all results of one region have it alike.
+_OUTLINE = frozenset(
+    ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "vertices", "imageDataURL")
+)
 
 
 def is_label_studio(data: Any) -> bool:
-    """Whether a json value is a list of tasks (and not Label Studio's COCO export)."""
+    """Return whether a json value is a list of tasks (and not Label Studio's COCO export)."""
     return isinstance(data, list) and all(isinstance(task, Mapping) and "data" in task for task in data)
 
 
 def read_label_studio(path: Path, data: list, tally: Tally) -> Contents:
-    """Items of exported tasks; the class of an image is its first choice.
+    """Items of exported tasks; the class of an image is its choice.
 
     Args:
         path: the file, for messages.
         data: its json value.
-        tally: counts results without an area, and broken ones.
+        tally: counts what has no area, no label, several labels or several annotators, and what is broken.
 
     Raises:
         ValueError: a task names no image.
     """
     items = []
     for index, task in enumerate(data):
-        name = _image_of(task.get("data") or {})
+        name = _image_of(task.get("data"))
         if name is None:
             raise ValueError(f"{path}: task {index} (id {task.get('id')!r}) has no image in its `data`")
         item = Item(plain_name(name), source_id=task.get("id"))
-        for result in _results(task):
-            _add_result(item, result, f"{path.name}: result {result.get('id')!r} on {item.file_name}", tally)
+        _add_results(item, _results(item, task, path.name, tally), path.name, tally)
         items.append(item)
     return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))
 
 
-def _image_of(data: Mapping) -> str | None:
-    """The task's image: the value called so, else the only text."""
+def _image_of(data: Any) -> str | None:
+    """The task's image: the value called so, else the first that looks like a file of one, else the only text."""
+    if not isinstance(data, Mapping):
+        return None
     texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
-    for key in ("image", "img", "url", "image_url"):
-        if key in texts:
-            return texts[key]
-    return next(iter(texts.values()), None)
+    files = [value for value in texts.values() if value.partition("?")[0].lower().endswith(IMAGE_ENDINGS)]
+    named = [texts[key] for key in _NAMES_OF_IMAGE if key in texts]
+    return next(iter([*named, *files, *(texts.values() if len(texts) == 1 else ())]), None)
 
 
-def _results(task: Mapping) -> Iterator[Mapping]:
-    """Results of the first annotation that was not cancelled."""
-    for annotation in task.get("annotations") or task.get("completions") or []:
-        if isinstance(annotation, Mapping) and not annotation.get("was_cancelled"):
-            yield from (result for result in annotation.get("result") or [] if isinstance(result, Mapping))
-            return
+def _results(item: Item, task: Mapping, where: str, tally: Tally) -> list[Mapping]:
+    """Results of the ground truth, else of the first annotation that was not cancelled; the others are counted."""
+    found = _mappings(task.get("annotations") or task.get("completions"))
+    found = sorted((e for e in found if not e.get("was_cancelled")), key=lambda entry: not entry.get("ground_truth"))
+    for entry in found[1:]:
+        tally.add("further_annotations", f"{where}: annotation {entry.get('id')!r} of {item.file_name}")
+    return _mappings(found[0].get("result")) if found else []
 
 
-def _add_result(item: Item, result: Mapping, where: str, tally: Tally) -> None:
-    value, kind = result.get("value") or {}, result.get("type")
-    item.width = item.width or as_side(result.get("original_width"))
-    item.height = item.height or as_side(result.get("original_height"))
-    if kind == "choices":
-        item.label = item.label or next(iter(value.get("choices") or []), None)
-        return
-    labels = value.get(kind) if isinstance(kind, str) else None
-    if not labels or kind not in ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels"):
-        tally.add("shape_kind", where)
-        return
-    raw = {"part": str(labels[0]), "where": where, "no_box": True}
+def _mappings(value: Any) -> list[Mapping]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def _value(result: Mapping) -> Mapping:
+    value = result.get("value")
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(result: Mapping, key: Any) -> list[str]:
+    """Labels or choices of a result."""
+    found = _value(result).get(key) if isinstance(key, str) else None
+    return [str(text) for text in found] if isinstance(found, list) else []
+
+
+def _add_results(item: Item, results: Sequence[Mapping], source: str, tally: Tally) -> None:
+    """Adds class and parts of one annotation to its item."""
+    regions: dict[tuple[str, str], list[Mapping]] = defaultdict(list)
+    for result in results:
+        item.width = item.width or as_side(result.get("original_width"))
+        item.height = item.height or as_side(result.get("original_height"))
+        outline = {key: value for key, value in _value(result).items() if key in _OUTLINE}
+        if outline:
+            regions[str(result.get("id")), repr(sorted(outline.items()))].append(result)
+        elif result.get("type") == "choices":
+            for choice in _texts(result, "choices"):
+                item.name_class(choice, tally)
+        else:
+            tally.add("shape_kind", _where(source, result, item))
+    for region in regions.values():
+        _add_region(item, region, _where(source, region[0], item), tally)
+
+
+def _where(source: str, result: Mapping, item: Item) -> str:
+    return f"{source}: result {result.get('id')!r} on {item.file_name}"
+
+
+def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Tally) -> None:
+    """Adds the part that the results of one region describe."""
+    labels = [text for r in results if str(r.get("type")).endswith("labels") for text in _texts(r, r.get("type"))]
+    attributes = {str(r.get("from_name")): text for r in results for text in _texts(r, "choices")[:1]}
+    raw: dict[str, Any] = {"part": next(iter(labels), ""), "where": where, "no_box": True}
+    raw |= {"attributes": attributes} if attributes else {}
+    reason = "" if labels else "no_label"
+    if any(as_number(result.get("image_rotation")) for result in results):
+        reason = "turned_view"
+    shape = None
     try:
-        raw |= _shape(kind, value, item, tally, where)
+        shape = None if reason else _shape(_value(results[0]), item, tally, where)
     except (KeyError, ValueError, TypeError, IndexError):
-        tally.add("no_shape", where)
+        reason = "no_shape"
+    if reason:
+        tally.add(reason, where)
         item.lost += 1
-        return
-    item.raw.append(raw)
+    elif shape is None:
+        item.add_without_area(raw["part"], where, tally)
+    else:
+        if len(labels) > 1:
+            tally.add("several_labels", f"{where}: {', '.join(labels)}")
+        item.raw.append(raw | shape)
 
 
-def _shape(kind: str, value: Mapping, item: Item, tally: Tally, where: str) -> dict:
+def _shape(value: Mapping, item: Item, tally: Tally, where: str) -> dict | None:
+    """The area that a value describes; None where it has none.
+
+    Raises:
+        KeyError, ValueError, TypeError, IndexError: it is broken.
+    """
     if not item.width or not item.height:
         raise ValueError("percent of an unknown size")
-    if kind == "brushlabels":
-        return {"segmentation": encode(brush_mask(value["rle"], item.height, item.width))}
     across, down = item.width / 100, item.height / 100
-    if kind == "polygonlabels":
+    if "rle" in value:
+        return {"segmentation": encode(brush_mask(value["rle"], item.height, item.width))}
+    if "points" in value:
         return {"segmentation": [[v for x, y in value["points"] for v in (x * across, y * down)]]}
-    x, y = value["x"] * across, value["y"] * down
     angle = as_number(value.get("rotation")) or 0
-    if kind == "ellipselabels":
-        return {"segmentation": [_ellipse(x, y, value["radiusX"] * across, value["radiusY"] * down, angle)]}
-    width, height = value["width"] * across, value["height"] * down
+    if "radiusX" in value:
+        x, y = value["x"] * across, value["y"] * down
+        return {"segmentation": [ellipse(x, y, value["radiusX"] * across, value["radiusY"] * down, angle)]}
+    if not {"x", "y", "width", "height"} <= set(value):
+        return None
+    x, y, width, height = (
+        value[key] * scale for key, scale in (("x", across), ("y", down), ("width", across), ("height", down))
+    )
     if not angle:
         return {"bbox": [x, y, width, height]}
     tally.add("turned_box", where)
     return {"segmentation": [turned_rectangle(x, y, width, height, angle, (x, y))]}
-
-
-def _ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float) -> list[float]:
-    turn, polygon = math.radians(degrees), []
-    for step in range(_ELLIPSE_POINTS):
-        angle = 2 * math.pi * step / _ELLIPSE_POINTS
-        right, down = radius_x * math.cos(angle), radius_y * math.sin(angle)
-        polygon += [
-            x + right * math.cos(turn) - down * math.sin(turn),
-            y + right * math.sin(turn) + down * math.cos(turn),
-        ]
-    return polygon
 
 
 def brush_mask(code: list[int], height: int, width: int) -> np.ndarray:

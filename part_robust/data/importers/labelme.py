@@ -16,10 +16,8 @@ from PIL import Image
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_side
 from part_robust.data.importers.report import Tally
+from part_robust.data.importers.shapes import ellipse, pasted
 from part_robust.data.part_json import parse_json
-from part_robust.data.preparation.segmentation import encode
-
-_CIRCLE_POINTS = 48
 
 
 def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
@@ -51,7 +49,8 @@ def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
         item = Item(name, as_side(data.get("imageWidth")), as_side(data.get("imageHeight")), path.stem)
         flags = data.get("flags")
         if isinstance(flags, Mapping):
-            item.label = next((str(flag) for flag, value in flags.items() if value is True), None)
+            for flag in (flag for flag, value in flags.items() if value is True):
+                item.name_class(str(flag), tally)
         if item.label is None and "/" in name:
             item.label = name.split("/")[-2]
         for index, shape in enumerate(data["shapes"]):
@@ -65,19 +64,22 @@ def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
 def _add_shape(item: Item, shape: Any, where: str, tally: Tally) -> None:
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
-        raw = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}
+        raw: dict[str, Any] = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}
         kind = shape.get("shape_type") or "polygon"
-        if kind == "polygon":
+        if kind in ("polygon", "oriented_rectangle", "rotation"):
             raw["segmentation"] = [[value for point in points for value in point]]
         elif kind == "rectangle":
-            (x0, y0), (x1, y1) = points
-            raw["bbox"] = [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
+            if len(points) not in (2, 4):
+                raise ValueError("neither two opposite corners nor all four")
+            (left, top), (right, bottom) = map(min, zip(*points, strict=True)), map(max, zip(*points, strict=True))
+            raw["bbox"] = [left, top, right - left, bottom - top]
         elif kind == "circle":
-            raw["segmentation"] = [_circle(*points)]
+            (x, y), rim = points
+            raw["segmentation"] = [ellipse(x, y, math.dist((x, y), rim), math.dist((x, y), rim))]
         elif kind == "mask":
             raw["segmentation"] = _mask(item, points, shape["mask"])
         else:
-            tally.add("shape_kind", f"{where} ({kind})")
+            item.add_without_area(raw["part"], f"{where} ({kind})", tally)
             return
         if not raw["part"]:
             raise ValueError("no label")
@@ -88,19 +90,8 @@ def _add_shape(item: Item, shape: Any, where: str, tally: Tally) -> None:
     item.raw.append(raw)
 
 
-def _circle(centre: tuple[float, float], rim: tuple[float, float]) -> list[float]:
-    radius = math.dist(centre, rim)
-    angles = [2 * math.pi * step / _CIRCLE_POINTS for step in range(_CIRCLE_POINTS)]
-    return [v for a in angles for v in (centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a))]
-
-
 def _mask(item: Item, points: list[tuple[float, float]], code: str) -> dict:
     """A mask is a PNG of the box between two points."""
     with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as file:
         box = np.asarray(file.convert("L")) > 0
-    left, top = int(points[0][0]), int(points[0][1])
-    pixels = np.zeros((item.height, item.width), dtype=np.uint8)
-    if left < 0 or top < 0 or left + box.shape[1] > item.width or top + box.shape[0] > item.height:
-        raise ValueError("the mask leaves the image")
-    pixels[top : top + box.shape[0], left : left + box.shape[1]] = box
-    return encode(pixels)
+    return pasted(box, round(points[0][0]), round(points[0][1]), item.height, item.width)

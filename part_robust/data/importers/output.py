@@ -21,13 +21,14 @@ from part_robust.data.importers.report import markdown
 from part_robust.data.importers.samples import ImportSettings, Sample
 from part_robust.data.part_json import UNFINISHED
 from part_robust.data.preparation.journal import dump
-from part_robust.data.preparation.segmentation import box_mask, decode, part_annotation
+from part_robust.data.preparation.segmentation import TightMask, box_mask, decode, part_annotation
 from part_robust.data.validation import violations
+from part_robust.utils.files import replacing
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the files of a command look; it differs between the two for the files' sake that exist already.
+    """Form of a command's files; it differs between the two commands for the sake of files that exist already.
 
     Attributes:
         generator: name of the writer in `info.part_robust`.
@@ -87,7 +88,7 @@ def part_jsons(
     """
     part_ids = {category["name"]: category["id"] for category in labels.categories}
     class_ids = {entry["name"]: entry["id"] for entry in labels.classes}
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     image_id = annotation_id = 0
     for split, samples in by_split.items():
         if style.masks == "rle":
@@ -121,7 +122,7 @@ def _part_entry(part: Mapping, category_id: int, sample: Sample, style: Style) -
         return {key: value for key, value in part.items() if key != "part"}
     height, width = sample.image.height, sample.image.width
     if "segmentation" in part:
-        mask = decode(part["segmentation"], height, width)[0]
+        mask: TightMask | None = decode(part["segmentation"], height, width)[0]
     else:
         mask = box_mask(part["bbox"], height, width)
     assert mask is not None
@@ -202,8 +203,11 @@ def write_all(
     stale: Sequence[Path],
     style: Style,
 ) -> None:
-    """Images first, then the jsons that promise them. Nothing is replaced before everything is written beside it, and a
-    marker says that the folder is unfinished while one file after the other is replaced."""
+    """Write the images first, then the jsons that name them.
+
+    Nothing is replaced before everything is written beside it, and a marker says that the folder is unfinished while
+    one file after the other is replaced.
+    """
     for sample in tqdm(to_copy, desc="copying images", unit="image", disable=None if to_copy else True):
         _copy(sample.path, output / "images" / sample.name)
     folder = output / "annotations"
@@ -251,7 +255,5 @@ def _text(content: Mapping, style: Style) -> str:
 def _copy(source: Path, target: Path) -> None:
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -77,7 +77,7 @@ def image_folder(root: Path) -> Path:
 
 @lru_cache(maxsize=1)
 def _objects(path: str) -> list[dict[str, Any]]:
-    """For every object its class, mask (H, W), and the names and masks of its parts.
+    """Return for every object its class, mask (H, W), and the names and masks of its parts.
 
     The number of a part that occurs several times ("wheel_2") is left out of its name.
     """
@@ -97,5 +97,5 @@ def _objects(path: str) -> list[dict[str, Any]]:
 
 
 def read_part(path: str, key: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) of one part: (object, part) counted from 0."""
+    """Return bool (H, W), the mask of one part, (object, part) counted from 0."""
     return _objects(path)[key[0]]["masks"][key[1]]

@@ -1,9 +1,11 @@
-"""What an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
+"""Report of what an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+
+from part_robust.utils.markdown import dead_text
 
 EXAMPLES = 20  # kept per reason
 
@@ -27,6 +29,7 @@ REASONS = {
     "file_name_repaired": ("repaired", "file names that mean a file with another spelling or folder"),
     "turned_size": ("repaired", "images whose parts fit the EXIF-turned frame only: width and height exchanged"),
     "image_with_lost_parts": ("noted", "images with parts that could not be read: part_supervision is partial"),
+    "several_classes": ("noted", "images to which the file gives several classes: the first is taken"),
     "no_mask": ("noted", "images without a mask file"),
     "image_without_parts": ("noted", "images without any usable annotation"),
     "exif_orientation": ("noted", "images with an EXIF rotation (the loader follows the json's width and height)"),
@@ -34,6 +37,10 @@ REASONS = {
     "near_duplicate": ("noted", "images that look like an earlier one: kept together where the import divides"),
     "duplicate_with_other_class": ("noted", "images with the pixels of an earlier one but another class"),
     "duplicate_across_given_splits": ("noted", "images with the pixels of an image in another given split: a leak"),
+    "origin_across_given_splits": (
+        "noted",
+        "images made of one picture in two given splits (Roboflow's augmented copies): a leak",
+    ),
     "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
     # categories
     "background_category": ("skipped", "categories that mean the background, which is no part"),
@@ -50,6 +57,12 @@ REASONS = {
     "crowd_to_ignore": ("skipped", "iscrowd 1: not a part, its pixels count nowhere (ignore_segmentation)"),
     "no_shape": ("skipped", "annotations without any shape"),
     "shape_kind": ("skipped", "annotations of a kind that has no area, such as points and lines"),
+    "no_label": ("skipped", "annotations without a label"),
+    "further_annotations": (
+        "skipped",
+        "annotations of an image by further people: the first or the ground truth counts",
+    ),
+    "turned_view": ("skipped", "annotations on an image that was turned in the tool: where they lie is not certain"),
     "far_outside": ("skipped", "annotations that reach further outside than a side of the image"),
     "mask_unreadable": ("skipped", "masks that cannot be read"),
     "mask_size": ("skipped", "masks of another size than their image"),
@@ -63,6 +76,7 @@ REASONS = {
     "degenerate_box": ("skipped", "annotations without a mask and without a box inside the image"),
     "annotation_id": ("repaired", "annotations whose id was no integer from 1 on (COCO's AP misreads id 0)"),
     "duplicate_annotation_id": ("repaired", "annotations whose id another one has: renumbered"),
+    "several_labels": ("noted", "annotations with several labels: the first is taken"),
     "crowd_to_part": ("repaired", "iscrowd 1 taken as an ordinary part (CVAT writes drawn masks so)"),
     "turned_box": ("repaired", "turned rectangles: drawn as polygons"),
     "flat_polygon": ("repaired", "segmentations that are one bare polygon instead of a list of them"),
@@ -85,6 +99,11 @@ class Tally:
         self.events: list[tuple[str, str]] = []  # all of them, for another tally to take over
 
     def add(self, reason: str, example: str) -> None:
+        """Count an event, and keep the first examples of its reason.
+
+        Raises:
+            KeyError: the reason is not in REASONS.
+        """
         if reason not in REASONS:
             raise KeyError(reason)
         self.counts[reason] += 1
@@ -108,7 +127,7 @@ class Tally:
 
 
 def counted_text(tally: Tally) -> str:
-    """What was counted, in one line."""
+    """Return the counts in one line."""
     return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 
 
@@ -129,7 +148,8 @@ def markdown(report: Mapping) -> str:
     splits = list(report["images"])
     lines += [f"| class | {' | '.join(splits)} |", "|---|" + "---:|" * len(splits)]
     for name in report["classes"]:
-        lines.append(f"| {name} | " + " | ".join(str(report["images"][split][name]) for split in splits) + " |")
+        counts = " | ".join(str(report["images"][split][name]) for split in splits)
+        lines.append(f"| {dead_text(name)} | {counts} |")
     totals = [sum(report["images"][split].values()) for split in splits]
     lines.append("| **all** | " + " | ".join(f"**{total}**" for total in totals) + " |")
     for kind, title in (("skipped", "Skipped"), ("repaired", "Repaired"), ("noted", "Noticed")):
@@ -137,8 +157,10 @@ def markdown(report: Mapping) -> str:
         if not report[kind]:
             lines.append("Nothing.")
         for reason, entry in report[kind].items():
-            shown = "; ".join(entry["examples"][:5])
+            shown = dead_text("; ".join(entry["examples"][:5]))
             lines.append(f"- **{entry['count']}** {REASONS[reason][1]} (`{reason}`). First: {shown}")
     lines += ["", f"## Parts of each class ({report['class_parts_from']})", ""]
-    lines += [f"- {name}: {', '.join(parts) or 'none'}" for name, parts in report["classes"].items()]
+    lines += [
+        f"- {dead_text(name)}: {dead_text(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()
+    ]
     return "\n".join(lines) + "\n"

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
+from part_robust.data.importers.assignment import assign_splits
 from part_robust.data.importers.class_rule import ClassRule, read_class_parts, shown
 from part_robust.data.importers.classes import ClassSource, CsvClasses, known_only
 from part_robust.data.importers.coco import coco_contents, read_coco
@@ -24,10 +23,16 @@ from part_robust.data.importers.labels import label_space
 from part_robust.data.importers.output import Style, check_output, config_hash, header, part_jsons, write_all
 from part_robust.data.importers.report import REASONS, Tally, class_counts, counted_text
 from part_robust.data.importers.samples import SPLITS, ImportSettings, Sample, read_samples
-from part_robust.data.importers.splits import divide, divide_by_hash, join, name_keys, near_pairs, require_few
+from part_robust.data.importers.splits import name_keys, require_few
 
 logger = logging.getLogger(__name__)
 
+_WARNED = (
+    ("noted", "duplicate_across_given_splits"),
+    ("noted", "origin_across_given_splits"),
+    ("noted", "box_only"),
+    ("skipped", "no_class"),
+)
 _CLASS_PARTS = ("auto", "training", "supercategory", "used")
 
 
@@ -122,7 +127,7 @@ def run_import(
         if name not in used:
             tally.add("category_without_annotations", name)
     _require_parts(sources, samples, contents, tally)
-    samples = _split(samples, fractions, settings, style, tally)
+    samples = assign_splits(samples, fractions, settings, style.division == "hash", tally)
     by_split = {split: [sample for sample in samples if sample.split == split] for split in _split_order(samples)}
     if style.masks == "rle":
         by_split = {split: sorted(members, key=lambda sample: sample.key) for split, members in by_split.items()}
@@ -201,54 +206,6 @@ def _supercategories(contents: Sequence[Contents]) -> dict[str, str]:
     return found
 
 
-def _split(
-    samples: list[Sample], fractions: Mapping[str, Fraction], settings: ImportSettings, style: Style, tally: Tally
-) -> list[Sample]:
-    """Sets group and split of every sample; leaves out what would leak into a given split."""
-    contents = [sample.picture.content for sample in samples]
-    near = near_pairs(np.array([s.picture.gradient for s in samples])) if settings.group_by == "near" else []
-    for low, high in near:
-        if contents[low] != contents[high]:
-            tally.add("near_duplicate", f"{samples[high].name} like {samples[low].name}")
-    is_hashed = style.division == "hash"
-    keys = name_keys([sample.name for sample in samples], settings.group_by, everywhere=not is_hashed)
-    groups = join(len(samples), [contents, keys, [sample.name for sample in samples]], near)
-    first: dict[str, Sample] = {}
-    given: set[int] = set()
-    for sample, group in zip(samples, groups, strict=True):
-        sample.group = group
-        if sample.split != DIVIDE:
-            given.add(group)
-        earlier = first.setdefault(sample.picture.content, sample)
-        if earlier is sample:
-            continue
-        pair = f"{sample.name} like {earlier.name}"
-        if DIVIDE not in (sample.split, earlier.split) and sample.split != earlier.split:
-            tally.add("duplicate_across_given_splits", pair)
-        else:
-            tally.add("duplicate_content", pair)
-        if sample.label != earlier.label:
-            tally.add("duplicate_with_other_class", f"{pair}: {sample.label} and {earlier.label}")
-    kept = []
-    for sample in samples:
-        if sample.split == DIVIDE and sample.group in given:
-            tally.add("duplicate_of_given_split", sample.name)
-        else:
-            kept.append(sample)
-    free = [sample for sample in kept if sample.split == DIVIDE]
-    free_groups = [sample.group for sample in free]
-    if is_hashed:
-        key_of = {sample.name: key for sample, key in zip(samples, keys, strict=True)}
-        chosen = divide_by_hash(
-            [s.key for s in free], [key_of[s.name] for s in free], free_groups, fractions, settings.seed
-        )
-    else:
-        chosen = divide([s.name for s in free], [s.label for s in free], free_groups, fractions, settings.seed)
-    for sample, split in zip(free, chosen, strict=True):
-        sample.split = split
-    return kept
-
-
 def _split_order(samples: Iterable[Sample]) -> list[str]:
     found = {sample.split for sample in samples}
     return [*(split for split in SPLITS if split in found), *sorted(found - set(SPLITS))]
@@ -310,7 +267,7 @@ def _warn(
     fractions: Mapping[str, Fraction],
     sources: Sequence[Source],
 ) -> None:
-    """What a user must know before training, once more where it is seen."""
+    """Warn of what a user must know before training; it is in the report too, but more easily missed there."""
     for split, counts in report["images"].items():
         without = [name for name, count in counts.items() if not count]
         if without:
@@ -319,6 +276,6 @@ def _warn(
         for split, share in fractions.items():
             if share > 0 and split not in by_split:
                 logger.warning("split %s is empty: no json was written for it", split)
-    for kind, reason in (("noted", "duplicate_across_given_splits"), ("noted", "box_only"), ("skipped", "no_class")):
+    for kind, reason in _WARNED:
         if reason in report[kind]:
             logger.warning("%d %s", report[kind][reason]["count"], REASONS[reason][1])

@@ -1,60 +1,90 @@
-"""Reads YOLO folders (Ultralytics): data.yaml, images/ and labels/ side by side, segmentation or detection lines.
+"""Reads YOLO folders (Ultralytics 8, also as CVAT and Roboflow write them): data.yaml, images and labels.
 
 A line is the number of the part and, as shares of the image's sides, the middle, width and height of a box, or the
-points of a polygon.
+points of a polygon; behind them may stand a score or the number of a track.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from part_robust.data.importers.class_rule import read_declaration
-from part_robust.data.importers.files import IMAGE_ENDINGS
-from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, tool_contents
+from part_robust.data.importers.files import IMAGE_ENDINGS, ImageFolder
+from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, plain_name, tool_contents
 from part_robust.data.importers.report import Tally
 
 _SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
 
 
 def read_yolo(path: Path, tally: Tally) -> list[tuple[Source, Contents]]:
-    """Source and contents of every split that a data.yaml names.
+    """Source and contents of every split that a data.yaml names, by folders of images or lists of them (txt).
+
+    Args:
+        path: data.yaml.
+        tally: counts images without labels, lines that are broken or of an unknown part.
 
     Raises:
-        FileNotFoundError: the file, or the folder of a split does not exist.
+        FileNotFoundError: the file, a folder or a list does not exist.
         ValueError: not a data.yaml.
     """
     data = read_declaration(path, "--yaml")
-    names = data.get("names") if isinstance(data, Mapping) else None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, Mapping) or not names or not all(isinstance(number, int) for number in names):
-        raise ValueError(f"{path} must have `names`, a list of the parts or {{number: part}}")
-    parts = {number: str(name).strip() for number, name in names.items()}
-    found = []
+    parts = _parts(path, data)
+    boxes = "kpt_shape" in data  # behind the box of a pose stand its key points
+    images: dict[str, list[Path]] = {}
     for key, split in _SPLITS:
-        if isinstance(data.get(key), str) and split not in [source.split for source, _ in found]:
-            folder = _folder(path, data, data[key])
-            images = {image: _label_file(image) for image in sorted(folder.rglob("*")) if _is_image(image)}
-            items = [_item(image, label, folder, parts, tally) for image, label in images.items()]
-            found.append((Source(path, folder, split), tool_contents(items, [parts[i] for i in sorted(parts)])))
-    if not found:
+        if data.get(key) and split not in images:
+            values = data[key] if isinstance(data[key], list) else [data[key]]
+            images[split] = list(dict.fromkeys(image for value in values for image in _images(path, data, str(value))))
+    if not images:
         raise ValueError(f"{path} names no folder of images: it must have `train`, `val` or `test`")
-    if len(found) == 1:
-        found = [(Source(path, found[0][0].image_root, DIVIDE), found[0][1])]
+    found = []
+    for split, files in images.items():
+        if not files:
+            raise ValueError(f"{path}: {split} has no image (endings {', '.join(IMAGE_ENDINGS)})")
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        items = [_item(image, root, parts, boxes, tally) for image in files]
+        source = Source(path, root, split if len(images) > 1 else DIVIDE)
+        found.append((source, tool_contents(items, [parts[i] for i in sorted(parts)])))
     return found
 
 
-def _folder(path: Path, data: Mapping, value: str) -> Path:
-    """The images of a split: below `path`, or beside the file, also where a tool wrote "../" too many."""
+def _parts(path: Path, data: Any) -> dict[int, str]:
+    """{number: part}."""
+    names = data.get("names") if isinstance(data, Mapping) else None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping) or not names or not all(str(number).isdecimal() for number in names):
+        raise ValueError(f"{path} must have `names`, a list of the parts or {{number: part}}")
+    return {int(number): str(name).strip() for number, name in names.items()}
+
+
+def _images(path: Path, data: Mapping, value: str) -> Iterator[Path]:
+    """Images of a folder, of a list of file names, or a single one."""
+    place = _place(path, data, value)
+    if place.is_dir():
+        yield from (image for image in sorted(place.rglob("*")) if _is_image(image))
+    elif place.suffix.lower() in IMAGE_ENDINGS:
+        yield place
+    else:
+        folder = ImageFolder(place.parent)
+        for line in _lines(place):
+            name = plain_name(line.strip())
+            # Older versions write another folder in front. A missing image is counted with the others.
+            yield place.parent / (folder.find(name) or folder.find(name.removeprefix("data/")) or name)
+
+
+def _place(path: Path, data: Mapping, value: str) -> Path:
+    """A folder or list: below `path`, or beside the file, also where a tool wrote "../" too many."""
     base = Path(str(data.get("path") or ""))
     places = [base / value if base.is_absolute() else path.parent / base / value, path.parent / value]
     places.append(path.parent / value.removeprefix("../"))
     for place in places:
-        if place.is_dir():
+        if place.exists():
             return place
     raise FileNotFoundError(f"{path}: the folder of images {value} does not exist, looked for {places[0]}")
 
@@ -73,8 +103,20 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _item(image: Path, label: Path, folder: Path, parts: Mapping[int, str], tally: Tally) -> Item:
-    item = Item(image.relative_to(folder).as_posix(), source_id=image.stem)
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file that are not empty.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error.reason}") from error
+
+
+def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: Tally) -> Item:
+    item, label = Item(image.relative_to(root).as_posix(), source_id=image.stem), _label_file(image)
     if not label.is_file():
         tally.add("no_mask", f"{item.file_name} ({label} does not exist)")
         return item
@@ -85,26 +127,26 @@ def _item(image: Path, label: Path, folder: Path, parts: Mapping[int, str], tall
                 item.width, item.height = item.height, item.width
     except (OSError, SyntaxError, ValueError):
         return item  # counted as unreadable when its pixels are read
-    for index, line in enumerate(label.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip():
-            _add(item, line.split(), f"{label.name}, line {index}", parts, tally)
+    for index, line in enumerate(_lines(label), start=1):
+        _add(item, line.split(), f"{label.name}, line {index}", parts, boxes, tally)
     return item
 
 
-def _add(item: Item, words: list[str], where: str, parts: Mapping[int, str], tally: Tally) -> None:
+def _add(item: Item, words: list[str], where: str, parts: Mapping[int, str], boxes: bool, tally: Tally) -> None:
     try:
         number, values = int(float(words[0])), [float(word) for word in words[1:]]
-    except ValueError:
+    except (OverflowError, ValueError):
         number, values = -1, []
     if number not in parts:
         tally.add("unknown_category", f"{where}: {' '.join(words[:5])}")
         item.lost += 1
         return
     raw: dict[str, Any] = {"part": parts[number], "where": where}
-    if len(values) == 4:
-        x, y, width, height = (v * side for v, side in zip(values, (item.width, item.height) * 2, strict=True))
+    if len(values) in (4, 5) or (boxes and len(values) > 5):
+        x, y, width, height = (v * side for v, side in zip(values[:4], (item.width, item.height) * 2, strict=True))
         raw["bbox"] = [x - width / 2, y - height / 2, width, height]
-    elif len(values) >= 6 and len(values) % 2 == 0:
+    elif len(values) >= 6:
+        values = values[: len(values) // 2 * 2]
         sides = (item.width, item.height) * (len(values) // 2)
         raw |= {"segmentation": [[v * side for v, side in zip(values, sides, strict=True)]], "no_box": True}
     else:

@@ -23,6 +23,7 @@ from part_robust.data.part_shapes.shapes import (
 
 
 def quadruped(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random quadruped."""
     u = rng.uniform
     h, leg, thick = u(0.32, 0.44), u(0.40, 0.60), u(0.115, 0.15)
 
@@ -70,6 +71,7 @@ def quadruped(rng: np.random.Generator) -> list[Piece]:
 
 
 def bird(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random bird."""
     u = rng.uniform
     tilt, rx, ry = u(5, 40), u(0.36, 0.44), u(0.20, 0.26)
     body = ellipse((0, 0), rx, ry, tilt)
@@ -122,6 +124,7 @@ def bird(rng: np.random.Generator) -> list[Piece]:
 
 
 def fish(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random fish."""
     u = rng.uniform
     h, root = u(0.19, 0.31), (-0.36, 0.0)
     body = smooth(
@@ -149,6 +152,7 @@ def fish(rng: np.random.Generator) -> list[Piece]:
 
 
 def snake(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random snake."""
     u = rng.uniform
     n = 30
     s = np.linspace(0, 1, n)

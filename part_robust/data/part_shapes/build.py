@@ -13,7 +13,8 @@ import cv2
 from tqdm import tqdm
 
 from part_robust.data.part_shapes.draw import MAX_SIZE, MIN_SIZE
-from part_robust.data.part_shapes.samples import category_entries, class_entries, digest, draw_chunk, write_file
+from part_robust.data.part_shapes.samples import category_entries, class_entries, digest, draw_chunk
+from part_robust.utils.files import write_bytes
 
 DEFAULT_COUNTS: Mapping[str, int] = {"train": 2000, "val": 300, "test": 500}
 DRAWING_VERSION = 1  # raise it whenever the same settings draw other pictures
@@ -123,7 +124,7 @@ class _Split:
         }
 
     def is_drawn(self, overwrite: bool) -> bool:
-        """Whether nothing is left to do; raises ValueError where other files are in the way."""
+        """Return whether nothing is left to do; raises ValueError where other files are in the way."""
         exists = self.json_file.exists()
         found = self._found_header()
         if found is None:
@@ -147,7 +148,7 @@ class _Split:
         return exists and self._image_names() <= self._files()
 
     def _found_header(self) -> dict | None:
-        """What an earlier call wrote about this split, None where it did not."""
+        """Return what an earlier call wrote about this split, None where it did not."""
         try:
             if self.json_file.exists():
                 header = json.loads(self.json_file.read_text())["info"]["part_robust"]
@@ -167,7 +168,7 @@ class _Split:
         """Draws all images, then writes the json that says they are complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.unfinished, json.dumps(self.header).encode())
+        write_bytes(self.unfinished, json.dumps(self.header).encode())
         self.json_file.unlink(missing_ok=True)
         for name in self._files() - self._image_names():
             if re.fullmatch(r"\d{6,}\.png(\.tmp)?", name):
@@ -193,7 +194,7 @@ class _Split:
             "images": images,
             "annotations": annotations,
         }
-        write_file(self.json_file, (json.dumps(content) + "\n").encode())
+        write_bytes(self.json_file, (json.dumps(content) + "\n").encode())
         self.unfinished.unlink()
 
     def _drawn_chunks(self, workers: int) -> Iterator[list[tuple[dict, list[dict]]]]:

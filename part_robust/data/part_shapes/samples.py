@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ import pycocotools.mask as mask_util
 
 from part_robust.data.part_shapes.draw import draw_part_shape
 from part_robust.data.part_shapes.objects import CLASSES, PARTS
+from part_robust.utils.files import write_bytes
 
 MIN_AREA = 4 / 64**2  # smallest part that gets an annotation, as a share of the image
 
@@ -59,7 +59,7 @@ def _draw_one(
     drawing = draw_part_shape(list(CLASSES)[class_index], _generator(seed, split, "image", index), image_size)
     name = f"{index + 1:06d}.png"
     _, png = cv2.imencode(".png", drawing.image[:, :, ::-1])
-    write_file(folder / name, png.tobytes())
+    write_bytes(folder / name, png.tobytes())
     image = {
         "id": index + 1,
         "file_name": f"{split}/{name}",
@@ -91,14 +91,8 @@ def _draw_one(
     return image, annotations
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Whole or not at all: a killed process leaves no half-written file under the final name."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def class_entries() -> list[dict]:
+    """Return the `classes` of the part json."""
     return [
         {"id": i, "name": name, "part_category_ids": sorted(PARTS.index(part) + 1 for part in c.parts)}
         for i, (name, c) in enumerate(CLASSES.items(), start=1)

@@ -57,7 +57,7 @@ def pick_palette(
 
 @lru_cache(maxsize=4)
 def unit_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x (1, size) and y (size, 1) of the pixel centres, in 0..1."""
+    """Return x (1, size) and y (size, 1) of the pixel centres, in 0..1."""
     line = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return line[None, :], line[:, None]
 

@@ -33,6 +33,7 @@ def _wheel(center: tuple[float, float], radius: float, hole: float, instance: in
 
 
 def car(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random car."""
     u = rng.uniform
     r, low, tall = u(0.125, 0.17), u(0.20, 0.27), u(0.20, 0.30)
     back, front = u(-0.48, -0.26), u(0.12, 0.30)  # where the cabin meets the body
@@ -64,6 +65,7 @@ def car(rng: np.random.Generator) -> list[Piece]:
 
 
 def bicycle(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random bicycle."""
     u = rng.uniform
     r, half, tube = u(0.27, 0.32), u(0.40, 0.46), u(0.065, 0.085)
     rear, front = (-half, 0.0), (half, 0.0)
@@ -96,6 +98,7 @@ def bicycle(rng: np.random.Generator) -> list[Piece]:
 
 
 def aeroplane(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random aeroplane."""
     u = rng.uniform
     half, sweep, span, root, tip = u(0.08, 0.105), u(0.05, 0.30), u(0.50, 0.66), u(0.24, 0.32), u(0.12, 0.17)
     at, fin, fin_sweep = u(0.05, 0.20), u(0.18, 0.27), u(0.05, 0.15)
@@ -130,6 +133,7 @@ def aeroplane(rng: np.random.Generator) -> list[Piece]:
 
 
 def boat(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random boat."""
     u = rng.uniform
     depth, sheer, mast_x, top = u(0.17, 0.26), u(0.0, 0.08), u(-0.06, 0.12), u(0.75, 0.98)
     hull_outline = polygon(
@@ -156,6 +160,7 @@ def boat(rng: np.random.Generator) -> list[Piece]:
 
 
 def bottle(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random bottle."""
     u = rng.uniform
     w, h, neck_w, neck_h = u(0.17, 0.23), u(0.52, 0.68), u(0.065, 0.085), u(0.14, 0.24)
     shoulder, waist, cap_h, cap_w = u(0.06, 0.16), u(0.82, 1.08), u(0.09, 0.13), u(1.15, 1.5)
@@ -177,6 +182,7 @@ def bottle(rng: np.random.Generator) -> list[Piece]:
 
 
 def chair(rng: np.random.Generator) -> list[Piece]:
+    """Return the pieces of a random chair."""
     u = rng.uniform
     turn, view = np.deg2rad(u(-50, 50)), np.deg2rad(u(12, 28))
     w, d, leg, back, thick = u(0.25, 0.31), u(0.24, 0.30), u(0.34, 0.46), u(0.42, 0.60), 0.07

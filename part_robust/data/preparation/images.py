@@ -56,12 +56,16 @@ def read_rgb(path: str | Path, width: int, height: int) -> np.ndarray:
 
 
 class Folders:
-    """Which files exist. Every folder is listed once: network file systems are slow at one look-up per image."""
+    """Names of the files that exist.
+
+    Every folder is listed once: network file systems are slow at one look-up per image.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
 
     def has(self, path: str | Path) -> bool:
+        """Return whether a file exists; each folder is listed once."""
         folder, name = os.path.split(path)
         if folder not in self._names:
             self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()

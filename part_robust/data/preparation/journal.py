@@ -1,10 +1,9 @@
-"""What is done already: an append-only file that survives kill -9, and a lock so that only one process writes it."""
+"""Journal of finished units: an append-only file that survives kill -9, and a lock for the process that writes it."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,6 @@ from typing import Any
 def dump(value: Any) -> str:
     """Json in one line and one spelling."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 @contextmanager
@@ -45,7 +36,8 @@ class Journal:
     """Results by unit of work. A line is `crc32 json`; a torn last line is cut off on opening."""
 
     def __init__(self, path: Path, settings: dict, root: Path) -> None:
-        """
+        """Name the file and what its results depend on.
+
         Args:
             path: the file.
             settings: everything that the results depend on.
@@ -96,6 +88,7 @@ class Journal:
         return offset
 
     def append(self, unit: str, result: dict) -> None:
+        """Write the result of a unit, which from now on counts as finished."""
         self._offsets[unit] = self._write({"unit": unit, "result": result})
 
     @property
@@ -114,6 +107,7 @@ class Journal:
                 yield unit, entry["result"]
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

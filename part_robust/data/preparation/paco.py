@@ -39,7 +39,7 @@ MODES = ("grouped", "thesis", "official")
 
 @dataclass(frozen=True)
 class PacoOptions:
-    """What the user can choose.
+    """Options of the command.
 
     Attributes:
         mode: one of MODES.
@@ -231,6 +231,7 @@ def _file_units(
                 path=str(folder / image.file_name),
                 file_name=Path(os.path.normpath(os.path.join(prefix, image.file_name))).as_posix(),
                 objects=targets,
+                lost=file.lost.get(image_id, []),
             ),
         )
 

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 
 from part_robust.data.preparation.images import check_image, read_rgb
-from part_robust.data.preparation.journal import write_atomically
-from part_robust.data.preparation.paco_source import PacoAnnotation, PacoImage
+from part_robust.data.preparation.paco_source import PacoAnnotation, PacoImage, is_good_box
 from part_robust.data.preparation.segmentation import (
     SkippedError,
     TightMask,
@@ -26,11 +25,12 @@ from part_robust.data.preparation.segmentation import (
     encode,
     part_annotation,
 )
+from part_robust.utils.files import write_bytes
 
 
 @dataclass(frozen=True)
 class CropRules:
-    """How objects become crops; the thesis's choices and ours are listed in datasets/README.md.
+    """Rules by which objects become crops; the thesis's choices and ours are listed in datasets/README.md.
 
     Attributes:
         expand: factor on the box's width and height about its centre.
@@ -75,6 +75,7 @@ class ImageUnit(NamedTuple):
     path: str  # to read
     file_name: str  # relative to the image root
     objects: list[Target]
+    lost: Sequence = ()  # boxes of annotations that cannot be used
 
 
 @dataclass
@@ -84,6 +85,7 @@ class _Painted:
     target: Target
     parts: list[tuple[int, TightMask]]  # (category id of the output, mask)
     ignore: TightMask | None
+    lost: Sequence = ()  # boxes of its parts whose masks cannot be read
 
 
 def crop_unit(
@@ -94,7 +96,8 @@ def crop_unit(
     Args:
         unit: the image and its objects.
         rules: how to crop.
-        class_ids, part_ids: source category id -> id in the part json; parts that are in neither are left out.
+        class_ids: source category id -> class id in the part json.
+        part_ids: source category id -> part id in the part json; parts that are in neither are left out.
         output: where materialized crops go.
 
     Returns:
@@ -162,7 +165,7 @@ def _paint(unit: ImageUnit, target: Target, rules: CropRules, part_ids: dict[int
     height, width = unit.image.height, unit.image.width
     if not target.kept and rules.small_objects == "background":
         return _Painted(target, [], None)
-    parts = []
+    parts, lost = [], []
     for part in target.parts:
         if part.category_id not in part_ids:
             continue
@@ -170,6 +173,7 @@ def _paint(unit: ImageUnit, target: Target, rules: CropRules, part_ids: dict[int
             mask, dropped = decode(part.segmentation, height, width)
         except SkippedError as error:
             result["skipped"].append([f"part_{error.reason}", f"{unit.key}: part {part.id}: {error.detail}"])
+            lost.append(part.box)
             continue
         if dropped:
             result["noted"].append(["polygons_dropped", f"{unit.key}: part {part.id}: {dropped}"])
@@ -177,8 +181,8 @@ def _paint(unit: ImageUnit, target: Target, rules: CropRules, part_ids: dict[int
     if not target.kept and rules.small_objects == "ignore":
         return _Painted(target, [], _object_mask(unit, target, result))
     if not parts or rules.object_rest == "ignore":
-        return _Painted(target, parts, _object_mask(unit, target, result))
-    return _Painted(target, parts, None)
+        return _Painted(target, parts, _object_mask(unit, target, result), lost)
+    return _Painted(target, parts, None, lost)
 
 
 def _object_mask(unit: ImageUnit, target: Target, result: dict) -> TightMask | None:
@@ -222,17 +226,20 @@ def _sample(
                 if is_target:
                     ignore &= pixels == 0
     own_parts = any(annotation["is_target"] for annotation in annotations)
-    supervision = "full"
+    lost = [*unit.lost, *(box for shown in painted for box in shown.lost)]
+    # The pixels of a part that could not be read are not background.
+    supervision = "partial" if any(_touches(box, window) for box in lost) else "full"
     if not own_parts and rules.partless == "none":
         annotations, supervision = [], "none"
     long_side = max(size)
     target_size = size
     if rules.materialize != "none" and rules.long_side and (rules.upsample or long_side > rules.long_side):
-        target_size = tuple(max(round(side * rules.long_side / long_side), 1) for side in size)
+        height, width = (max(round(side * rules.long_side / long_side), 1) for side in size)
+        target_size = height, width
         annotations, ignore, covered = _resize(annotations, ignore, covered, target_size)
     total = target_size[0] * target_size[1]
-    ignored = total if supervision == "none" else int(ignore.sum())
     parts_area = 0 if supervision == "none" else int((covered & ~ignore).sum())
+    ignored = int(ignore.sum()) if supervision == "full" else total - parts_area
     for name, value in (("pixels", total), ("pixels_ignored", ignored), ("pixels_of_parts", parts_area)):
         counts[name] = counts.get(name, 0) + value
     box = entry.target.annotation.box
@@ -261,6 +268,14 @@ def _sample(
     if ignore.any():
         image["ignore_segmentation"] = encode(ignore)
     return {"image": image, "annotations": annotations}
+
+
+def _touches(box: Any, window: tuple[int, int, int, int]) -> bool:
+    """Return whether an XYWH box may show in a window; one that is broken may show anywhere."""
+    if not is_good_box(box):
+        return True
+    left, top, right, bottom = window
+    return box[0] < right and box[0] + box[2] > left and box[1] < bottom and box[1] + box[3] > top
 
 
 def _resize(
@@ -299,7 +314,7 @@ def _write_crop(
     _, content = cv2.imencode(f".{ending}", np.ascontiguousarray(crop[:, :, ::-1]), quality)
     dataset, split, image_id, object_id = sample["key"].split("/")
     name = f"{dataset}_{split}/{image_id[-3:]}/{image_id}_{object_id}.{ending}"
-    write_atomically(output / "images" / name, content.tobytes())
+    write_bytes(output / "images" / name, content.tobytes())
     source = image["source"]
     # Another key: `crop_xyxy` would tell the loader to cut once more.
     source["window_xyxy"] = source.pop("crop_xyxy")

@@ -85,7 +85,7 @@ def find_annotation_files(roots: PacoRoots, wanted: Sequence[tuple[str, str]]) -
         else:
             found[dataset, split] = path
     if missing:
-        places = ", ".join(str(folder) for folder in roots.annotations)
+        folders = ", ".join(str(folder) for folder in roots.annotations)
         archives = " and ".join(sorted({f"paco_{name.split('_')[1]}_v1.zip" for name in missing}))
         packed = [str(path) for path in find_archives(roots) if path.name in archives]
         mend = f"Unpack {', '.join(packed)}" if packed else (
@@ -97,7 +97,7 @@ def find_annotation_files(roots: PacoRoots, wanted: Sequence[tuple[str, str]]) -
             if withheld:
                 mend += ". The file paco_ego4d_v1_test_dev.json is the old test set without parts: of no use here"
             mend += ". To go on without Ego4D: --sources lvis"
-        raise FileNotFoundError(f"{', '.join(missing)} not found in {places}. {mend}")
+        raise FileNotFoundError(f"{', '.join(missing)} not found in {folders}. {mend}")
     return found
 
 
@@ -108,7 +108,7 @@ def find_archives(roots: PacoRoots) -> list[Path]:
 
 
 def archive_state(path: Path) -> str:
-    """What is known about a zip by its sha256."""
+    """Return what is known about a zip by its sha256."""
     digest = file_hash(path, "sha256")
     return ARCHIVES[path.name].get(digest, f"unknown, sha256 {digest}")
 

@@ -40,7 +40,7 @@ class KeptObject(NamedTuple):
 
 @dataclass
 class PacoScan:
-    """What the first pass found.
+    """Findings of the first pass.
 
     Attributes:
         categories: the json's entries, objects and parts, in ascending id.
@@ -63,10 +63,12 @@ class PacoScan:
 
     @property
     def objects(self) -> list[dict]:
+        """The categories that are objects."""
         return [c for c in self.categories if c["supercategory"].upper() == "OBJECT"]
 
     @property
     def parts(self) -> list[dict]:
+        """The categories that are parts."""
         return [c for c in self.categories if c["supercategory"].upper() == "PART"]
 
 
@@ -77,7 +79,7 @@ def is_kept(entry: PacoObject, image: PacoImage, min_area: float = MIN_AREA) -> 
 
 
 def group_of(dataset: str, image: PacoImage) -> str:
-    """What must stay in one split: the COCO image, whatever file it is listed in, or the whole Ego4D video."""
+    """Return what must stay in one split: the COCO image, whatever file it is listed in, or the whole Ego4D video."""
     if dataset == "lvis":
         return f"coco:{image.id}"
     return f"ego4d:{Path(image.file_name).stem.rsplit('_', 1)[0]}"
@@ -201,7 +203,7 @@ def _overall_checks(
         Check("part classes of kept objects", thesis("part_classes"), len(scan.seen_parts)),
         Check("absent part classes", (", ".join(THESIS_ABSENT_PARTS),) if is_thesis else (), shown or "none"),
     ]
-    drawn = {
+    drawn: dict[str, Sequence[str | None]] = {
         "thesis": thesis_shuffle(len(kept)),
         "grouped": [split_of_group(k.group, seed, ratios) for k in kept],
         "official": [k.source_split for k in kept],

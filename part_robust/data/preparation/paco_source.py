@@ -23,6 +23,8 @@ _KEPT_KEYS = ("images", "annotations", "categories")
 
 
 class PacoImage(NamedTuple):
+    """An image of the json, as far as it is read."""
+
     id: int
     file_name: str
     width: int
@@ -32,11 +34,19 @@ class PacoImage(NamedTuple):
 
 
 class PacoAnnotation(NamedTuple):
+    """An annotation of the json, of an object or a part.
+
+    Attributes:
+        object_id: the annotation of the object that it belongs to.
+        box: x, y, width, height in pixels; may leave the image.
+        segmentation: polygons or a run-length code, or what the counts need of them.
+    """
+
     id: int
     image_id: int
     category_id: int
-    object_id: int
-    box: list[float]  # x, y, width, height in pixels; may leave the image
+    object_id: int | str
+    box: list[float]
     segmentation: Any
 
 
@@ -50,6 +60,7 @@ class PacoObject:
 
     @property
     def id(self) -> int:
+        """The id of the object's annotation."""
         return self.annotation.id
 
 
@@ -62,6 +73,7 @@ class PacoFile:
         split: the file's own split.
         images: by id.
         objects: by image id, in file order.
+        lost: boxes of annotations that fit nowhere, by image id.
         categories: entries of the json, in ascending id.
         instances: annotations per category id, as they stand in the file.
         num_objects, num_parts: annotations in the file.
@@ -75,6 +87,7 @@ class PacoFile:
     instances: Counter
     num_objects: int
     num_parts: int
+    lost: dict[int, list] = field(default_factory=dict)
 
     def key(self, image_id: int, object_id: int | None = None) -> str:
         """Names an image or an object across all files: ids are unique within one file only."""
@@ -87,7 +100,8 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
 
     Args:
         path: json.
-        dataset, split: what to call it.
+        dataset: "lvis" or "ego4d".
+        split: of the file.
         masks: keep the segmentations; else only whether there is one, and the size of a run-length code.
         tally: counts what is left out: duplicate_id, unknown_category, unknown_image, orphan_part, foreign_part.
 
@@ -115,10 +129,10 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
     images = {image.id: image for image in data["images"]}
     tally = tally if tally is not None else Tally()
     name = f"{dataset}/{split}"
-    objects = _group(data["annotations"], images, categories, kind, name, tally)
+    objects, lost = _group(data["annotations"], images, categories, kind, name, tally)
     instances = Counter(annotation.category_id for annotation in data["annotations"])
     count = Counter(kind.get(annotation.category_id) for annotation in data["annotations"])
-    return PacoFile(dataset, split, images, objects, categories, instances, count["OBJECT"], count["PART"])
+    return PacoFile(dataset, split, images, objects, categories, instances, count["OBJECT"], count["PART"], lost)
 
 
 def _parse(path: Path, masks: bool) -> Any:
@@ -182,7 +196,7 @@ def _compact(segmentation: Any) -> Any:
 
 
 def _outline(segmentation: Any) -> Any:
-    """What the counts need: nothing, the size of a run-length code, or that there are polygons."""
+    """Return what the counts need: nothing, the size of a run-length code, or that there are polygons."""
     if not segmentation:
         return None
     return tuple(segmentation.get("size") or ()) if isinstance(segmentation, dict) else "polygons"
@@ -207,11 +221,12 @@ def _group(
     kind: dict[int, str],
     name: str,
     tally: Tally,
-) -> dict[int, list[PacoObject]]:
-    """Objects by image with their parts; whatever fits nowhere is counted."""
+) -> tuple[dict[int, list[PacoObject]], dict[int, list]]:
+    """Objects by image with their parts; whatever fits nowhere is counted, its boxes by image come second."""
     names = {category["id"]: category["name"] for category in categories}
-    found: dict[int, PacoObject] = {}
+    found: dict[int | str, PacoObject] = {}
     by_image: dict[int, list[PacoObject]] = defaultdict(list)
+    lost: dict[int, list] = defaultdict(list)
     seen: set[int] = set()
     parts = []
     for order, annotation in enumerate(annotations):
@@ -220,11 +235,12 @@ def _group(
             tally.add("duplicate_id", where)
         elif annotation.category_id not in kind:
             tally.add("unknown_category", f"{where} has category_id {annotation.category_id}")
+            lost[annotation.image_id].append(annotation.box)
         elif annotation.image_id not in images:
             tally.add("unknown_image", f"{where} has image_id {annotation.image_id}")
         elif kind[annotation.category_id] == "PART":
             parts.append(annotation)
-        elif not _good_box(annotation.box):
+        elif not is_good_box(annotation.box):
             tally.add("degenerate_box", f"{where} has bbox {annotation.box}")
         else:
             found[annotation.id] = PacoObject(order, annotation)
@@ -241,15 +257,18 @@ def _group(
             )
         else:
             owner.parts.append(part)
+            continue
+        lost[part.image_id].append(part.box)
     if parts and not any(entry.parts for entry in found.values()):
         raise ValueError(
             f"{name}: none of {len(parts)} parts belongs to an object of its image, first: annotation {parts[0].id} "
             f"with obj_ann_id {parts[0].object_id}: download the file again"
         )
-    return by_image
+    return by_image, lost
 
 
-def _good_box(box: Any) -> bool:
+def is_good_box(box: Any) -> bool:
+    """Return whether a json value is a box of four finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from part_robust.data.preparation.journal import write_atomically
 from part_robust.data.preparation.splits import SPLITS
+from part_robust.utils.files import replacing, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _JUNK = ("__MACOSX", ".DS_Store", ".preparation")
 
 @dataclass(frozen=True)
 class PartImageNetFiles:
-    """What was found.
+    """Files that were found.
 
     Attributes:
         layout: "ood" or "seg".
@@ -170,11 +170,8 @@ def _target(archive: Path, name: str) -> Path:
 
 def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
     if entry.filename.endswith(".zip"):  # gigabytes: not through memory
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with file.open(entry) as source, open(temporary, "wb") as target:
+        with replacing(path) as temporary, file.open(entry) as source, open(temporary, "wb") as target:
             while block := source.read(1 << 20):
                 target.write(block)
-        os.replace(temporary, path)
     else:
-        write_atomically(path, file.read(entry))
+        write_bytes(path, file.read(entry))

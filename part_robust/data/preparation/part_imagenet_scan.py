@@ -30,7 +30,7 @@ CLASS_KINDS = ("super", "imagenet")
 
 @dataclass(frozen=True)
 class PartImageNetOptions:
-    """What the user can choose.
+    """Options of the command.
 
     Attributes:
         mode: one of MODES.
@@ -140,6 +140,7 @@ def _scan_split(
 ) -> None:
     owner = {c["id"]: c.get("supercategory") for c in scan.categories}
     by_image: dict[Any, list[dict]] = defaultdict(list)
+    lost: Counter = Counter()
     known = {image["id"] for image in images}
     for annotation in annotations:
         where = f"{split}: annotation {annotation.get('id')}"
@@ -147,6 +148,7 @@ def _scan_split(
             scan.tally.add("unknown_image", where)
         elif annotation.get("category_id") not in owner:
             scan.tally.add("unknown_category", f"{where} has category_id {annotation.get('category_id')}")
+            lost[annotation["image_id"]] += 1
         else:
             by_image[annotation["image_id"]].append(annotation)
     for image in images:
@@ -182,6 +184,7 @@ def _scan_split(
                     for a in sorted(parts, key=lambda a: (a["category_id"], a.get("id") or 0))
                 ],
                 dataset=f"part_imagenet_{layout}",
+                lost=lost[image["id"]],
             )
         )
 
@@ -215,7 +218,7 @@ def _checks(scan: PartImageNetScan, files: PartImageNetFiles, options: PartImage
 
 
 def part_name(category: dict) -> str:
-    """ "Quadruped Head", also where the json's name is the bare part."""
+    """Return a part's name such as "Quadruped Head", also where the json has the bare part."""
     name, group = str(category["name"]), str(category.get("supercategory") or "")
     return name if not group or name.startswith(group) else f"{group} {name}"
 

@@ -32,6 +32,7 @@ class ImageUnit(NamedTuple):
     path: str = ""
     file_name: str = ""  # relative to the image root
     label_map: str | None = None
+    lost: int = 0  # annotations of a part that the json does not list
 
 
 def image_sample(unit: ImageUnit, class_ids: dict[str, int], part_ids: dict[int, int], components: bool) -> dict:
@@ -44,7 +45,8 @@ def image_sample(unit: ImageUnit, class_ids: dict[str, int], part_ids: dict[int,
         components: one annotation per 4-connected component of the label map instead of per source annotation.
 
     Returns:
-        A result of the pipeline (`Preparation.process`). Without any usable part its part_supervision is "none".
+        A result of the pipeline (`Preparation.process`). Without any usable part its part_supervision is
+        "none", and "partial" where some cannot be used.
     """
     result: dict[str, Any] = {"samples": [], "skipped": [], "noted": [], "counts": {}}
     try:
@@ -54,12 +56,14 @@ def image_sample(unit: ImageUnit, class_ids: dict[str, int], part_ids: dict[int,
         return result
     window = (0, 0, unit.width, unit.height)
     masks: list[tuple[int, np.ndarray]] = []
+    lost = unit.lost
     for identifier, category_id, segmentation in unit.annotations:
         where = f"{unit.split}/{unit.name}: annotation {identifier}"
         try:
             mask, dropped = decode(segmentation, unit.height, unit.width)
         except SkippedError as error:
             result["skipped"].append([f"part_{error.reason}", f"{where}: {error.detail}"])
+            lost += 1
             continue
         if dropped:
             result["noted"].append(["polygons_dropped", f"{where}: {dropped} of fewer than 3 points"])
@@ -79,7 +83,8 @@ def image_sample(unit: ImageUnit, class_ids: dict[str, int], part_ids: dict[int,
         "width": unit.width,
         "height": unit.height,
         "class_id": class_ids[unit.wnid],
-        "part_supervision": "full" if masks else "none",
+        # The pixels of a part that could not be read are not background.
+        "part_supervision": "none" if not masks else "partial" if lost else "full",
         "source": {
             "dataset": unit.dataset,
             "split": unit.split,

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from part_robust.data.part_json import UNFINISHED
-from part_robust.data.preparation.journal import Journal, dump, locked, write_atomically
+from part_robust.data.preparation.journal import Journal, dump, locked
 from part_robust.data.preparation.parallel import in_parallel
 from part_robust.data.preparation.report import Check, Tally, library_versions, write_report
 from part_robust.data.preparation.split_writer import SplitWriter
 from part_robust.data.preparation.splits import SPLITS, shared_between_splits
+from part_robust.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ WORK = ".preparation"  # below the output folder, gone when all is done
 
 
 class Sample(NamedTuple):
-    """What the split of an image of the output can depend on."""
+    """Properties of an image of the output that its split can depend on."""
 
     key: str  # unique; the output is in this order
     group: str  # samples of one group must not be in two splits
@@ -44,7 +45,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the tool of one data set hands over.
+    """Preparation of one data set, as its tool describes it.
 
     Attributes:
         output: folder to write `annotations/<split>.json`, `splits/<split>.txt`, report.json and report.md in.
@@ -116,11 +117,12 @@ def prepare(preparation: Preparation, workers: int = 1, restart: bool = False) -
 
 
 def default_workers() -> int:
-    """As many processes as this one may use cores."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def file_hash(path: Path, algorithm: str = "blake2b") -> str:
+    """Return the hash of a file's content, as hexadecimal digits."""
     digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -129,7 +131,7 @@ def file_hash(path: Path, algorithm: str = "blake2b") -> str:
 
 
 def _is_complete(output: Path, settings: dict) -> bool:
-    """Whether nothing is left to do; raises ValueError where other files are in the way."""
+    """Return whether nothing is left to do; raises ValueError where other files are in the way."""
     report = output / "report.json"
     if report.is_file():
         found = json.loads(report.read_text())
@@ -170,7 +172,8 @@ def _process(preparation: Preparation, journal: Journal, workers: int) -> None:
 
 
 def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Path) -> None:
-    samples, counts = [], Counter()
+    samples: list[Sample] = []
+    counts: Counter[str] = Counter()
     skipped = preparation.tallies.setdefault("Left out", Tally())
     noted = preparation.tallies.setdefault("Worth knowing", Tally())
     for _, result in journal.results():
@@ -194,7 +197,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     frame = {"classes": preparation.classes, "categories": preparation.categories, "licenses": []}
     digest = hashlib.blake2b(dump(settings).encode(), digest_size=16).hexdigest()
     marker = preparation.output / "annotations" / UNFINISHED
-    write_atomically(marker, f"{preparation.title} was interrupted: repeat the command\n")
+    write_text(marker, f"{preparation.title} was interrupted: repeat the command\n")
     writers = {split: SplitWriter(work, split) for split in SPLITS}
     for _, result in journal.results():
         for entry in result["samples"]:
@@ -212,7 +215,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
         if writer.finish(path, {**frame, "info": info}):
             outputs[f"annotations/{split}.json"] = path.stat().st_size
             keys = sorted(key for key, chosen in split_of.items() if chosen == split)
-            write_atomically(preparation.output / "splits" / f"{split}.txt", "\n".join(keys) + "\n")
+            write_text(preparation.output / "splits" / f"{split}.txt", "\n".join(keys) + "\n")
             report["per_class"][split] = writer.class_counts(preparation.classes)
             report["splits"][split] = writer.summary(preparation.classes, preparation.categories)
         else:

@@ -1,4 +1,4 @@
-"""What a preparation found, used and left out: report.json for programs, report.md for people."""
+"""Report of what a preparation found, used and left out: report.json for programs, report.md for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from part_robust.data.preparation.journal import write_atomically
+from part_robust.utils.files import write_text
 
 MAX_EXAMPLES = 20
 # Libraries whose version can change a byte of the output.
@@ -25,12 +25,14 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str) -> None:
+        """Count an event, and keep the first examples of its reason."""
         self.counts[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < MAX_EXAMPLES:
             shown.append(example)
 
     def as_dict(self) -> dict:
+        """Return count and examples of every reason, for the report."""
         return {
             reason: {"count": self.counts[reason], "examples": self.examples[reason]} for reason in sorted(self.counts)
         }
@@ -54,6 +56,7 @@ class Check:
 
     @property
     def status(self) -> str:
+        """The status is "ok", "differs", "FAIL" where the number must be exact, or "-" where nothing is expected."""
         if not self.expected:
             return "-"
         if self.found in self.expected:
@@ -61,6 +64,7 @@ class Check:
         return "FAIL" if self.exact else "differs"
 
     def row(self) -> list[str]:
+        """Return the cells of the check: name, expected, found, status."""
         return [self.name, " or ".join(map(_text, self.expected)) or "-", _text(self.found), self.status]
 
 
@@ -81,11 +85,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def checks_table(checks: Iterable[Check]) -> str:
+    """Return the checks as a table in Markdown."""
     return table(("check", "expected", "found", "status"), [check.row() for check in checks])
 
 
 def scan_text(checks: Iterable[Check], tallies: Iterable[Tally], notes: Iterable[str]) -> str:
-    """What a dry run prints: the table of checks, each reason with its count and first example, the notes."""
+    """Return what a dry run prints: the table of checks, each reason with its count and first example, the notes."""
     lines = [checks_table(checks)]
     for tally in tallies:
         lines += [
@@ -95,6 +100,7 @@ def scan_text(checks: Iterable[Check], tallies: Iterable[Tally], notes: Iterable
 
 
 def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that the result depends on."""
     found = {}
     for library in _LIBRARIES:
         try:
@@ -120,8 +126,8 @@ def write_report(
         {"name": c.name, "expected": list(c.expected), "found": c.found, "status": c.status} for c in checks
     ]
     data["counted"] = {heading: tally.as_dict() for heading, tally in tallies.items()}
-    write_atomically(folder / "report.md", _markdown(report, checks, tallies))
-    write_atomically(folder / "report.json", json.dumps(data, sort_keys=True, indent=1) + "\n")
+    write_text(folder / "report.md", _markdown(report, checks, tallies))
+    write_text(folder / "report.json", json.dumps(data, sort_keys=True, indent=1) + "\n")
 
 
 def _markdown(report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, Tally]) -> str:

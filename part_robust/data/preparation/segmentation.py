@@ -35,6 +35,7 @@ class TightMask:
 
     @property
     def area(self) -> int:
+        """Number of pixels."""
         return int(self.pixels.sum())
 
     def inside(self, window: Sequence[int]) -> np.ndarray:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import IO
 
 from part_robust.data.preparation.journal import dump
+from part_robust.utils.files import replacing
 
 
 class SplitWriter:
     """Takes samples in their final order and numbers images and annotations from 1."""
 
     def __init__(self, work: Path, split: str) -> None:
-        """
+        """Begin the json of a split.
+
         Args:
             work: folder for the two halves of the json until it is whole.
             split: name of the split.
@@ -55,9 +56,7 @@ class SplitWriter:
         for file in self._files.values():
             file.close()
         if self._counts["images"]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            with open(temporary, "wb") as out:
+            with replacing(path) as temporary, open(temporary, "wb") as out:
                 for index, key in enumerate(sorted({*frame, *self._paths})):
                     out.write((b"{" if index == 0 else b",\n") + f'"{key}":'.encode())
                     if key in self._paths:
@@ -68,7 +67,6 @@ class SplitWriter:
                     else:
                         out.write(dump(frame[key]).encode())
                 out.write(b"}\n")
-            os.replace(temporary, path)
         for half_path in self._paths.values():
             half_path.unlink()
         return bool(self._counts["images"])

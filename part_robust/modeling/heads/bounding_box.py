@@ -32,7 +32,8 @@ class BoundingBoxHead(ClassHead):
         drop_background: bool,
         norm: str,
     ) -> None:
-        """
+        """Build the perceptron for the given numbers of parts and classes.
+
         Args:
             num_parts: P, without background.
             num_classes: C.

@@ -30,7 +30,8 @@ class DownsampledHead(ClassHead):
         drop_background: bool,
         norm: str,
     ) -> None:
-        """
+        """Build the small network for the given numbers of parts and classes.
+
         Args:
             num_parts: P, without background.
             num_classes: C.

@@ -24,7 +24,8 @@ class PixelHead(ClassHead):
 
     @configurable
     def __init__(self, *, part_to_class: nn.Module, foreground_weights: bool = False) -> None:
-        """
+        """Set how part logits become class logits.
+
         Args:
             part_to_class: (N, P) -> (N, C).
             foreground_weights: weigh each pixel by its probability not to be background (the weights of an image add

@@ -38,7 +38,8 @@ class QueryHead(ClassHead):
         aggregation: str = "mean",
         top_k: int = 10,
     ) -> None:
-        """
+        """Set how the logits of queries become class logits.
+
         Args:
             part_to_class: (..., P) -> (..., C), linear.
             num_parts: P; logits behind them (background, no object) vote for no class.

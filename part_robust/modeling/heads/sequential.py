@@ -39,7 +39,8 @@ class SequentialHead(ClassHead):
         order: str,
         norm: str,
     ) -> None:
-        """
+        """Build the perceptron for the given numbers of queries, parts and classes.
+
         Args:
             num_queries: Q.
             num_parts: K.
@@ -96,8 +97,8 @@ class SequentialHead(ClassHead):
             order = parts.query_logits.amax(dim=-1).argsort(dim=1, descending=True, stable=True)
             numbers = numbers.gather(1, order[..., None].expand_as(numbers))
         last = numbers.shape[1] - self.num_queries
-        logits = [
+        class_logits = [
             self.layers(numbers[:, start : start + self.num_queries].flatten(1)[..., None, None])
             for start in (*range(0, last, self.num_queries), last)
         ]
-        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+        return class_logits[0] if len(class_logits) == 1 else torch.stack(class_logits).mean(dim=0)

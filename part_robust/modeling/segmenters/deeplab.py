@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.projects.deeplab import DeepLabV3PlusHead
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from part_robust.losses.part_segmentation import image_cross_entropy, part_cross_entropy
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import (
     PART_SEGMENTER_REGISTRY,
     LabelCount,
@@ -16,6 +19,7 @@ from part_robust.modeling.registry import (
     PartSegmenter,
     PartTargets,
 )
+from part_robust.utils.errors import UserError
 
 
 @PART_SEGMENTER_REGISTRY.register()
@@ -25,8 +29,9 @@ class DeepLabSegmenter(PartSegmenter):
     target_fields = ("sem_seg",)
 
     @configurable
-    def __init__(self, *, head: nn.Module, ignore_label: int) -> None:
-        """
+    def __init__(self, *, head: DeepLabV3PlusHead, ignore_label: int) -> None:
+        """Wrap detectron2's head.
+
         Args:
             head: a `DeepLabV3PlusHead` with P + 1 outputs, background last.
             ignore_label: label of pixels that count nowhere.
@@ -37,7 +42,13 @@ class DeepLabSegmenter(PartSegmenter):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
+        parts, node = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS, cfg.MODEL.SEM_SEG_HEAD
+        check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", node.IN_FEATURES, input_shape)
+        if len(node.PROJECT_CHANNELS) != len(node.IN_FEATURES) - 1:
+            raise UserError(
+                "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS must have a number for each of IN_FEATURES except the coarsest, "
+                f"got {node.PROJECT_CHANNELS} for {node.IN_FEATURES}"
+            )
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = parts + 1
@@ -59,10 +70,12 @@ class DeepLabSegmenter(PartSegmenter):
         return PartOutput(sem_seg_logits=self.head.layers(features), aux=aux)
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
+        assert targets.sem_seg is not None
         logits = upsample(output.sem_seg_logits, targets.sem_seg.shape[-2:])
         return {"loss_part_seg": part_cross_entropy(logits, targets.sem_seg, self.ignore_label)}
 
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
+        assert targets.sem_seg is not None
         return {"loss_part": LabelCount((targets.sem_seg != self.ignore_label).sum())}
 
     def match(self, output: PartOutput) -> None:
@@ -77,6 +90,7 @@ class DeepLabSegmenter(PartSegmenter):
         return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor | None, size: Sequence[int]) -> Tensor:
     """(N, K, h, w) -> (N, K, H, W), bilinear."""
+    assert logits is not None
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -7,6 +7,7 @@ denoising queries, Q ordinary queries, C channels, K part classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ class DenoisingQueries:
     groups: int
     matching: Matching
     counted: Tensor
+
+
+class DenoisingOptions(TypedDict):
+    """Settings of `make_denoising_queries` and `make_unified_denoising_queries`."""
+
+    number: int
+    label_noise: float
+    box_noise: float
 
 
 def make_denoising_queries(

@@ -19,11 +19,18 @@ from part_robust.layers.box_ops import cxcywh_to_xyxy
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.matcher import HungarianMatcher, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
-from part_robust.modeling.segmenters.denoising import DenoisingQueries, make_denoising_queries
+from part_robust.modeling.segmenters.denoising import DenoisingOptions, DenoisingQueries, make_denoising_queries
 from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
-from part_robust.modeling.segmenters.tokens import Tokens, content_size, input_projection, make_tokens
-from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, QuerySelection, refine
+from part_robust.modeling.segmenters.tokens import (
+    Tokens,
+    content_size,
+    input_projection,
+    make_tokens,
+    reset_projections,
+)
+from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, LayerOptions, QuerySelection, refine
 
 # Of `inverse_sigmoid`, in DINO's decoder.
 EPS = 1e-3
@@ -63,7 +70,8 @@ class DinoSegmenter(QuerySegmenter):
         criterion: SetCriterion,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the detector.
+
         Args:
             in_features: backbone features, fine to coarse.
             in_channels: their channels.
@@ -101,7 +109,7 @@ class DinoSegmenter(QuerySegmenter):
         self.in_features = list(in_features)
         self.num_classes, self.num_queries = num_classes, num_queries
         self.position_temperature, self.position_offset = position_temperature, position_offset
-        self.denoising = {"number": denoising_number, "label_noise": label_noise, "box_noise": box_noise}
+        self.denoising = DenoisingOptions(number=denoising_number, label_noise=label_noise, box_noise=box_noise)
         self.max_detections = max_detections
         self.criterion = criterion
 
@@ -109,18 +117,19 @@ class DinoSegmenter(QuerySegmenter):
         for extra in range(levels - len(in_channels)):
             self.input_proj.append(input_projection(dim if extra else in_channels[-1], dim, stride=2))
         self.level_embed = nn.Parameter(torch.empty(levels, dim))
-        layer_options = {
-            "dim": dim,
+        layer_options: LayerOptions = {
             "heads": heads,
             "feedforward_dim": feedforward_dim,
             "levels": levels,
             "points": points,
             "backend": backend,
         }
-        self.encoder = Encoder(layers=encoder_layers, **layer_options)
+        self.encoder = Encoder(layers=encoder_layers, dim=dim, **layer_options)
         self.query_selection = QuerySelection(dim=dim, num_classes=num_classes, num_queries=num_queries)
         self.tgt_embed = nn.Embedding(num_queries, dim)
-        self.decoder = Decoder(layers=decoder_layers, detach_references=detach_references, eps=EPS, **layer_options)
+        self.decoder = Decoder(
+            layers=decoder_layers, dim=dim, detach_references=detach_references, eps=EPS, **layer_options
+        )
         head_count = 1 if share_heads else decoder_layers
         self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(head_count))
         self.bbox_embed = nn.ModuleList(MLP([dim, dim, dim, 4]) for _ in range(head_count))
@@ -130,6 +139,7 @@ class DinoSegmenter(QuerySegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.DINO
+        check_features("MODEL.DINO.IN_FEATURES", node.IN_FEATURES, input_shape)
         parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
         return {
             "in_features": node.IN_FEATURES,
@@ -165,8 +175,8 @@ class DinoSegmenter(QuerySegmenter):
         }
 
     def _reset_parameters(self) -> None:
-        for module in (self.encoder, self.decoder, self.query_selection):
-            for parameter in module.parameters():
+        for part in (self.encoder, self.decoder, self.query_selection):
+            for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
         nn.init.xavier_uniform_(self.tgt_embed.weight)
@@ -174,14 +184,11 @@ class DinoSegmenter(QuerySegmenter):
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
         nn.init.normal_(self.level_embed)
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        reset_projections(self.input_proj)
         for head in (*self.class_embed, self.query_selection.enc_out_class_embed):
             reset_class_bias(head)
         for head in (*self.bbox_embed, self.query_selection.enc_out_bbox_embed):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+            head.zero_last_layer()
 
     def forward(
         self,
@@ -229,7 +236,7 @@ class DinoSegmenter(QuerySegmenter):
     def tokens(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Tokens:
         """All levels as one sequence."""
         maps = [features[name] for name in self.in_features]
-        levels = []
+        levels: list[Tensor] = []
         for index, projection in enumerate(self.input_proj):
             source = maps[index] if index < len(maps) else maps[-1] if index == len(maps) else levels[-1]
             levels.append(projection(source))
@@ -250,8 +257,10 @@ class DinoSegmenter(QuerySegmenter):
         )
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """`instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first; a query may
-        give several boxes of different parts, and there is no suppression of double ones."""
+        """Return `instances` with pred_boxes (XYXY pixels), scores 0..1 and pred_classes, most confident first.
+
+        A query may give several boxes of different parts, and there is no suppression of double ones.
+        """
         assert output.query_logits is not None and output.query_boxes is not None
         scores, index = output.query_logits.float().sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, : self.max_detections], index[:, : self.max_detections]

@@ -23,8 +23,9 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.mask_losses import DenseMaskLoss, PredictedMasks
 from part_robust.losses.matcher import PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
-from part_robust.modeling.segmenters.denoising import make_unified_denoising_queries
+from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_unified_denoising_queries
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
 from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
@@ -47,7 +48,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     """
 
     attack_objective = "pixel_cross_entropy"
-    target_fields = ("sem_seg", "parts", "masks")
+    target_fields: tuple[str, ...] = ("sem_seg", "parts", "masks")
 
     @configurable
     def __init__(
@@ -78,7 +79,8 @@ class MaskDinoSegmenter(QuerySegmenter):
         criterion: SetCriterion,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the segmenter.
+
         Args:
             in_features: backbone features that the encoder sees, fine to coarse.
             mask_feature: backbone feature that has the resolution of masks.
@@ -122,7 +124,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         self.in_features, self.mask_feature = list(in_features), mask_feature
         self.num_parts, self.num_queries = num_parts, num_queries
         self.two_stage, self.box_init, self.initial_prediction = two_stage, box_init, initial_prediction
-        self.denoising = {"number": denoising_number, "label_noise": label_noise, "box_noise": box_noise}
+        self.denoising = DenoisingOptions(number=denoising_number, label_noise=label_noise, box_noise=box_noise)
         self.max_detections, self.outputs = max_detections, tuple(outputs)
         self.softmax = criterion.no_object_weight is not None
         self.criterion = criterion
@@ -158,9 +160,8 @@ class MaskDinoSegmenter(QuerySegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.MASK_DINO
-        for name in (*node.IN_FEATURES, node.MASK_FEATURE):
-            if name not in input_shape:
-                raise ValueError(f"MODEL.RESNETS.OUT_FEATURES lacks {name}, which MODEL.MASK_DINO reads")
+        check_features("MODEL.MASK_DINO.IN_FEATURES", node.IN_FEATURES, input_shape)
+        check_features("MODEL.MASK_DINO.MASK_FEATURE", [node.MASK_FEATURE], input_shape)
         shared = {
             "levels": node.LEVELS,
             "dim": node.DIM,
@@ -206,8 +207,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         for module in self.decoder.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        self.bbox_embed.zero_last_layer()
 
     @property
     def active_criterion(self) -> SetCriterion:
@@ -261,6 +261,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             return output
 
         # Losses are asked for all layers, everything else for the last one.
+        assert pixels is not None
         every = torch.stack(contents)
         boxes = refine(torch.stack(starts), self.bbox_embed(every), EPS)
         if self.initial_prediction:
@@ -282,8 +283,10 @@ class MaskDinoSegmenter(QuerySegmenter):
     def _start(
         self, memory: Tensor, tokens: Tokens, pixels: Tensor | None, padding_mask: Tensor | None, with_losses: bool
     ) -> tuple[Tensor, Tensor, PredictedParts | None, Tensor | None]:
-        """Content (N, Q, C) and boxes (N, Q, 4) of the queries, what the encoder predicts if `with_losses`, and which
-        pixels (N, Q) were chosen."""
+        """Return where the queries start, what the encoder predicts, and which pixels (N, Q) were chosen.
+
+        They start from content (N, Q, C) and boxes (N, Q, 4). The encoder's prediction is there only `with_losses`.
+        """
         images = memory.shape[0]
         if not self.two_stage:
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
@@ -334,7 +337,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     def true_parts(
         self, targets: PartTargets, content_size: Tensor, mask_size: tuple[int, int] | None = None
     ) -> PartBoxes:
-        """With masks, compared at `mask_size` (h, w).
+        """Return the true parts with their masks, compared at `mask_size` (h, w).
 
         In images whose labels are incomplete everything but the labelled parts is unknown, so masks learn there only to
         tell these from one another.
@@ -344,7 +347,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             return parts
         masks = targets.padded(masks=True).masks
         mask_loss = self.active_criterion.mask_loss
-        assert mask_loss is not None
+        assert mask_loss is not None and masks is not None and targets.sem_seg is not None
         known = mask_loss.prepare(masks, targets.sem_seg <= self.num_parts, mask_size)
         return dataclasses.replace(parts, masks=known)
 

@@ -25,8 +25,7 @@ def part_probabilities(logits: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
 
 
 def semantic_scores(parts: Tensor, masks: Tensor) -> Tensor:
-    """The published map: scores 0..Q (N, P, H, W) of part probabilities (N, Q, P) and mask probabilities
-    (N, Q, H, W)."""
+    """Return the published map: scores 0..Q (N, P, H, W) of part (N, Q, P) and mask probabilities (N, Q, H, W)."""
     return torch.einsum("nqp,nqhw->nphw", parts, masks)
 
 

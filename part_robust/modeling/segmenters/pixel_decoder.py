@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.modeling.segmenters.tokens import Tokens, group_norm, input_projection, make_tokens, reverse_levels
+from part_robust.modeling.segmenters.tokens import (
+    Tokens,
+    group_norm,
+    input_projection,
+    make_tokens,
+    reset_projections,
+    reverse_levels,
+)
 from part_robust.modeling.segmenters.transformer import Encoder
 
 LEVEL_ORDERS = ("coarse_first", "fine_first")
@@ -44,7 +51,8 @@ class PixelDecoder(nn.Module):
         position_temperature: float = 10000.0,
         backend: str = "auto",
     ) -> None:
-        """
+        """Build the encoder of pixels.
+
         Args:
             in_channels: of the backbone features that the encoder sees, fine to coarse.
             mask_in_channels: of the backbone feature that has the resolution of masks.
@@ -102,14 +110,12 @@ class PixelDecoder(nn.Module):
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
         nn.init.normal_(self.level_embed)
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        reset_projections(self.input_proj)
         for convolution in (self.adapter_1, self.layer_1, self.mask_features):
             weight_init.c2_xavier_fill(convolution)
 
     def forward(self, maps: Sequence[Tensor], padding_mask: Tensor | None) -> tuple[Tensor, Tokens]:
-        """What the decoder of queries sees.
+        """Return what the decoder of queries sees.
 
         Args:
             maps: backbone features (N, c, h, w), fine to coarse.

@@ -44,7 +44,8 @@ def make_tokens(
     temperature: float,
     offset: float = 0.0,
 ) -> Tokens:
-    """
+    """Make one sequence of the pixels of all levels.
+
     Args:
         levels: L maps (N, C, h, w).
         padding_mask: bool (N, H, W), True on padding.
@@ -113,7 +114,7 @@ def pixel_centers(shapes: Shapes, valid_ratio: Tensor) -> Tensor:
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """Of 32 groups from 256 channels on; of groups of 8 channels below."""
+    """Return a GroupNorm with 32 groups for `dim` >= 256, else with groups of 8 channels."""
     return nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
 
 
@@ -135,6 +136,15 @@ def input_projection(in_channels: int, dim: int, stride: int = 1) -> nn.Sequenti
     """Backbone feature -> level of the transformer, at half the resolution with stride 2."""
     conv = nn.Conv2d(in_channels, dim, 1) if stride == 1 else HalvingConv2d(in_channels, dim)
     return nn.Sequential(conv, group_norm(dim))
+
+
+def reset_projections(projections: nn.ModuleList) -> None:
+    """Initial weights of `input_projection`s, as published."""
+    for module in projections.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def content_size(padding_mask: Tensor | None, image_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ Boxes are cxcywh, 0..1 of the image without its padding. Parameter names are tho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,26 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.layers.position_encoding import box_embedding
 from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
 
+if TYPE_CHECKING:
+    from typing import Unpack  # of Python 3.11; read by type checkers only
+
+
+class LayerOptions(TypedDict):
+    """Settings that encoder and decoder layers share: heads, hidden units, levels, points, `ms_deform_attn`'s name."""
+
+    heads: int
+    feedforward_dim: int
+    levels: int
+    points: int
+    backend: str
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        """
+        """Build the layers.
+
         Args:
             sizes: of input, hidden layers and output.
         """
@@ -34,6 +48,11 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)
+
+    def zero_last_layer(self) -> None:
+        """Set the last layer to zero, so that refined boxes are at first those that they start from."""
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 class EncoderLayer(nn.Module):
@@ -56,9 +75,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Layers over the tokens; without a norm at the end, as published."""
 
-    def __init__(self, *, layers: int, **layer_options) -> None:
+    def __init__(self, *, layers: int, dim: int, **layer_options: Unpack[LayerOptions]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(**layer_options) for _ in range(layers))
+        self.layers = nn.ModuleList(EncoderLayer(dim=dim, **layer_options) for _ in range(layers))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Returns (N, S, C)."""
@@ -108,8 +127,17 @@ class Decoder(nn.Module):
             follows such gradients misses every path through the boxes; see modeling/gradients.py.
     """
 
-    def __init__(self, *, layers: int, dim: int, detach_references: bool, eps: float = 1e-3, **layer_options) -> None:
-        """
+    def __init__(
+        self,
+        *,
+        layers: int,
+        dim: int,
+        detach_references: bool,
+        eps: float = 1e-3,
+        **layer_options: Unpack[LayerOptions],
+    ) -> None:
+        """Build the layers.
+
         Args:
             layers: number of layers.
             dim: C.
@@ -133,7 +161,8 @@ class Decoder(nn.Module):
         box_heads: Sequence[Callable[[Tensor], Tensor]],
         attention_mask: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """
+        """Refine content and boxes of the queries, layer by layer.
+
         Args:
             content: (N, Q, C).
             reference: (N, Q, 4).
@@ -181,8 +210,14 @@ def proposals(tokens: Tokens, size: float = 0.05) -> tuple[Tensor, Tensor]:
 
 
 class Selected(NamedTuple):
-    """Pixels that become queries, most confident first: content (N, Q, C), class logits (N, Q, K), boxes (N, Q, 4), and
-    which of the S they are, int64 (N, Q)."""
+    """Pixels that become queries, most confident first.
+
+    Attributes:
+        content: (N, Q, C).
+        logits: (N, Q, K) of the classes.
+        boxes: (N, Q, 4).
+        pixels: int64 (N, Q), which of the S they are.
+    """
 
     content: Tensor
     logits: Tensor
@@ -201,7 +236,8 @@ class QuerySelection(nn.Module):
     factor = 1
 
     def __init__(self, *, dim: int, num_queries: int, num_classes: int | None = None) -> None:
-        """
+        """Set how many queries are chosen, and by which heads.
+
         Args:
             dim: C.
             num_queries: Q.
@@ -222,7 +258,8 @@ class QuerySelection(nn.Module):
         class_head: Callable[[Tensor], Tensor] | None = None,
         box_head: Callable[[Tensor], Tensor] | None = None,
     ) -> Selected:
-        """
+        """Choose the pixels whose most probable class is most confident.
+
         Args:
             memory: (N, S, C), the encoder's output.
             tokens: what the encoder saw.

@@ -1,0 +1,129 @@
+"""The leaderboard: many records side by side, sorted by accuracy under the standard attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from part_robust.attacks.checks import errors, from_record, reportable
+from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.report.content import Cell, Page, Part, Section, Table, Text, make_table
+from part_robust.evaluation.report.records import evaluations, threat_model_text
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable."""
+
+    model: str
+    parameters: int | None
+    pretraining: str
+    threat: str
+    images: int
+    clean: Result | None
+    thesis: Result | None
+    standard: Result | None
+    lowest: Result | None
+    lowest_name: str
+    problem: str
+
+    def order(self) -> tuple:
+        """Sort key: the most robust under the standard set first, then those without it, unreliable ones last."""
+        accuracies = [-result["accuracy"] if result else 1.0 for result in (self.standard, self.lowest, self.clean)]
+        return (bool(self.problem), *accuracies, self.model)
+
+
+def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page:
+    """The page of several records.
+
+    Args:
+        records: paths and what is in them; models without a class head are left out.
+    """
+    entries: dict[str, list[Entry]] = {}
+    for path, record in records:
+        for dataset, evaluation in evaluations(record).items():
+            if (entry := entry_of(path, record, evaluation)) is not None:
+                entries.setdefault(dataset, []).append(entry)
+    note = Text(
+        "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
+        "under any class attack. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the same "
+        "images, not by overlapping intervals. Unreliable results come last, with the reason."
+    )
+    sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
+    how = Section("How to read it", texts=[note])
+    return Page("Leaderboard", f"{len(records)} records", [Part("", [how, *sections])])
+
+
+def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Entry | None:
+    """One data set of a record in numbers; None for a model without a class head."""
+    tiers = {name: values["robust"] for name, values in class_tiers(evaluation).items() if values.get("robust")}
+    matrix = [
+        row
+        for row in evaluation.get("attack_matrix") or ()
+        if row.get("accuracy") is not None and row.get("head") and row["attack"] not in tiers
+    ]
+    attacked: dict[str, Result] = {**{row["attack"]: row for row in matrix}, **tiers}
+    if evaluation.get("headline_result"):
+        attacked[evaluation["headline"]] = evaluation["headline_result"]
+    if not attacked and not (
+        evaluation.get("attack_matrix") and evaluation["attack_matrix"][0].get("accuracy") is not None
+    ):
+        return None
+    lowest = min(attacked, key=lambda name: attacked[name]["accuracy"], default="")
+    checks = from_record(evaluation.get("checks") or [])
+    problem = "; ".join(f"{check.id} {check.sentence}" for check in errors(checks))
+    if not problem and (record.get("unreliable") or evaluation.get("reportable") is False):
+        problem = "marked unreliable in its record"
+    assert reportable(checks) or problem
+    return Entry(
+        model=str(record.get("name") or path.resolve().parent.name),
+        parameters=record.get("parameters"),
+        pretraining=str(record.get("pretraining") or ""),
+        threat=threat_model_text(evaluation),
+        images=evaluation.get("num_images") or 0,
+        clean=evaluation.get("clean"),
+        thesis=tiers.get("thesis") or _thesis(evaluation, record.get("attacks") or {}, attacked),
+        standard=tiers.get("standard"),
+        lowest=attacked.get(lowest),
+        lowest_name=lowest,
+        problem=problem,
+    )
+
+
+def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked: Mapping[str, Result]) -> Result | None:
+    """Accuracy under the thesis's attack, by what the attack was and not by its name."""
+    wanted = {"attack": "PGD", "objective": "cross_entropy", "steps": 100, "restarts": 5}
+    for name, values in attacks.items():
+        if name in attacked and all(values.get(key) == value for key, value in wanted.items()):
+            return attacked[name]
+    return None
+
+
+def _table(entries: Sequence[Entry]) -> Table:
+    rows = [
+        {
+            "model": entry.model,
+            "parameters": entry.parameters,
+            "pre-training": entry.pretraining,
+            "threat model": entry.threat,
+            "images": entry.images,
+            "clean %": accuracy(entry.clean),
+            "thesis PGD %": accuracy(entry.thesis),
+            "standard %": accuracy(entry.standard),
+            "95 % interval": (entry.standard or {}).get("interval"),
+            "lowest %": accuracy(entry.lowest),
+            "by": entry.lowest_name,
+            "note": Cell(f"unreliable: {entry.problem}", "bad") if entry.problem else None,
+        }
+        for entry in sorted(entries, key=Entry.order)
+    ]
+    return make_table("Accuracy under each set of attacks, the most robust model first", rows)
+
+
+def accuracy(result: Result | None) -> float | None:
+    """Per cent; None without a result."""
+    return result["accuracy"] if result else None
