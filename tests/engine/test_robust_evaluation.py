@@ -20,7 +20,7 @@ from detectron2.utils.env import seed_all_rng
 from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
-from part_robust.evaluation.run import build_curve, build_tiers, tier_names
+from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
