@@ -1,4 +1,4 @@
-"""What every attack shares: the call, the loop over restarts, targets and steps, and building from config.
+"""The part that all attacks share: the call, the loop over restarts, targets and steps, and building from config.
 
 Letters: N images of (3, H, W), RGB, 0..255; T classes to aim at; S steps.
 """
@@ -188,7 +188,7 @@ class Attack(ABC):
         return node
 
     def start(self, problem: Problem, restart: int) -> State:
-        """Where a run begins; `problem.keys` are those of the run."""
+        """Return the state in which a run begins; `problem.keys` are those of the run."""
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
@@ -196,7 +196,7 @@ class Attack(ABC):
         raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
 
     def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
-        """What a scored run still has to do after its last step."""
+        """Complete a scored run after its last step."""
 
     def outcome(self, state: State) -> Run:
         """Result of a scored run."""
@@ -332,7 +332,7 @@ class Attack(ABC):
         return problem if len(index) == len(problem) else problem.select(index)
 
     def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
-        """With the keys and the target of one run."""
+        """Return the problem with the keys and the target of one run."""
         if restart > 0:
             problem = replace(problem, starts=None)
         if problem.aims is None:

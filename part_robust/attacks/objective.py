@@ -1,4 +1,4 @@
-"""What an attack maximises, per image, and when it has won.
+"""Objectives: what an attack maximises, per image, and when it has won.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -81,7 +81,7 @@ class Objective:
         return Score(loss, harm, self.fooled(outputs, labels), idle)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        """Of images that are not attacked yet, so that there is no class to aim at."""
+        """Return the score of images that are not attacked yet, so that there is no class to aim at."""
         if not self.targeted:
             return self.score(outputs, targets, self.value(outputs, targets))
         assert self.harm is not None

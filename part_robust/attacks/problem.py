@@ -156,6 +156,6 @@ def gradient(
 
 @torch.no_grad()
 def score(problem: Problem, objective: Objective, adversarial: Tensor, progress: float = 1.0) -> Score:
-    """What the objective says about images, without gradient."""
+    """Return the objective's score of images, without gradient."""
     outputs = problem.ask(adversarial)
     return objective.score(outputs, problem.targets, objective.value(outputs, problem.targets, progress))

@@ -1,4 +1,4 @@
-"""What an attack knows about each image of a batch, during a run and after it.
+"""State of each image of a batch, during a run and after it.
 
 Letters: N images of (3, H, W), RGB, 0..255.
 """
@@ -34,7 +34,7 @@ class Rows:
         return replace(self, **{f.name: select(getattr(self, f.name), index) for f in fields(self)})
 
     def copy(self) -> Any:
-        """With tensors of its own, to `put` into."""
+        """Return the same with tensors of its own, to `put` into."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: None if value is None else value.clone() for name, value in values.items()})
 

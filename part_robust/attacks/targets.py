@@ -19,7 +19,7 @@ RANKINGS = ("logits", "malt")
 
 @dataclass(frozen=True)
 class TargetChoice:
-    """How the classes are chosen that a targeted attack aims at.
+    """Rule by which the classes are chosen that a targeted attack aims at.
 
     Attributes:
         number: at most this many classes, and never more than there are wrong ones.

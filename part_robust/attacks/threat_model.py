@@ -1,4 +1,4 @@
-"""What the attacker may do: a ball around the image and the range of pixels.
+"""Threat model: a ball around the image and the range of pixels.
 
 Letters: N images, each (3, H, W). All lengths in 0..255 pixel units.
 """

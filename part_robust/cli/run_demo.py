@@ -105,7 +105,7 @@ def run(steps: Sequence[Step]) -> list[dict]:
             done += sum(counted)
             left -= step.passes
             seconds = (time.time() - start) * left / done if done else 0
-            rest = f"; about {seconds / 60:.0f} min left" if left and done else ""
+            rest = f"; about {tqdm.format_interval(seconds)} left" if left and done else ""
             say(f"      {'done' if counted else 'done before'}: {numbers(records[-1])}{rest}")
     return records
 

@@ -13,6 +13,14 @@ from part_robust.config.rules import NAME, Rule, check_names, check_values, list
 from part_robust.utils.errors import UserError
 
 PIXEL_RANGE = 255
+# What MODEL.RESNETS.OUT_FEATURES may name, by MODEL.BACKBONE.NAME; backbones of one's own name theirs themselves.
+_RESNET = ("stem", "res2", "res3", "res4", "res5")
+_FEATURES = {
+    "build_resnet_backbone": _RESNET,
+    "build_basic_resnet_backbone": _RESNET,
+    "build_resnet_deeplab_backbone": _RESNET,
+    "build_timm_backbone": _RESNET[1:],
+}
 _TIER = list_of(NAME, "names of attacks", least=1)
 
 
@@ -48,6 +56,7 @@ def check_config(
         _check_attack(prefix, node, of_attacks, defaults.ATTACK.TRAIN if prefix == "ATTACK.TRAIN" else {})
     _check_evaluation(cfg)
     _check_sizes(cfg)
+    _check_backbone(cfg)
 
 
 def _check_attack(prefix: str, node: Mapping, rules: Mapping[str, Rule], others: Collection[str]) -> None:
@@ -111,3 +120,9 @@ def _check_sizes(cfg: CfgNode) -> None:
         node = cfg.MODEL[name]
         if node.DIM % node.HEADS:
             raise UserError(f"MODEL.{name}.DIM must be a multiple of MODEL.{name}.HEADS {node.HEADS}, got {node.DIM}")
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    known = _FEATURES.get(cfg.MODEL.BACKBONE.NAME)
+    if known:
+        check_names("MODEL.RESNETS.OUT_FEATURES", cfg.MODEL.RESNETS.OUT_FEATURES, known, "features of the backbone")

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file
 
 BASE_KEY = "_BASE_"
 # `<name>_adv.yaml` need not be written: it is the adversarial training of `<name>.yaml`, from its best weights.
@@ -55,6 +56,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; names similar configs.
+        UserError: the path is no file.
     """
     path = Path(beside or "", Path(name).expanduser())
     if is_config(path):
@@ -63,6 +65,8 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     packaged = zoo_folder() / wanted
     if is_config(packaged):
         return packaged
+    if path.exists():
+        check_file(path, "a config file")
     similar = difflib.get_close_matches(wanted, zoo_configs())
     hint = f" (similar: {', '.join(similar)})" if similar else ""
     raise FileNotFoundError(f"config file {path} does not exist, and the package has no config of that name{hint}")

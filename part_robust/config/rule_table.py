@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 
-from part_robust.config.rules import NAME, NAMES, TEXT, Rule, ascending, list_of, number, one_of, whole
+from part_robust.config.rules import NAME, NAMES, TEXT, Rule, ascending, in_order, list_of, number, one_of, whole
 
 SHARE = number(0, 1)
 COUNT = whole(1)
+# Beyond these a machine runs out of memory or processes; they catch a digit too many.
+SIDE, BATCH, WORKERS = whole(1, 2**14), whole(1, 2**16), whole(0, 2**10)
 WEIGHT = number(0)
 SEED = whole()
 DEVICES = ("cpu", "cuda", "mps", "meta")
@@ -72,9 +74,19 @@ _TRAINING_ATTACK: dict[str, Rule] = {
     "ATTACK.EVAL_DURING_TRAINING": NAMES,
 }
 
+
+def _is_expected(value: object) -> bool:
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return False
+    return all(map(NAME.holds, value[:2])) and all(map(number().holds, value[2:]))
+
+
 _EVALUATION: dict[str, Rule] = {
     "TEST.BEST_METRIC": NAME,
     "TEST.EVAL_PERIOD": whole(0),
+    "TEST.EXPECTED_RESULTS": list_of(
+        Rule("[task, metric, value, tolerance]", _is_expected), "entries [task, metric, value, tolerance]"
+    ),
     "TEST.NUM_IMAGES": whole(0),
     "TEST.NORM": one_of("", "linf", "l2"),
     "TEST.EPS": Rule(
@@ -95,35 +107,36 @@ _EVALUATION: dict[str, Rule] = {
 
 _DATA: dict[str, Rule] = {
     "INPUT.FORMAT": one_of("RGB"),
-    "INPUT.SIZE": COUNT,
+    "INPUT.SIZE": SIDE,
     "INPUT.CROP_SCALE": ascending(0, 1),
     "INPUT.CROP_RATIO": ascending(0),
     "INPUT.FLIP_PROB": SHARE,
     "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox"),
-    "INPUT.TEST_RESIZE": whole(0),
+    "INPUT.TEST_RESIZE": whole(0, 2**14),
     "INPUT.PART_MASKS": one_of("masks", "boxes"),
     "DATASETS.TRAIN": NAMES,
     "DATASETS.VAL": NAMES,
     "DATASETS.TEST": NAMES,
     "DATASETS.REGISTER": list_of(list_of(TEXT, "texts", length=3), "entries [name, part json, image root]"),
-    "DATALOADER.TEST_BATCH_SIZE": COUNT,
-    "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.TEST_BATCH_SIZE": BATCH,
+    "DATALOADER.NUM_WORKERS": WORKERS,
     "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
     "DATALOADER.REPEAT_THRESHOLD": WEIGHT,
     "IMPORTS": list_of(NAME, "names of modules"),
     "OUTPUT_DIR": NAME,
-    "SEED": SEED,
+    # NumPy seeds its generators with 32 bits.
+    "SEED": whole(high=2**32 - 1),
 }
 
 _SOLVER: dict[str, Rule] = {
     "SOLVER.MAX_ITER": COUNT,
-    "SOLVER.IMS_PER_BATCH": COUNT,
+    "SOLVER.IMS_PER_BATCH": BATCH,
     "SOLVER.BASE_LR": number(0, above=True),
     "SOLVER.MOMENTUM": SHARE,
     "SOLVER.WEIGHT_DECAY": WEIGHT,
     "SOLVER.WEIGHT_DECAY_NORM": WEIGHT,
     "SOLVER.GAMMA": number(0, above=True),
-    "SOLVER.STEPS": list_of(whole(0), "whole numbers of at least 0"),
+    "SOLVER.STEPS": in_order(whole(0), "whole numbers of at least 0"),
     "SOLVER.WARMUP_FACTOR": SHARE,
     "SOLVER.WARMUP_ITERS": whole(0),
     "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
@@ -133,7 +146,7 @@ _SOLVER: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(0, above=True),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(0, above=True),
     "SOLVER.EPOCHS": WEIGHT,
-    "SOLVER.STEP_EPOCHS": list_of(WEIGHT, "numbers of at least 0"),
+    "SOLVER.STEP_EPOCHS": in_order(WEIGHT, "numbers of at least 0"),
     "SOLVER.EVAL_EPOCHS": number(0, above=True),
     "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
     "SOLVER.BACKBONE_MULTIPLIER": WEIGHT,
@@ -152,7 +165,9 @@ _FEATURE = Rule(
     "the name of a backbone feature, such as res5",
     lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value) is not None,
 )
-_FEATURES = list_of(_FEATURE, "names of backbone features, such as res5", least=1)
+_FEATURE_LIST = list_of(_FEATURE, "names of backbone features, such as res5, each once", least=1)
+_FEATURES = Rule(_FEATURE_LIST.words, lambda value: _FEATURE_LIST.holds(value) and len(set(value)) == len(value))
+_COUNTS = list_of(COUNT, "whole numbers of at least 1")
 
 _MODEL: dict[str, Rule] = {
     "MODEL.DEVICE": Rule("cpu, cuda, cuda:0, cuda:1, ... or mps", _is_device),
@@ -163,9 +178,19 @@ _MODEL: dict[str, Rule] = {
         "10, 18, 34, 50, 101 or 152", lambda value: type(value) is int and value in (10, 18, 34, 50, 101, 152)
     ),
     "MODEL.RESNETS.NORM": _NORM,
+    "MODEL.RESNETS.NUM_GROUPS": COUNT,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": COUNT,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": COUNT,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": COUNT,
     "MODEL.RESNETS.OUT_FEATURES": _FEATURES,
     "MODEL.RESNETS.RES5_DILATION": whole(1, 2),
     "MODEL.SEM_SEG_HEAD.NORM": _NORM,
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": _FEATURES,
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": _COUNTS,
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": COUNT,
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": list_of(COUNT, "whole numbers of at least 1", length=3),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": COUNT,
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": COUNT,
     "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": SHARE,
     "MODEL.ACTIVATION_CHECKPOINTING": list_of(
         one_of("backbone", "encoder", "decoder"), "names among backbone, encoder, decoder"

@@ -1,4 +1,4 @@
-"""What the value of a config key must be: kinds of values, and the check of a whole config.
+"""Rules for the values of config keys: kinds of values, and the check of a whole config.
 
 The rules themselves stand in part_robust/config/rule_table.py.
 """
@@ -15,7 +15,7 @@ from part_robust.utils.errors import UserError
 
 
 class Rule(NamedTuple):
-    """What the values of a key must be.
+    """Rule for the values of a key.
 
     Attributes:
         words: what a value must be, for "KEY must be ...".
@@ -37,10 +37,10 @@ def _is_whole(value: Any) -> bool:
 
 def _range(kind: str, low: float | None, high: float | None, above: bool) -> str:
     if low is None:
-        return kind if high is None else f"{kind} up to {high:g}"
+        return kind if high is None else f"{kind} up to {high}"
     if high is None:
-        return f"{kind} above {low:g}" if above else f"{kind} of at least {low:g}"
-    return f"{kind} above {low:g} and up to {high:g}" if above else f"{kind} from {low:g} to {high:g}"
+        return f"{kind} above {low}" if above else f"{kind} of at least {low}"
+    return f"{kind} above {low} and up to {high}" if above else f"{kind} from {low} to {high}"
 
 
 def _inside(value: float, low: float | None, high: float | None, above: bool) -> bool:
@@ -83,6 +83,12 @@ def list_of(rule: Rule, words: str, length: int | None = None, least: int = 0) -
         return (length is None or len(value) == length) and all(rule.holds(entry) for entry in value)
 
     return Rule(f"a list of {size}{words}", holds)
+
+
+def in_order(rule: Rule, words: str) -> Rule:
+    """Same as `list_of`, in ascending order."""
+    entries = list_of(rule, f"{words} in ascending order")
+    return Rule(entries.words, lambda value: entries.holds(value) and list(value) == sorted(value))
 
 
 def ascending(low: float, high: float | None = None) -> Rule:

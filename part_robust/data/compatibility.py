@@ -20,7 +20,7 @@ from part_robust.data.taxonomy import taxonomy_from_json
 
 @dataclass
 class SplitFacts:
-    """What the comparison needs to know of one registered data set.
+    """Facts about one registered data set that the comparison needs.
 
     Attributes:
         name: of the data set.

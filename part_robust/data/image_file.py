@@ -13,6 +13,8 @@ from detectron2.data import transforms as T
 from PIL import Image, ImageOps
 
 from part_robust.data.mapper import build_test_augmentations, content_size, to_rgb
+from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file
 
 # What is taken of a folder; a file that is named itself may have any ending.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -56,10 +58,14 @@ def read_image_file(path: str | Path) -> np.ndarray:
 
     Raises:
         ValueError: it cannot be read as an image.
+        UserError: it is no file.
     """
     try:
+        check_file(path, "an image file")
         with Image.open(path) as file:
             return np.asarray(to_rgb(ImageOps.exif_transpose(file)))
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises many types for a broken file
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a value of a json is, as the rules of the part format need it."""
+"""Kinds of json values, as the rules of the part format need them."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def has_size(image: Mapping) -> bool:
-    """Whether the image's own width and height make sense; where not, that is said once."""
+    """Return whether the image's own width and height make sense; where not, that is said once."""
     return all(is_int(image.get(key)) and image[key] > 0 for key in ("width", "height"))

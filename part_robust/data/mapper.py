@@ -19,6 +19,7 @@ from part_robust.data.mask_sampling import Block, MaskSampler
 from part_robust.data.register import get_taxonomy
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file
 
 
 class UnreadableImage(UserError):
@@ -90,7 +91,8 @@ class PartDatasetMapper:
 
         result = {key: record[key] for key in ("file_name", "image_id", "class_id", "part_supervision")}
         result["height"], result["width"] = image.shape[:2]
-        result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # A copy: NumPy takes a mirrored image of one pixel for contiguous, and PyTorch refuses its negative strides.
+        result["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         ignore = sampler.rle(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
         result["sem_seg"] = self._paint(record, masks, ignore, image.shape[:2], content)
         result["instances"] = _instances(record["annotations"], [block for block, _ in masks], image.shape[:2])
@@ -99,7 +101,7 @@ class PartDatasetMapper:
         return result
 
     def _mask(self, annotation: dict, record: dict, sampler: MaskSampler) -> tuple[Block | None, float]:
-        """What is left of one annotation after the transform, and the area that decides what lies on top."""
+        """Return the rest of one annotation after the transform, and the area that decides what lies on top."""
         height, width = record["height"], record["width"]
         if self.masks_from == "boxes":
             x, y, w, h = annotation["bbox"]
@@ -185,6 +187,7 @@ def read_image(record: dict) -> np.ndarray:
     """
     path = record["file_name"]
     try:
+        check_file(path, "an image file")
         with Image.open(path) as file:
             return np.asarray(to_rgb(_select(file, record)))
     except Exception as error:  # Pillow raises many types for a broken file; all of them mean this image

@@ -69,7 +69,7 @@ def box_difference(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def is_normalised(annotation: Mapping) -> bool:
-    """Whether all coordinates of an annotation lie between 0 and 1, and not on pixels."""
+    """Return whether all coordinates of an annotation lie between 0 and 1, and not on pixels."""
     segmentation = annotation.get("segmentation")
     values = annotation.get("bbox")
     if isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
@@ -80,7 +80,7 @@ def is_normalised(annotation: Mapping) -> bool:
 
 
 def is_near(polygon: Sequence[float], height: int, width: int) -> bool:
-    """Whether a polygon [x, y, ...] sticks out by at most a side of the image: beyond, it is another image's."""
+    """Return whether a polygon [x, y, ...] sticks out by at most a side of the image: beyond, it is another image's."""
     sides = ((polygon[0::2], width), (polygon[1::2], height))
     return all(-side <= min(values) and max(values) <= 2 * side for values, side in sides)
 
@@ -103,7 +103,10 @@ def check_rle(rle: Any, image: Mapping, may_be_empty: bool = True) -> Iterator[s
 
 
 def is_sound_rle(rle: Mapping, height: int, width: int) -> bool:
-    """Whether a compressed RLE is one of an image of this size; pycocotools would read beyond the end of a cut one."""
+    """Return whether a compressed RLE is one of an image of this size.
+
+    pycocotools would read beyond the end of a cut one.
+    """
     return not any(check_rle(rle, {"height": height, "width": width}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from detectron2.structures import BoxMode
 
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
+from part_robust.utils.files import check_file
 
 # Writers whose splits divide one set of images, under one `config_hash`.
 _DIVIDERS = ("import", "import_coco", "paco", "part_imagenet")
@@ -44,10 +46,11 @@ def parse_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not json, or the import that wrote it was interrupted.
+        ValueError: not json or no file, or the import that wrote it was interrupted.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"annotation file {path} does not exist")
+    check_file(path, "an annotation file")
     if (path.parent / UNFINISHED).is_file():
         raise ValueError(
             f"{path.parent} was left unfinished, so its splits may be of different imports: repeat the import"
@@ -67,13 +70,13 @@ def header_of(data: Mapping) -> Mapping:
 
 
 def import_id(data: Mapping) -> str:
-    """What all splits of one import or preparation have in common; empty for other files."""
+    """Return what all splits of one import or preparation have in common; empty for other files."""
     header = header_of(data)
     return str(header.get("config_hash") or "") if header.get("generator") in _DIVIDERS else ""
 
 
 def image_root_of(data: Mapping, json_file: str | Path) -> str:
-    """Where the images are if nobody says: `info.part_robust.image_root`, relative to the json, else `../images`."""
+    """Return the default folder of images: `info.part_robust.image_root`, relative to the json, else `../images`."""
     header = header_of(data)
     return os.path.normpath(os.path.join(os.path.dirname(json_file), header.get("image_root") or "../images"))
 
@@ -145,7 +148,7 @@ def crop_of(image: Mapping) -> list[int] | None:
 
 
 def image_record(image: Mapping, image_root: str | Path) -> dict:
-    """What `read_image` needs to know of an image of the json."""
+    """Return what `read_image` needs to know of an image of the json."""
     record = {
         "file_name": os.path.join(image_root, image["file_name"]),
         "height": image["height"],
@@ -157,6 +160,19 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
         if image["source"].get("image_size"):
             record["source_size"] = tuple(image["source"]["image_size"])
     return record
+
+
+def other_spelling(path: str | Path) -> str:
+    """A phrase about the file of the same name in other Unicode characters, capitals or blanks; empty without one."""
+    folder, name = os.path.split(path)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    twin = next((other for other in names if folded_name(other) == folded_name(name)), None)
+    return "" if twin is None else f" (there is {twin!r}, spelled otherwise: rename one of them)"
+
+
+def folded_name(name: str) -> str:
+    """What spellings of a file name have in common."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _class_index(data: Mapping) -> Callable[[Mapping], int]:
@@ -175,7 +191,7 @@ def _class_index(data: Mapping) -> Callable[[Mapping], int]:
 def _require_files(records: list[dict], json_file: str | Path) -> None:
     """One directory listing per folder, not one look-up per image: network file systems are slow at those."""
     folders: dict[str, set[str]] = {}
-    missing = []
+    missing: list[str] = []
     for record in records:
         folder, name = os.path.split(record["file_name"])
         if folder not in folders:
@@ -183,7 +199,7 @@ def _require_files(records: list[dict], json_file: str | Path) -> None:
         if name not in folders[folder]:
             missing.append(record["file_name"])
     if missing:
-        shown = ", ".join(missing[:3])
+        shown = ", ".join(f"{name}{other_spelling(name)}" for name in missing[:3])
         raise FileNotFoundError(
             f"{len(missing)} of {len(records)} images of {json_file} do not exist, first: {shown}. "
             "Is image_root the folder that the json's file_name is relative to?"

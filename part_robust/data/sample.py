@@ -27,7 +27,7 @@ def sample_records(records: list[dict], count: int) -> list[dict]:
 
 
 def evaluated_records(cfg: CfgNode, dataset: str) -> tuple[list[dict], list[str]]:
-    """What --eval-only evaluates of a data set, TEST.NUM_IMAGES, and what a reader of the numbers must know of it.
+    """Return the records that --eval-only evaluates (TEST.NUM_IMAGES), and what a reader of the numbers must know.
 
     Raises:
         ValueError: as `sample_records`.

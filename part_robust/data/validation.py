@@ -121,7 +121,7 @@ def _check_classes(data: Mapping, category_ids: set) -> Iterator[str]:
 
 
 def _are_named(entries: list) -> bool:
-    """Whether there are entries and all of them have an id and a name."""
+    """Return whether there are entries and all of them have an id and a name."""
     named = (isinstance(e, Mapping) and is_int(e.get("id")) and isinstance(e.get("name"), str) for e in entries)
     return bool(entries) and all(named) and all(entry["name"] for entry in entries)
 

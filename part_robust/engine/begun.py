@@ -1,4 +1,4 @@
-"""What a training leaves in its folder, so that what is started there next knows which training it was."""
+"""Notes that a training leaves in its folder, so that the next one started there knows which training it was."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def begin_training(cfg: CfgNode, resume: bool) -> None:
 
 
 def is_begun(output: Path, wanted: str) -> bool:
-    """Whether what was last begun in the folder is the training with the fingerprint `wanted`."""
+    """Return whether what was last begun in the folder is the training with the fingerprint `wanted`."""
     started = output / STARTED
     return started.is_file() and same_training(started.read_text(), wanted)
 

@@ -8,7 +8,7 @@ from part_robust.utils.errors import UserError
 
 
 def watched_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """What training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
+    """Return the data sets that training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
     return tuple(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.utils.errors import UserError, as_user_errors
-from part_robust.utils.files import replacing, write_text
+from part_robust.utils.files import check_file, replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,12 @@ class PartCheckpointer(DetectionCheckpointer):
         """
         if path:
             try:
-                self.path_manager.get_local_path(path.split("?")[0])
+                local = self.path_manager.get_local_path(path.split("?")[0])
                 found = self.path_manager.isfile(path.split("?")[0])
             except Exception as error:  # network errors come in many types
                 raise FileNotFoundError(_not_found(path, str(error))) from error
+            if not found and os.path.exists(local):
+                check_file(local, "MODEL.WEIGHTS, a checkpoint")
             if not found:
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None

@@ -1,4 +1,4 @@
-"""What a trained model sees in image files nobody has annotated, and what an attack makes of it.
+"""Predictions of a trained model for image files that nobody has annotated, before and after an attack.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -36,7 +36,7 @@ WEIGHTS = ("model_best.pth", "model_final.pth", "model.pth")
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model says of one image.
+    """Prediction for one image.
 
     Attributes:
         picture: uint8 (H, W, 3), the image with the parts over it.
@@ -127,7 +127,7 @@ class Demo:
     def _sheets(
         self, batch: list[dict], attack: Attack | None, label: int | None
     ) -> Iterator[tuple[dict, str, tuple[list[Panel], list[np.ndarray]]]]:
-        """Of each image: its item, what is seen in one line, and panels with the part labels in them."""
+        """Yield of each image its item, a line about it, and panels with the part labels in them."""
         with torch.no_grad(), tf32(False):
             images, padding = self.model.preprocess(batch)
             outputs = self.model.inference(images, padding)
@@ -165,7 +165,7 @@ class Demo:
             yield item, line, (panels, parts)
 
     def _seen(self, output: dict, image: np.ndarray, inside: tuple[slice, slice]) -> Seen:
-        """Of an image (H, W, 3) without its padding."""
+        """Return the prediction for an image (H, W, 3) without its padding."""
         picture, number = _picture(image), len(self.part_names)
         parts, classes = np.zeros(0, dtype=np.int64), []
         if "sem_seg" in output:

@@ -21,7 +21,7 @@ from part_robust.utils.precision import tf32
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_classifier` wrote.
+    """Files that `export_classifier` wrote.
 
     Attributes:
         weights: the checkpoint.

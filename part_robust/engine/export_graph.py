@@ -34,7 +34,7 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Graph:
-    """What `export_graph` wrote.
+    """Files that `export_graph` wrote.
 
     Attributes:
         path: the file.

@@ -1,9 +1,11 @@
-"""What a long training does about numbers that are not finite and about the signals of pre-emptible machines."""
+"""Numbers that are not finite, and the signals of pre-emptible machines, in a long training."""
 
 from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor
 
-from part_robust.utils.errors import UserError
+from part_robust.utils.errors import UserError, is_fixable, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,24 @@ class NonFiniteStep(UserError, FloatingPointError):
 
 class Preempted(SystemExit):
     """The training was asked to end, has saved and can be resumed."""
+
+
+@contextmanager
+def no_tracebacks() -> Iterator[None]:
+    """Keeps tracebacks of errors that the user can fix out of detectron2's log: their sentence says what to do."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and is_fixable(error):
+            record.msg, record.args, record.exc_info = f"{record.getMessage()} {sentence(error)}", (), None
+        return True
+
+    log = logging.getLogger("detectron2.engine.train_loop")
+    log.addFilter(shorten)
+    try:
+        yield
+    finally:
+        log.removeFilter(shorten)
 
 
 class FiniteSteps(HookBase):

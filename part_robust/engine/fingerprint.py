@@ -33,19 +33,19 @@ WEIGHTS_SHA256 = "MODEL.WEIGHTS sha256"
 
 
 def fingerprint(cfg: CfgNode) -> str:
-    """Of a training with this complete config, whose MODEL.WEIGHTS are those of the moment."""
+    """Return the fingerprint of a training with this complete config and the weights that MODEL.WEIGHTS has now."""
     # A training from other weights is another one, even if the file has the same name.
     digest = file_sha256(cfg.MODEL.WEIGHTS)
     return config_text(cfg) + (f"{WEIGHTS_SHA256}: {digest}\n" if digest else "")
 
 
 def same_run(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same training, evaluated in the same way."""
+    """Return whether two fingerprints are of the same training, evaluated in the same way."""
     return first == second or not _different(config_values(first), config_values(second))
 
 
 def same_training(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same training, whatever they evaluate."""
+    """Return whether two fingerprints are of the same training, whatever they evaluate."""
     return first == second or not different_keys(first, second)
 
 
@@ -83,7 +83,7 @@ def _with_attack_defaults(config: dict[str, object]) -> dict[str, object]:
 
 
 def _of_training(config: dict[str, object], watched: set[str]) -> dict[str, object]:
-    """Without what only evaluations read; of the named attacks, those that a training is `watched` with stay."""
+    """Return the config without what only evaluations read; named attacks stay if a training is `watched` with them."""
 
     def counts(key: str) -> bool:
         if any(key == other or key.startswith(f"{other}.") for other in EVALUATION_ONLY):

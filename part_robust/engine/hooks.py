@@ -220,7 +220,7 @@ class MissedEvaluation(HookBase):
         storage.iter = start
 
     def _missed(self, iteration: int) -> bool:
-        """Whether the last evaluation is from before; files of earlier versions do not say."""
+        """Return whether the last evaluation is from before; files of earlier versions do not say."""
         if not os.path.isfile(self.path):
             return True
         return read_json(self.path, _BEST_REMEDY).get("evaluated", iteration) < iteration

@@ -122,7 +122,7 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
 
 
 def is_trained(output: Path, wanted: str) -> bool:
-    """Whether the training with the fingerprint `wanted` is done, and its weights are there."""
+    """Return whether the training with the fingerprint `wanted` is done, and its weights are there."""
     trained = output / TRAINED
     return (
         trained.is_file()

@@ -1,4 +1,4 @@
-"""What `--resume` does about keys that have changed since the training began."""
+"""Resuming (`--resume`) with keys that have changed since the training began."""
 
 from __future__ import annotations
 

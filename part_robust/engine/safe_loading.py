@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import check_file
 
 # What pickled NumPy arrays are made of, and the containers around them (detectron2's model zoo).
 ALLOWED = {
@@ -44,6 +45,7 @@ def check_pickle(path: str | Path) -> None:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
         NoCheckpoint: the file is no pickle, or not whole.
     """
+    check_file(path, "a checkpoint")
     with open(path, "rb") as file:
         try:
             _ArraysOnly(file, encoding="latin1").load()
@@ -61,6 +63,7 @@ def load_tensors(path: str | Path) -> Any:
         NoCheckpoint: the file is no checkpoint of PyTorch, or not whole.
         OSError: it cannot be read.
     """
+    check_file(path, "a checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -73,7 +76,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def load_state(path: str | Path) -> dict:
-    """Same as `load_tensors`, of a file that holds a mapping, as every checkpoint does.
+    """Load a file that holds a mapping, as every checkpoint does; same as `load_tensors` otherwise.
 
     Raises:
         UnsafeCheckpoint, NoCheckpoint, OSError: same as `load_tensors`.

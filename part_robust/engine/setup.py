@@ -21,6 +21,7 @@ from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer, check_finite
+from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
@@ -30,6 +31,7 @@ from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
+from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
@@ -53,10 +55,14 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
     Raises:
         FileNotFoundError, KeyError, ValueError: same as `complete_config`.
         OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
-        UserError: the machine lacks MODEL.DEVICE; --resume with keys that can no longer change.
+        UserError: the machine lacks MODEL.DEVICE, or it cannot compute; --resume with keys that can no longer change.
     """
     cfg = complete_config(args)
     check_device(cfg.MODEL.DEVICE)
+    if cfg.MODEL.DEVICE == "meta":
+        raise UserError(
+            "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
+        )
     resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
@@ -74,6 +80,12 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     check_datasets(cfg)
+    node = cfg.MODEL.PART_CLASSIFIER
+    if not node.HEAD and not node.SEGMENTER:
+        raise UserError(
+            "MODEL.PART_CLASSIFIER.HEAD or SEGMENTER must name what the model predicts, got '' for both: take a "
+            "config of a model, such as part_shapes/resnet50.yaml"
+        )
     if not args.eval_only:
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN must name one or more data sets to train on, got none")
@@ -90,6 +102,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         check_counts(cfg, (), cfg.DATASETS.TEST)
         build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
         build_tiers(cfg), build_curve(cfg)
+        sibling_folders(cfg)
         if cfg.TEST.AUDIT and not cfg.TEST.TIER:
             raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
     cfg.freeze()
@@ -177,7 +190,8 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
                 cfg.SOLVER.MAX_ITER,
             )
             return None
-        trainer.train()
+        with no_tracebacks():
+            trainer.train()
         trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:

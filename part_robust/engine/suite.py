@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of a suite ended.
+    """Outcome of a run of a suite.
 
     Attributes:
         job: what was to be run.
@@ -81,7 +81,7 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
 
 
 def states(jobs: Sequence[Job]) -> list[str]:
-    """What a suite finds, for each job.
+    """Return the state of each job.
 
     "finished"; "trained, evaluates" (for the first time) or "trained, evaluates again" (in another way); "begun" (it
     goes on); "other config" (it begins anew in that folder); "to do"; or "after X", of which the run X is still to be
@@ -104,7 +104,7 @@ def states(jobs: Sequence[Job]) -> list[str]:
 
 
 def _state(job: Job) -> str:
-    """Without a look at what it begins from."""
+    """Return the state of a job as if what it begins from were finished."""
     if not any((job.output / name).is_file() for name in (FINISHED, TRAINED, LAST)):
         return "to do"
     wanted = phase_fingerprint(job.phase)
@@ -229,7 +229,7 @@ def _outcome(job: Job, code: int, seconds: float) -> Outcome:
 
 
 def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: int, elapsed: float) -> str:
-    """Such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
+    """Return a line such as "resnet50: finished in 3.1 min; 4 of 10 done, about 12 min left"."""
     times = [each.seconds for each in outcomes if each.seconds]
     left = total - len(outcomes)
     rest = f", about {sum(times) / len(times) * left / processes / 60:.0f} min left" if left else ""

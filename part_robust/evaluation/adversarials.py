@@ -22,7 +22,7 @@ from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
 from part_robust.evaluation.conversion import host_outputs
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import replacing
+from part_robust.utils.files import check_file, replacing
 
 MODES = ("", "npz", "png")
 
@@ -91,7 +91,7 @@ def save_adversarials(
 
 
 def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
-    """What is compared when the images are scored again: `prediction` (N,) and `pixels_right` (N,), those there are."""
+    """Return what is compared when images are scored again: `prediction` (N,) and `pixels_right` (N,), if predicted."""
     arrays = {}
     outputs = host_outputs(outputs)
     if "class_logits" in outputs[0]:
@@ -114,6 +114,7 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
         )
     for path in paths:
+        check_file(path, "a file of attacked images")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -136,6 +137,8 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 def _load_pngs(folder: Path, image_ids: Sequence[int]) -> np.ndarray:
     images = []
     for image_id in image_ids:
-        with Image.open(folder / f"{image_id}.png") as file:
+        path = folder / f"{image_id}.png"
+        check_file(path, "an image file")
+        with Image.open(path) as file:
             images.append(np.asarray(file.convert("RGB"), dtype=np.float32).transpose(2, 0, 1))
     return np.stack(images)

@@ -22,7 +22,7 @@ from part_robust.utils.transfer import to_device
 
 @dataclass
 class Cost:
-    """What an attack took, over all images it was run on.
+    """Cost of an attack, over all images it was run on.
 
     Attributes:
         images: images attacked.
@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass
 class Outcome:
-    """What an attack made of a batch.
+    """Result of an attack on a batch.
 
     Attributes:
         images: (N, 3, H, W), attacked where `done`, the originals elsewhere; on the device.
@@ -179,7 +179,7 @@ def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:
 
 
 def margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the class is from right, (N,), larger is worse for the model, and whether it is wrong, bool (N,).
+    """Return how far the class is from right, (N,), larger is worse for the model, and whether it is wrong, bool (N,).
 
     Wrong is what `argmax` says, so that it agrees with the evaluators where two logits are equal.
     """

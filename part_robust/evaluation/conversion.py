@@ -1,4 +1,4 @@
-"""What a model predicts about parts, as label maps or as boxes, whichever of the two it predicts itself.
+"""Predicted parts as label maps or as boxes, whichever of the two a model predicts itself.
 
 Letters: P parts (label P is background), H W pixels.
 """
@@ -16,7 +16,7 @@ from part_robust.utils.transfer import to_host
 
 
 def host_outputs(outputs: Sequence[Mapping]) -> list[dict]:
-    """What is evaluated of a batch's outputs, in the memory of the host, by one copy.
+    """Return what is evaluated of a batch's outputs, in the memory of the host, by one copy.
 
     Args:
         outputs: the model's, on any device, or what this function returned before.

@@ -15,7 +15,7 @@ import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
-from part_robust.evaluation.run_record import file_sha256
+from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
 KEYS_THAT_MUST_MATCH = ("MODEL", "INPUT")
@@ -73,7 +73,7 @@ def _sha256(value: Any) -> str:
 
 
 def _weights_sha256(model: nn.Module) -> str:
-    """For weights that come from no file."""
+    """Return the hash of weights that come from no file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

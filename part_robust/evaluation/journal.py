@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import read_json, replacing, write_bytes
+from part_robust.utils.files import check_file, read_json, replacing, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Journal:
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """What `open` was told when the journal began; None where there is no journal.
+        """Return what `open` was told when the journal began; None where there is no journal.
 
         Raises:
             UserError: journal.json is damaged.
@@ -110,6 +110,7 @@ class Journal:
         found, others = [], 0
         for path in sorted(self.folder.glob("batch_*.npz")):
             try:
+                check_file(path)
                 with np.load(path, allow_pickle=False) as file:
                     batch = {key: file[key] for key in file.files}
             except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:

@@ -27,7 +27,7 @@ BACKENDS = ("own", "autoattack")
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation does.
+    """Plan of an evaluation.
 
     Attributes:
         tiers: the strongest first; its images are those that breakdowns and pictures show.

@@ -231,7 +231,7 @@ def _distances(plan: Plan, merged: Merged) -> list[float]:
 
 
 def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return what a reader of the numbers must know about the plan."""
     sentences = []
     official = [name for name, attack in plan.attacks().items() if attack.backend == "autoattack"]
     if official:

@@ -24,6 +24,7 @@ from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
+from part_robust.utils.files import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,13 @@ class Sibling:
 
     Attributes:
         name: of its folder.
-        checkpoint: SHA-256 of its weights, None for random ones.
+        checkpoint: SHA-256 of its weights.
         tier: whose images they are, its headline.
         images: folder of them.
     """
 
     name: str
-    checkpoint: str | None
+    checkpoint: str
     tier: str
     images: Path
 
@@ -83,17 +84,18 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
         checkpoint: SHA-256 of the weights that are checked: a model is no sibling of itself.
     """
     found = []
+    # Whoever names a folder wants to know that it is of no use.
+    log = logger.info if cfg.TEST.CHECKS.SIBLINGS.strip() == "auto" else logger.warning
     for name, folder in sibling_folders(cfg).items():
         try:
+            check_file(folder / RECORD)
             record = json.loads((folder / RECORD).read_text())
             sibling = _sibling(name, folder, record, dataset, threat_model)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.info(
-                "C14: %s is left out: %s", folder, error if isinstance(error, SiblingSkipped) else "no such record"
-            )
+            log("C14: %s is left out: %s", folder, error if isinstance(error, SiblingSkipped) else "no such record")
             continue
         if sibling.checkpoint == checkpoint:
-            logger.info("C14: %s is left out: it has the same weights", folder)
+            log("C14: %s is left out: it has the same weights", folder)
             continue
         found.append(sibling)
     return found
@@ -107,8 +109,11 @@ def _sibling(name: str, folder: Path, record: Mapping, dataset: str, threat_mode
         raise SiblingSkipped("its attacked images were not kept (TEST.SAVE_ADVERSARIALS)")
     if evaluation["norm"] != threat_model.norm or evaluation["eps"] > threat_model.eps + TOLERANCE:
         raise SiblingSkipped(f"its threat model is {evaluation['norm']}, eps {evaluation['eps']:g}")
+    checkpoint = record["checkpoint"]["sha256"]
+    if checkpoint is None:
+        raise SiblingSkipped("its weights are random")
     images = folder / evaluation["files"]["adversarials"] / evaluation["headline"]
-    return Sibling(name, record["checkpoint"]["sha256"], evaluation["headline"], images)
+    return Sibling(name, checkpoint, evaluation["headline"], images)
 
 
 def transfer(
@@ -173,7 +178,7 @@ def _try(
     threat_model: ThreatModel,
     sibling: Sibling,
 ) -> tuple[int, set[int]]:
-    """How many images were tried, and the ids of those that are misclassified."""
+    """Return how many images were tried, and the ids of those that are misclassified."""
     tried, broken, most = 0, set(), cfg.DATALOADER.TEST_BATCH_SIZE
     with attack_view(model) as inner, torch.no_grad():
         for arrays in load_adversarials(sibling.images):

@@ -53,7 +53,7 @@ class Tier:
 
     @property
     def objective(self) -> str:
-        """In words, for the record."""
+        """The objective in words, for the record."""
         return {
             "full": "class accuracy, every attack on every image, last word to the worst restart",
             "class": "class accuracy, worst case per image",

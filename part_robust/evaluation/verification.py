@@ -26,7 +26,7 @@ from part_robust.utils.precision import tf32
 
 @dataclass
 class Verification:
-    """What the verification of saved images found.
+    """Findings of the verification of saved images.
 
     Attributes:
         dataset: of the images.

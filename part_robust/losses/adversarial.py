@@ -17,7 +17,7 @@ MATCH_ON = ("attacked", "clean")
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """What is minimised on a batch that an attack has changed.
+    """Objective of a training on batches that an attack has changed.
 
     Attributes:
         method: "adversarial" (Madry et al., 2018): cross-entropy of the attacked images.
@@ -63,13 +63,13 @@ class TrainingObjective:
         return self.method != "adversarial"
 
     def needs_clean(self, has_parts: bool, has_class: bool) -> bool:
-        """Whether a model with these branches has to see the clean images too."""
+        """Return whether a model with these branches has to see the clean images too."""
         return (has_class and self.class_needs_clean) or (
             has_parts and (self.part_loss_on != "attacked" or self.match_on == "clean")
         )
 
     def part_weights(self) -> tuple[float, float]:
-        """Of the part losses on clean and on attacked images; they sum to 1."""
+        """Return the weights of the part losses on clean and on attacked images; they sum to 1."""
         if self.part_loss_on == "both":
             attacked = self.adversarial_weight if self.method == "mix" else 0.5
         else:

@@ -50,7 +50,7 @@ class TrueMasks:
 
 
 class DenseMaskLoss:
-    """On every pixel of the predicted masks; the true ones are averaged down to them.
+    """Losses of masks on every pixel of the predicted ones; the true ones are averaged down to them.
 
     At 224 px that is 3136 pixels, fewer than the published number of points, and nothing is random.
     """
@@ -112,14 +112,14 @@ class PointMaskLoss:
         self.generator = torch.Generator()
 
     def prepare(self, masks: Tensor, counted: Tensor, size: tuple[int, int]) -> TrueMasks:
-        """As of `DenseMaskLoss`; starts a new batch."""
+        """Same as `DenseMaskLoss.prepare`; starts a new batch."""
         self.generator = torch.Generator(masks.device).manual_seed(self.seed + self.batches)
         self.batches += 1
         return TrueMasks((masks & counted[:, None]).float(), counted.float())
 
     @torch.no_grad()
     def cost(self, predicted: PredictedMasks, true: TrueMasks) -> tuple[Tensor, Tensor]:
-        """As of `DenseMaskLoss`."""
+        """Same as `DenseMaskLoss.cost`, on random points."""
         points = self._random(len(true.values), self.num_points, true.values)
         # Sampling is linear, so features can be sampled instead of masks, which are more.
         pixels = _sample(predicted.pixels.float(), points)
@@ -128,7 +128,10 @@ class PointMaskLoss:
         return _pairwise(logits, _sample(true.values, points) * counted[:, None], counted)
 
     def sums(self, predicted: PredictedMasks, true: TrueMasks, matching: Matching) -> dict[str, Tensor]:
-        """As of `DenseMaskLoss`. The pairs are picked out by index, for which a GPU is waited for."""
+        """Same as `DenseMaskLoss.sums`, on random points.
+
+        The pairs are picked out by index, for which a GPU is waited for.
+        """
         sets, images = matching.query.shape[:2]
         # In the order of queries, as published, which decides whose points are whose.
         order = matching.query.where(matching.matched, predicted.embedding.shape[2]).argsort(dim=2, stable=True)

@@ -51,7 +51,7 @@ class PartBoxes:
 
 @dataclass
 class Matching:
-    """Which query is matched to which true part.
+    """Assignment of queries to true parts.
 
     Attributes:
         query: int64 (T, N, G), the query of each true part.

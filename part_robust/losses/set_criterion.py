@@ -103,7 +103,10 @@ class SetCriterion:
         return other
 
     def match(self, predictions: PredictedParts, targets: PartBoxes, kept: Tensor | None = None) -> Matching:
-        """Which queries answer for which true parts, in each set for itself; `kept` as of `HungarianMatcher`."""
+        """Return which queries are matched to which true parts, in each set for itself.
+
+        `kept` is that of `HungarianMatcher`.
+        """
         if self.mask_loss is None:
             return self.matcher(predictions.logits, predictions.boxes, targets, None, kept)
         assert predictions.masks is not None and targets.masks is not None
@@ -184,7 +187,7 @@ class SetCriterion:
         return (found + self.no_object_weight * (num_queries - found) * complete).sum()
 
     def normalizers(self, targets: PartBoxes, groups_of_sums: Sequence[Mapping[str, Tensor] | None]) -> list[Tensor]:
-        """What `batch_losses` divides by, for several groups of sets, from one exchange between the processes.
+        """Return what `batch_losses` divides by, for several groups of sets, from one exchange between the processes.
 
         The exchange takes place in every process, whatever its images hold, and always has the same size.
 

@@ -99,7 +99,7 @@ _QUERY_KEYS = tuple(f"segmenter.{name}.weight" for name in ("tgt_embed", "query_
 
 @dataclass
 class Account:
-    """What became of a key.
+    """Account of what became of a key.
 
     Attributes:
         action: "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in the model,

@@ -174,7 +174,7 @@ def _reason(key: str) -> str:
 
 
 def _hint(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> str:
-    """What the stems say."""
+    """Return a hint from the stems."""
     convolutions = any(unwrapped(key).startswith("stem.stem.") for key in state)
     if convolutions != ("backbone.net.stem_0.3.weight" in model_state):
         return f"; its stem wants MODEL.TIMM.CONV_STEM {convolutions}"

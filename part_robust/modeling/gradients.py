@@ -46,7 +46,7 @@ def more_queries(model: nn.Module, factor: int) -> Iterator[None]:
 
 
 def chooses_queries(model: nn.Module) -> bool:
-    """Whether `more_queries` would change anything."""
+    """Return whether `more_queries` would change anything."""
     return bool(_choosing_modules(model))
 
 
@@ -64,7 +64,7 @@ def only_looking(model: nn.Module) -> Iterator[None]:
 
 
 def cuts_gradient(model: nn.Module) -> bool:
-    """Whether `full_gradient` would change anything."""
+    """Return whether `full_gradient` would change anything."""
     return bool(_cutting_modules(model))
 
 

@@ -183,7 +183,10 @@ class PartClassifier(nn.Module):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """What an attack on the model's own part loss sees; see `part_loss_view.py`."""
+        """Return the function of images that an attack on the model's own part loss maximises.
+
+        Same as `part_robust.modeling.part_loss_view.part_loss_view`.
+        """
         return part_loss_view(self, batched_inputs, images, padding, joint, fixed)
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
@@ -236,7 +239,7 @@ class PartClassifier(nn.Module):
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 
     def part_label_counts(self, batched_inputs: list[dict]) -> dict[str, LabelCount]:
-        """What the means of the part losses count in this batch, for whoever splits it; see `PartSegmenter`."""
+        """Return the denominators of the part losses in a batch, for a caller that splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
         # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
@@ -305,7 +308,7 @@ class PartClassifier(nn.Module):
 
 
 def training_objective(cfg: CfgNode) -> TrainingObjective:
-    """What ATTACK.TRAIN says about the losses; the plain one where nothing is attacked."""
+    """Return the objective that ATTACK.TRAIN describes; the plain one where nothing is attacked."""
     node = cfg.ATTACK.TRAIN
     if not node.ENABLED:
         return TrainingObjective()

@@ -5,6 +5,8 @@ Letters: C classes, P parts, E classes without parts (PACO's ball and napkin).
 
 from __future__ import annotations
 
+import difflib
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -16,10 +18,18 @@ def part_metadata(name: str) -> Metadata:
     """Metadata of a registered part data set; reads its json on the first call.
 
     Raises:
+        KeyError: no data set of this name is registered.
         ValueError: the data set was not registered by `register_part_dataset`.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("object_classes"):
+        if name not in DatasetCatalog.list():
+            similar = difflib.get_close_matches(name, DatasetCatalog.list())
+            hint = f" (similar: {', '.join(similar)})" if similar else ""
+            raise KeyError(
+                f"DATASETS must name registered data sets, got {name!r}{hint}. Register your own with "
+                "DATASETS.REGISTER [[name, part json, image root]]"
+            )
         DatasetCatalog.get(name)  # reads the json, which fills the metadata in
     if not metadata.get("object_classes"):
         raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")

@@ -73,7 +73,7 @@ def part_targets(
 
 @dataclass
 class TrainingTargets:
-    """What a batch is learned from, on one device.
+    """Targets that a batch is learned from, on one device.
 
     Attributes:
         labels: int64 (N,) class indices; None where they are not wanted.

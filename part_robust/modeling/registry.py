@@ -1,4 +1,4 @@
-"""What users swap by name: part segmenters and class heads, their interfaces, and what passes between them.
+"""Registries of part segmenters and class heads, their interfaces, and what passes between them.
 
 Letters: N images, C classes, P parts (background is semantic label P), Q queries, H W image pixels,
 h w pixels of a feature or prediction map.
@@ -115,7 +115,7 @@ class PaddedParts:
 
 @dataclass(frozen=True)
 class LabelCount:
-    """What the denominator of a loss counts in a batch, in this process, and the least it is divided by."""
+    """Count in the denominator of a loss, of a batch in this process, and the least it is divided by."""
 
     count: Tensor
     least: float = 1.0

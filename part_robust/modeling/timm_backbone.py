@@ -83,7 +83,7 @@ class TimmBackbone(Backbone):
         return result
 
     def freeze(self, freeze_at: int) -> TimmBackbone:
-        """As MODEL.BACKBONE.FREEZE_AT of detectron2: 1 keeps the stem as it is, 2 also res2, and so on to 5.
+        """Freeze as MODEL.BACKBONE.FREEZE_AT of detectron2: 1 keeps the stem as it is, 2 also res2, and so on to 5.
 
         Raises:
             ValueError: this network's modules do not tell which stage they belong to.

@@ -1,4 +1,4 @@
-"""What the runs of a table or a suite have come to, written again after each of them."""
+"""Tables of what the runs of a table or a suite have come to, written again after each of them."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def comma_separated(rows: Sequence[Sequence], titles: Sequence[str]) -> str:
 
 
 def _plain(cell: str | float | None) -> str | float:
-    """For a file: without the noise of binary fractions (67.80000000000001)."""
+    """Return a cell for a file, without the noise of binary fractions (67.80000000000001)."""
     if cell is None:
         return ""
     return round(cell, 4) if isinstance(cell, float) else cell
@@ -160,7 +160,7 @@ def attack_words(settings: Mapping) -> str:
 
 
 def notes(cells: Sequence[str], record: Mapping) -> list[str]:
-    """What must be known beside a row's numbers: images, attack, warnings."""
+    """Return what must be known beside a row's numbers: images, attack, warnings."""
     ((dataset, tasks),) = record["results"].items()
     images = int(next(iter(tasks.values()))["num_images"])
     lines = [

@@ -89,7 +89,7 @@ def heads(table: Table, found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def _cell(ours: float | None, thesis: float | None) -> str:
-    """Such as "54.2 (54.7)"; "-" where there is nothing."""
+    """Return a cell such as "54.2 (54.7)"; "-" where there is nothing."""
     if ours is None and thesis is None:
         return ""
     return f"{'-' if ours is None else f'{ours:.1f}'} ({'-' if thesis is None else f'{thesis:.1f}'})"

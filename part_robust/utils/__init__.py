@@ -1,1 +1,1 @@
-"""What every part of the package may use; imports nothing of ours."""
+"""Tools that every part of the package may use; imports nothing of ours."""

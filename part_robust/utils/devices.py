@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from part_robust.utils.errors import UserError
@@ -17,14 +19,16 @@ def check_device(name: str) -> None:
         UserError: the machine has no such device.
     """
     device = torch.device(name)
-    if device.type != "cuda":
-        return
-    if not torch.cuda.is_available():
+    available: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type in available and not available[device.type]():
         raise UserError(
-            f"MODEL.DEVICE must be a device of this machine, got {name}, and PyTorch finds no GPU here. Add "
+            f"MODEL.DEVICE must be a device of this machine, got {name}, and PyTorch finds no such GPU here. Add "
             "MODEL.DEVICE cpu at the end of the command"
         )
-    if device.index is not None and device.index >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(
             f"MODEL.DEVICE must be one of the {torch.cuda.device_count()} GPUs of this machine, counted from cuda:0, "
             f"got {name}"

@@ -57,7 +57,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def is_fixable(error: BaseException, *also: type[Exception]) -> bool:
-    """Whether a user can do something about an error."""
+    """Return whether a user can do something about an error."""
     return isinstance(error, (UserError, *_FILES, *also)) or _out_of_space(error) is not None
 
 

@@ -42,7 +42,7 @@ def exact_kernels() -> Iterator[None]:
 
 
 def describe_precision() -> dict[str, str]:
-    """How float32 numbers are multiplied now, for records: "float32" or "tf32" of `matmul` and `convolution`."""
+    """Return how float32 numbers are multiplied now, for records: "float32" or "tf32" of `matmul` and `convolution`."""
     matmul, convolution = ("tf32" if flag else "float32" for flag in _flags())
     return {"matmul": matmul, "convolution": convolution}
 

@@ -77,7 +77,7 @@ def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 @functools.cache
 def _can_pin() -> bool:
-    """Whether pinned memory is to be had; a container may forbid it."""
+    """Return whether pinned memory is to be had; a container may forbid it."""
     try:
         return torch.empty(1, pin_memory=True).is_pinned()
     except RuntimeError:

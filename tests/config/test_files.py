@@ -22,7 +22,7 @@ from part_robust.utils.errors import UserError
         (b"_BASE_: config.yaml", "_BASE_ must be another file"),
         (b"SEED: 2026-01-01", "SEED must be a whole number"),
         (b"SOLVER: 3", "SOLVER must be a group of keys, got 3"),
-        (b"SEED: {A: 1}", "SEED must be a whole number, got"),
+        (b"SEED: {A: 1}", "SEED must be a whole number up to 4294967295, got"),
     ],
 )
 def test_one_sentence(text, words, tmp_path):

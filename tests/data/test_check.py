@@ -14,6 +14,7 @@ from PIL import Image
 
 from part_robust.data.check import main
 from part_robust.data.mapper import read_image
+from part_robust.data.part_json import load_part_json
 from tests.toy import SIZE, write_toy
 
 
@@ -300,3 +301,16 @@ def test_a_picture_too_large_for_pillow_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"image .*x\.png \(image_id 3\): .*decompression bomb"):
         read(tmp_path / "x.png", 60, 50)
+
+
+def test_other_spellings_of_a_file_name_are_named(tmp_path, capsys):
+    json_file, root = write_toy(tmp_path)
+    data = json.loads(json_file.read_text())
+    name = data["images"][0]["file_name"]
+    (root / name).rename(root / f"cafe\u0301 {name.upper()} ")
+    data["images"][0]["file_name"] = f"caf\u00e9 {name}"
+    json_file.write_text(json.dumps(data))
+    assert main([str(json_file), "--image-root", str(root)]) == 1
+    assert f"(there is 'cafe\u0301 {name.upper()} ', spelled otherwise" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="spelled otherwise: rename one of them"):
+        load_part_json(json_file, root)

@@ -183,8 +183,8 @@ def test_classes_are_derived(toy, spelling):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"annotation file .*/no\.json does not exist"):
         load_part_json(tmp_path / "no.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_part_json(tmp_path)  # a folder
+    with pytest.raises(ValueError, match="must be an annotation file, got a folder"):
+        read_part_json(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import part_robust.modeling  # noqa: F401  (registration)
 from part_robust.cli import train_net
 from part_robust.data import register_part_dataset
 from part_robust.engine import PartTrainer
+from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import complete_config, setup, train
 from part_robust.modeling.part_classifier import PartClassifier
@@ -90,6 +92,62 @@ def test_metrics_that_a_training_can_be_watched_by(metric, toy_data, tmp_path):
 def test_evaluations_that_cannot_be(opts, words, toy_data, tmp_path):
     with pytest.raises(UserError, match=words):
         complete_config(arguments(tmp_path, *opts, model="resnet", eval_only=True))
+
+
+def test_a_data_set_and_a_model_that_do_not_exist(toy_data, tmp_path):
+    with pytest.raises(KeyError, match=r"registered data sets, got 'toy_tran' \(similar: toy_train.*DATASETS.REGISTER"):
+        complete_config(arguments(tmp_path, "DATASETS.TRAIN", "('toy_tran',)", model="resnet"))
+    with pytest.raises(UserError, match="HEAD or SEGMENTER must name what the model predicts, got '' for both"):
+        complete_config(arguments(tmp_path, "MODEL.PART_CLASSIFIER.HEAD", "", model="resnet"))
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value"),
+    [
+        ("resnet", "MODEL.LINEAR_HEAD.IN_FEATURE", "res9"),
+        ("deeplab_two_headed", "MODEL.TWO_HEADED_HEAD.IN_FEATURE", "res9"),
+        ("deeplab_two_headed", "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res9"]),
+        ("dino_detector", "MODEL.DINO.IN_FEATURES", ["res2", "res3", "res4", "res9"]),
+        ("mask_dino_segmenter", "MODEL.MASK_DINO.IN_FEATURES", ["res3", "res4", "res9"]),
+        ("mask_dino_segmenter", "MODEL.MASK_DINO.MASK_FEATURE", "res9"),
+    ],
+)
+def test_a_feature_that_the_backbone_does_not_give(model, key, value, toy_data):
+    with pytest.raises(UserError, match=rf"^{key} must name what the backbone gives \(.*res5\), got 'res9'\. MODEL"):
+        PartClassifier(tiny_cfg(model, key, value))
+
+
+def test_low_level_features_without_channels(toy_data):
+    with pytest.raises(UserError, match=r"PROJECT_CHANNELS must have a number for each of IN_FEATURES .*got \[4, 4\]"):
+        PartClassifier(tiny_cfg("deeplab_two_headed", "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [4, 4]))
+
+
+def test_a_device_that_computes_nothing(toy_data, tmp_path):
+    for device, words in (("meta", "such as cpu, got meta"), ("mps", "got mps, .* Add MODEL.DEVICE cpu")):
+        with pytest.raises(UserError, match=words):
+            setup(arguments(tmp_path, "MODEL.DEVICE", device, model="resnet"))
+
+
+def test_a_sibling_that_is_not_there(toy_data, tmp_path):
+    opts = ["TEST.CHECKS.SIBLINGS", str(tmp_path), "ATTACK.EVAL", ()]
+    with pytest.raises(FileNotFoundError, match="TEST.CHECKS.SIBLINGS names"):
+        complete_config(arguments(tmp_path, *opts, model="resnet", eval_only=True))
+
+
+def test_an_error_in_a_training_leaves_no_traceback_in_the_log(toy_data, tmp_path):
+    cfg = complete_config(arguments(tmp_path, "SOLVER.BASE_LR", 1e30, "SOLVER.MAX_ITER", 3, model="resnet"))
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = records.append  # type: ignore[method-assign]
+    log = logging.getLogger("detectron2.engine.train_loop")
+    log.addHandler(handler)
+    try:
+        with pytest.raises(NonFiniteStep):
+            train(cfg)
+    finally:
+        log.removeHandler(handler)
+    (record,) = records
+    assert record.exc_info is None and "NonFiniteStep: iteration" in record.getMessage()
 
 
 def test_a_device_that_the_machine_lacks(toy_data, tmp_path, monkeypatch):

@@ -228,6 +228,12 @@ def test_pages_of_many_records_show_text_as_text(name, tmp_path):
         assert all(link["href"].startswith("#") for link in page.all("a"))
 
 
+def test_a_name_that_is_not_utf_8_is_shown_as_far_as_it_can_be(tmp_path):
+    record, _ = renamed("caf\udce9")
+    for path in write_report(write(tmp_path, record)):
+        assert "caf? model" in path.read_text()
+
+
 def test_markdown_stays_readable():
     for text in ("33.3 % [30.7, 36.0]", "2 checks: 1 pass, 1 warning (C13)", "-5.0", "-", "output/x.pth", "1,234.5"):
         assert escape_markdown(text) == text

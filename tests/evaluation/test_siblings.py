@@ -13,6 +13,7 @@ import torch
 
 from part_robust.attacks import ThreatModel
 from part_robust.engine import evaluate
+from part_robust.evaluation.checks.record import check_siblings
 from part_robust.evaluation.siblings import find_siblings, sibling_folders
 from tests.toy import tiny_cfg
 
@@ -63,9 +64,9 @@ def test_siblings_images_show_that_an_attack_was_blind(sibling, trained_weights)
     assert "worst case" in check["remedy"]
 
 
-def test_an_attack_that_works_has_broken_them_already(sibling, trained_weights):
+def test_an_attack_that_leaves_nothing_standing_gets_no_verdict(sibling, trained_weights):
     record, check = evaluated(sibling.parent / "able", trained_weights, *ABLE)
-    assert check["status"] == "pass" and record["transfer"]["broke"] <= 1
+    assert record["transfer"]["standing"] == 0 and check["status"] == "skipped", "0 of 0 images show nothing"
 
 
 def test_who_is_no_sibling(sibling, trained_weights, caplog):
@@ -127,3 +128,25 @@ def test_images_that_do_not_fit_end_no_evaluation(sibling, trained_weights, tmp_
     for name, (_, words) in MISFITS.items():
         (message,) = [line for line in caplog.messages if f"made for {name} are left out" in line]
         assert words in message
+
+
+def test_images_of_which_none_was_tried_are_no_pass():
+    rows = [{"name": "other", "images": 0, "broke": 0}]
+    check = check_siblings({"num_images": 9, "transfer": {"standing": 0, "broke": 0, "siblings": rows}})
+    assert check.status == "skipped" and "of none of the 0 images left standing" in check.sentence
+    rows[0]["images"] = 3
+    check = check_siblings({"num_images": 9, "transfer": {"standing": 5, "broke": 0, "siblings": rows}})
+    assert check.status == "pass" and "0 of the 5 images left standing (at most 3 were tried)" in check.sentence
+
+
+def test_random_weights_make_no_sibling(sibling, trained_weights, caplog):
+    parent = sibling.parent
+    random = parent / "random"
+    shutil.copytree(sibling, random)
+    record = json.loads((random / "robustness.json").read_text())
+    record["checkpoint"]["sha256"] = None
+    (random / "robustness.json").write_text(json.dumps(record))
+    cfg = config(parent / "own", trained_weights, "TEST.CHECKS.SIBLINGS", str(random))
+    with caplog.at_level(logging.WARNING):
+        assert find_siblings(cfg, "toy_val", ThreatModel("linf", EPS), "another") == []
+    assert "random is left out: its weights are random" in caplog.text

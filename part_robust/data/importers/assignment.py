@@ -97,5 +97,5 @@ def _count_copies(samples: Sequence[Sample], tally: Tally) -> None:
 
 
 def _are_given(first: Sample, second: Sample) -> bool:
-    """Whether two images are in two splits that the import must keep."""
+    """Return whether two images are in two splits that the import must keep."""
     return DIVIDE not in (first.split, second.split) and first.split != second.split

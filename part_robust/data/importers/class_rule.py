@@ -62,7 +62,7 @@ class ClassRule:
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the file."""
+        """The classes in the order of the file."""
         default = [] if self.unmatched in ("skip", "error") else [self.unmatched]
         return list(dict.fromkeys([clause.label for clause in self.clauses] + default))
 

@@ -89,7 +89,9 @@ def class_from_supercategory(items: Sequence[Item]) -> list[str | None]:
 
 
 def class_from_name(pattern: str) -> ClassSource:
-    """What the first group of a regular expression (else all of it) finds in the file name.
+    """Return a source that takes the class from the file name, by a regular expression.
+
+    The class is what the expression's first group finds, or all of it where it has no group.
 
     Raises:
         ValueError: no regular expression.

@@ -154,7 +154,7 @@ def _flat(polygon: Any) -> Any:
 
 
 def _is_point_list(segmentation: list) -> bool:
-    """Whether it is one polygon [[x, y], ...], not a list of polygons."""
+    """Return whether it is one polygon [[x, y], ...], not a list of polygons."""
     return len(segmentation) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in segmentation)
 
 

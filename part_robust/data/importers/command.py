@@ -91,7 +91,7 @@ def add_common_options(parser: argparse.ArgumentParser, class_parts: str) -> Non
 
 
 def add_class_options(parser: argparse.ArgumentParser, required: bool, default: str = "") -> None:
-    """Where the class of an image is."""
+    """Add the options that say where the class of an image is."""
     classes = parser.add_mutually_exclusive_group(required=required)
     classes.add_argument("--class-csv", type=Path, metavar="FILE", help="table with the columns file_name and class")
     classes.add_argument("--class-rule", type=Path, metavar="FILE", help="the class follows from the annotated parts")
@@ -124,7 +124,7 @@ def class_source_of(args: argparse.Namespace, tally: Tally, default: str) -> Cla
 
 
 def report_lines(report: Mapping, output: Path) -> list[str]:
-    """What a command prints: counts of every split, and of everything skipped, repaired and noticed."""
+    """Return the lines that a command prints: counts of every split, and of what was skipped, repaired and noticed."""
     lines = []
     for split, counts in report["images"].items():
         shown = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,4 +1,4 @@
-"""What every reader of a format gives: images with their parts as the tool wrote them, and the names of the parts.
+"""Items that every reader of a format gives: images with their parts as the tool wrote them, and names of the parts.
 
 Letters: H, W image height and width in pixels.
 """
@@ -79,7 +79,7 @@ class Item:
 
 @dataclass
 class Contents:
-    """What a reader found in one source.
+    """Everything that a reader found in one source.
 
     Attributes:
         items: images in the order of their file names.

@@ -45,6 +45,6 @@ def as_identifier(value: Any, where: str) -> int | str:
 
 
 def is_set(value: Any) -> bool:
-    """Whether a flag such as `iscrowd` is set, also as text."""
+    """Return whether a flag such as `iscrowd` is set, also as text."""
     number = as_number(value)
     return number != 0 if number is not None else str(value).strip().lower() in ("true", "yes")

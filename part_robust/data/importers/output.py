@@ -28,7 +28,7 @@ from part_robust.utils.files import replacing
 
 @dataclass(frozen=True)
 class Style:
-    """How the files of a command look; it differs between the two for the files' sake that exist already.
+    """Form of a command's files; it differs between the two commands for the sake of files that exist already.
 
     Attributes:
         generator: name of the writer in `info.part_robust`.

@@ -77,7 +77,7 @@ def image_folder(root: Path) -> Path:
 
 @lru_cache(maxsize=1)
 def _objects(path: str) -> list[dict[str, Any]]:
-    """For every object its class, mask (H, W), and the names and masks of its parts.
+    """Return for every object its class, mask (H, W), and the names and masks of its parts.
 
     The number of a part that occurs several times ("wheel_2") is left out of its name.
     """

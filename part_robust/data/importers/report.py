@@ -1,9 +1,11 @@
-"""What an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
+"""Report of what an import skipped, repaired and noticed: counted by reason, with examples, as json and as Markdown."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+
+from part_robust.utils.markdown import escape
 
 EXAMPLES = 20  # kept per reason
 
@@ -125,7 +127,7 @@ class Tally:
 
 
 def counted_text(tally: Tally) -> str:
-    """What was counted, in one line."""
+    """Return the counts in one line."""
     return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 
 
@@ -146,7 +148,8 @@ def markdown(report: Mapping) -> str:
     splits = list(report["images"])
     lines += [f"| class | {' | '.join(splits)} |", "|---|" + "---:|" * len(splits)]
     for name in report["classes"]:
-        lines.append(f"| {name} | " + " | ".join(str(report["images"][split][name]) for split in splits) + " |")
+        counts = " | ".join(str(report["images"][split][name]) for split in splits)
+        lines.append(f"| {escape(name)} | {counts} |")
     totals = [sum(report["images"][split].values()) for split in splits]
     lines.append("| **all** | " + " | ".join(f"**{total}**" for total in totals) + " |")
     for kind, title in (("skipped", "Skipped"), ("repaired", "Repaired"), ("noted", "Noticed")):
@@ -154,8 +157,8 @@ def markdown(report: Mapping) -> str:
         if not report[kind]:
             lines.append("Nothing.")
         for reason, entry in report[kind].items():
-            shown = "; ".join(entry["examples"][:5])
+            shown = escape("; ".join(entry["examples"][:5]))
             lines.append(f"- **{entry['count']}** {REASONS[reason][1]} (`{reason}`). First: {shown}")
     lines += ["", f"## Parts of each class ({report['class_parts_from']})", ""]
-    lines += [f"- {name}: {', '.join(parts) or 'none'}" for name, parts in report["classes"].items()]
+    lines += [f"- {escape(name)}: {escape(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()]
     return "\n".join(lines) + "\n"

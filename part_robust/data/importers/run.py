@@ -267,7 +267,7 @@ def _warn(
     fractions: Mapping[str, Fraction],
     sources: Sequence[Source],
 ) -> None:
-    """What a user must know before training, once more where it is seen."""
+    """Warn of what a user must know before training; it is in the report too, but more easily missed there."""
     for split, counts in report["images"].items():
         without = [name for name, count in counts.items() if not count]
         if without:

@@ -25,7 +25,10 @@ _PER_WORKER = 64  # images for which starting another process pays
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """How to import. `fractions` are the shares of train, val and test for sources whose split is DIVIDE."""
+    """Settings of an import.
+
+    `fractions` are the shares of train, val and test for sources whose split is DIVIDE.
+    """
 
     fractions: tuple[str, str, str] = ("0.8", "0.1", "0.1")
     seed: int = 0
@@ -170,7 +173,7 @@ def _read_picture(item: Item, path: Path, tally: Tally) -> Picture | None:
 
 
 def _fit_only(item: Item, turned: tuple[int, int], stored: tuple[int, int]) -> bool:
-    """Whether parts leave the stored frame and all of them lie in the turned one: they were drawn upright."""
+    """Return whether parts leave the stored frame and all of them lie in the turned one: they were drawn upright."""
     ends = [end for raw in item.raw if (end := _end(raw)) is not None]
     if not ends:
         return False

@@ -29,7 +29,7 @@ NEAR_LIMIT = 20_000  # images; comparing all pairs takes minutes from here on
 
 @dataclass(frozen=True)
 class Picture:
-    """What an import needs to know of an image file."""
+    """Facts about an image file that an import needs."""
 
     width: int  # as stored, before any EXIF rotation
     height: int

@@ -124,7 +124,7 @@ class _Split:
         }
 
     def is_drawn(self, overwrite: bool) -> bool:
-        """Whether nothing is left to do; raises ValueError where other files are in the way."""
+        """Return whether nothing is left to do; raises ValueError where other files are in the way."""
         exists = self.json_file.exists()
         found = self._found_header()
         if found is None:
@@ -148,7 +148,7 @@ class _Split:
         return exists and self._image_names() <= self._files()
 
     def _found_header(self) -> dict | None:
-        """What an earlier call wrote about this split, None where it did not."""
+        """Return what an earlier call wrote about this split, None where it did not."""
         try:
             if self.json_file.exists():
                 header = json.loads(self.json_file.read_text())["info"]["part_robust"]

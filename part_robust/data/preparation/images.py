@@ -56,7 +56,10 @@ def read_rgb(path: str | Path, width: int, height: int) -> np.ndarray:
 
 
 class Folders:
-    """Which files exist. Every folder is listed once: network file systems are slow at one look-up per image."""
+    """Names of the files that exist.
+
+    Every folder is listed once: network file systems are slow at one look-up per image.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""What is done already: an append-only file that survives kill -9, and a lock so that only one process writes it."""
+"""Journal of finished units: an append-only file that survives kill -9, and a lock for the process that writes it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ MODES = ("grouped", "thesis", "official")
 
 @dataclass(frozen=True)
 class PacoOptions:
-    """What the user can choose.
+    """Options of the command.
 
     Attributes:
         mode: one of MODES.

@@ -30,7 +30,7 @@ from part_robust.utils.files import write_bytes
 
 @dataclass(frozen=True)
 class CropRules:
-    """How objects become crops; the thesis's choices and ours are listed in datasets/README.md.
+    """Rules by which objects become crops; the thesis's choices and ours are listed in datasets/README.md.
 
     Attributes:
         expand: factor on the box's width and height about its centre.
@@ -271,7 +271,7 @@ def _sample(
 
 
 def _touches(box: Any, window: tuple[int, int, int, int]) -> bool:
-    """Whether an XYWH box may show in a window; one that is broken may show anywhere."""
+    """Return whether an XYWH box may show in a window; one that is broken may show anywhere."""
     if not is_good_box(box):
         return True
     left, top, right, bottom = window

@@ -108,7 +108,7 @@ def find_archives(roots: PacoRoots) -> list[Path]:
 
 
 def archive_state(path: Path) -> str:
-    """What is known about a zip by its sha256."""
+    """Return what is known about a zip by its sha256."""
     digest = file_hash(path, "sha256")
     return ARCHIVES[path.name].get(digest, f"unknown, sha256 {digest}")
 

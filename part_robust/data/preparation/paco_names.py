@@ -1,4 +1,4 @@
-"""What PACO's documentation says about its files: names and counts to compare a user's files with.
+"""Names and counts in PACO's documentation, to compare a user's files with.
 
 Nothing here decides a label: classes and parts are always read from the files. Source: docs/PACO_DATASET.md of
 facebookresearch/paco; the counts of the thesis are from EECS-2023-153, section 3.2.

@@ -40,7 +40,7 @@ class KeptObject(NamedTuple):
 
 @dataclass
 class PacoScan:
-    """What the first pass found.
+    """Findings of the first pass.
 
     Attributes:
         categories: the json's entries, objects and parts, in ascending id.
@@ -79,7 +79,7 @@ def is_kept(entry: PacoObject, image: PacoImage, min_area: float = MIN_AREA) -> 
 
 
 def group_of(dataset: str, image: PacoImage) -> str:
-    """What must stay in one split: the COCO image, whatever file it is listed in, or the whole Ego4D video."""
+    """Return what must stay in one split: the COCO image, whatever file it is listed in, or the whole Ego4D video."""
     if dataset == "lvis":
         return f"coco:{image.id}"
     return f"ego4d:{Path(image.file_name).stem.rsplit('_', 1)[0]}"

@@ -196,7 +196,7 @@ def _compact(segmentation: Any) -> Any:
 
 
 def _outline(segmentation: Any) -> Any:
-    """What the counts need: nothing, the size of a run-length code, or that there are polygons."""
+    """Return what the counts need: nothing, the size of a run-length code, or that there are polygons."""
     if not segmentation:
         return None
     return tuple(segmentation.get("size") or ()) if isinstance(segmentation, dict) else "polygons"

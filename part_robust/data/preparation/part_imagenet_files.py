@@ -27,7 +27,7 @@ _JUNK = ("__MACOSX", ".DS_Store", ".preparation")
 
 @dataclass(frozen=True)
 class PartImageNetFiles:
-    """What was found.
+    """Files that were found.
 
     Attributes:
         layout: "ood" or "seg".

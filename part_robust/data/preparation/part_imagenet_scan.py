@@ -30,7 +30,7 @@ CLASS_KINDS = ("super", "imagenet")
 
 @dataclass(frozen=True)
 class PartImageNetOptions:
-    """What the user can choose.
+    """Options of the command.
 
     Attributes:
         mode: one of MODES.

@@ -34,7 +34,7 @@ WORK = ".preparation"  # below the output folder, gone when all is done
 
 
 class Sample(NamedTuple):
-    """What the split of an image of the output can depend on."""
+    """Properties of an image of the output that its split can depend on."""
 
     key: str  # unique; the output is in this order
     group: str  # samples of one group must not be in two splits
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the tool of one data set hands over.
+    """Preparation of one data set, as its tool describes it.
 
     Attributes:
         output: folder to write `annotations/<split>.json`, `splits/<split>.txt`, report.json and report.md in.
@@ -117,7 +117,7 @@ def prepare(preparation: Preparation, workers: int = 1, restart: bool = False) -
 
 
 def default_workers() -> int:
-    """As many processes as this one may use cores."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -131,7 +131,7 @@ def file_hash(path: Path, algorithm: str = "blake2b") -> str:
 
 
 def _is_complete(output: Path, settings: dict) -> bool:
-    """Whether nothing is left to do; raises ValueError where other files are in the way."""
+    """Return whether nothing is left to do; raises ValueError where other files are in the way."""
     report = output / "report.json"
     if report.is_file():
         found = json.loads(report.read_text())

@@ -1,4 +1,4 @@
-"""What a preparation found, used and left out: report.json for programs, report.md for people."""
+"""Report of what a preparation found, used and left out: report.json for programs, report.md for people."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def checks_table(checks: Iterable[Check]) -> str:
 
 
 def scan_text(checks: Iterable[Check], tallies: Iterable[Tally], notes: Iterable[str]) -> str:
-    """What a dry run prints: the table of checks, each reason with its count and first example, the notes."""
+    """Return what a dry run prints: the table of checks, each reason with its count and first example, the notes."""
     lines = [checks_table(checks)]
     for tally in tallies:
         lines += [

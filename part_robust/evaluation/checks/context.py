@@ -25,7 +25,7 @@ SHORT_STEP, LONG_STEP = 0.25, 0.1
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What checks may cost.
+    """Settings of the checks, which decide what they cost.
 
     Attributes:
         images: at most this many images are checked.
@@ -49,7 +49,7 @@ class CheckSettings:
 
     @classmethod
     def from_config(cls, node: Mapping[str, Any]) -> CheckSettings:
-        """From the config's TEST.CHECKS."""
+        """Read the settings from the config's TEST.CHECKS."""
         return cls(**{name: node[name.upper()] for name in cls.__dataclass_fields__ if name.upper() in node})
 
 

@@ -35,7 +35,7 @@ class ClassForward:
 
 
 def has_class_head(view: Any) -> bool:
-    """Whether the model offers class logits: models of parts alone have `head` None or no `class_logits`."""
+    """Return whether the model offers class logits: models of parts alone have `head` None or no `class_logits`."""
     return callable(getattr(view, "class_logits", None)) and getattr(view, "head", view) is not None
 
 

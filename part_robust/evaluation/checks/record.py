@@ -198,7 +198,12 @@ def check_siblings(E: Mapping[str, Any]) -> CheckResult | None:
     if not found:
         return None
     who = ", ".join(row["name"] for row in found["siblings"])
-    sentence = f"images made for {who} broke {found['broke']} of the {found['standing']} images left standing"
+    standing = found["standing"]
+    tried = max((row.get("images", standing) for row in found["siblings"]), default=0)
+    if not tried:
+        return skipped("C14", f"images made for {who} are of none of the {standing} images left standing")
+    some = f" (at most {tried} were tried)" if tried < standing else ""
+    sentence = f"images made for {who} broke {found['broke']} of the {standing} images left standing{some}"
     points = 100.0 * found["broke"] / max(E.get("num_images") or 0, 1)
     make = failed if found["broke"] > 1 and points > 0.5 else passed
     return make("C14", sentence, points)

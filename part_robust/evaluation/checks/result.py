@@ -1,4 +1,4 @@
-"""What a check says, the catalogue of checks, and the sentence a reader sees first.
+"""Results of checks, the catalogue of checks, and the sentence that a reader sees first.
 
 The numbers C1 to C21 are those of the checklist in docs/checks.md.
 """
@@ -163,7 +163,7 @@ class CheckResult:
     remedy: str
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the result for the record."""
         return asdict(self)
 
 
@@ -217,12 +217,12 @@ def errors(checks: Iterable[CheckResult]) -> list[CheckResult]:
 
 
 def reportable(checks: Iterable[CheckResult]) -> bool:
-    """Whether a headline may be printed; the contrary of RobustBench's `unreliable`."""
+    """Return whether a headline may be printed; the contrary of RobustBench's `unreliable`."""
     return not errors(checks)
 
 
 def summary(checks: Sequence[CheckResult]) -> str:
-    """Such as "21 checks: 17 pass, 2 warnings (C10, C20), 2 skipped"."""
+    """Return a line such as "21 checks: 17 pass, 2 warnings (C10, C20), 2 skipped"."""
     if not checks:
         return "no checks ran"
     wrong = errors(checks)

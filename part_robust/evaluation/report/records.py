@@ -11,6 +11,8 @@ import numpy as np
 
 from part_robust.evaluation.checks import wilson
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.report.content import to_text
+from part_robust.utils.files import check_file
 
 RECORD_NAME = "robustness.json"
 
@@ -28,7 +30,7 @@ def find_records(paths: list[str | Path]) -> list[Path]:
             if not inside:
                 raise FileNotFoundError(f"no {RECORD_NAME} in {path}: evaluate first (tools/train_net.py --eval-only)")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist")
@@ -41,13 +43,15 @@ def load_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: not a record; names the file and what is wrong.
     """
+    check_file(path, "the record of an evaluation")
     try:
         record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
         raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
-    return record
+    # Bytes of a file's name that are not UTF-8 are surrogates in the record, which no page can show.
+    return json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
 
 
 def load_arrays(folder: Path, name: str | None) -> dict[str, np.ndarray]:
@@ -130,6 +134,23 @@ def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | 
         if name in tiers and tiers[name].get("robust"):
             return str(name), tiers[name]["robust"]
     return "", None
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """The most important numbers in words."""
+    name, result = headline_result(entry)
+    clean, words = entry.get("clean"), []
+    if result:
+        threat = threat_model_text(entry)
+        of_class = name in class_tiers(entry) or entry.get("headline_result")
+        words.append(
+            f"{name}: {result['accuracy']:.1f} % {to_text(result.get('interval'))} "
+            f"{'class' if of_class else 'pixel'} accuracy under attack" + (f" ({threat})" if threat else "")
+        )
+    if clean:
+        words.append(f"clean {clean['accuracy']:.1f} % {to_text(clean.get('interval'))}")
+    words.append(f"{entry.get('num_images') or 0} images")
+    return ", ".join(words)
 
 
 def threat_model_text(values: Mapping[str, Any]) -> str:

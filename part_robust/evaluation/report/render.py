@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import functools
-import html
 import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from part_robust.evaluation.report.content import MISSING, Page
-
-# Characters that begin emphasis, code, cells, links or headings. An interval such as [30.7, 36.0] stays as it is unless
-# something that makes it a link follows.
-MARKUP = re.compile(r"(\[[\d.]+, [\d.]+\](?![(\[:]))|[\\`*_|#\[\]]")
-# GitHub's own: strikethrough, formulas, and addresses that become links. No backslash helps there in every reader.
-GITHUB = re.compile(r"[~$]|(?<=:)//|(?<=www)\.")
-# What begins a list, or a line across the page, at the beginning of a paragraph.
-LIST = re.compile(r"^(\d*)([-+.)])(?=[\s-])")
+from part_robust.utils.markdown import escape
 
 
 def render_html(page: Page) -> str:
@@ -34,10 +26,7 @@ def escape_markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, on one line; what a template marks as safe is left alone."""
     if hasattr(value, "__html__"):
         return value
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    text = MARKUP.sub(lambda found: found[1] or "\\" + found[0], text)
-    text = GITHUB.sub(lambda found: "".join(f"&#{ord(character)};" for character in found[0]), text)
-    return LIST.sub(r"\1\\\2", text)
+    return escape(str(value))
 
 
 def fenced(text: str) -> str:

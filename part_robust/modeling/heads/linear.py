@@ -6,6 +6,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
 
 
@@ -24,6 +25,7 @@ class LinearHead(ClassHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         feature = cfg.MODEL.LINEAR_HEAD.IN_FEATURE
+        check_features("MODEL.LINEAR_HEAD.IN_FEATURE", [feature], input_shape)
         return {
             "in_feature": feature,
             "in_channels": input_shape[feature].channels,

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
 
 
@@ -53,6 +54,7 @@ class TwoHeadedHead(ClassHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.TWO_HEADED_HEAD
+        check_features("MODEL.TWO_HEADED_HEAD.IN_FEATURE", [node.IN_FEATURE], input_shape)
         return {
             "in_feature": node.IN_FEATURE,
             "in_channels": input_shape[node.IN_FEATURE].channels,

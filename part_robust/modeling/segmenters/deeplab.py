@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from part_robust.losses.part_segmentation import image_cross_entropy, part_cross_entropy
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import (
     PART_SEGMENTER_REGISTRY,
     LabelCount,
@@ -18,6 +19,7 @@ from part_robust.modeling.registry import (
     PartSegmenter,
     PartTargets,
 )
+from part_robust.utils.errors import UserError
 
 
 @PART_SEGMENTER_REGISTRY.register()
@@ -40,7 +42,13 @@ class DeepLabSegmenter(PartSegmenter):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
+        parts, node = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS, cfg.MODEL.SEM_SEG_HEAD
+        check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", node.IN_FEATURES, input_shape)
+        if len(node.PROJECT_CHANNELS) != len(node.IN_FEATURES) - 1:
+            raise UserError(
+                "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS must have a number for each of IN_FEATURES except the coarsest, "
+                f"got {node.PROJECT_CHANNELS} for {node.IN_FEATURES}"
+            )
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = parts + 1

@@ -19,6 +19,7 @@ from part_robust.layers.box_ops import cxcywh_to_xyxy
 from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.matcher import HungarianMatcher, PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import DenoisingOptions, DenoisingQueries, make_denoising_queries
 from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
@@ -138,6 +139,7 @@ class DinoSegmenter(QuerySegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.DINO
+        check_features("MODEL.DINO.IN_FEATURES", node.IN_FEATURES, input_shape)
         parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
         return {
             "in_features": node.IN_FEATURES,

@@ -23,6 +23,7 @@ from part_robust.layers.ms_deform_attn import MSDeformAttn
 from part_robust.losses.mask_losses import DenseMaskLoss, PredictedMasks
 from part_robust.losses.matcher import PartBoxes
 from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
 from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_unified_denoising_queries
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
@@ -159,9 +160,8 @@ class MaskDinoSegmenter(QuerySegmenter):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.MASK_DINO
-        for name in (*node.IN_FEATURES, node.MASK_FEATURE):
-            if name not in input_shape:
-                raise ValueError(f"MODEL.RESNETS.OUT_FEATURES lacks {name}, which MODEL.MASK_DINO reads")
+        check_features("MODEL.MASK_DINO.IN_FEATURES", node.IN_FEATURES, input_shape)
+        check_features("MODEL.MASK_DINO.MASK_FEATURE", [node.MASK_FEATURE], input_shape)
         shared = {
             "levels": node.LEVELS,
             "dim": node.DIM,
@@ -337,7 +337,7 @@ class MaskDinoSegmenter(QuerySegmenter):
     def true_parts(
         self, targets: PartTargets, content_size: Tensor, mask_size: tuple[int, int] | None = None
     ) -> PartBoxes:
-        """With masks, compared at `mask_size` (h, w).
+        """Return the true parts with their masks, compared at `mask_size` (h, w).
 
         In images whose labels are incomplete everything but the labelled parts is unknown, so masks learn there only to
         tell these from one another.

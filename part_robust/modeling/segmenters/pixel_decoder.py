@@ -115,7 +115,7 @@ class PixelDecoder(nn.Module):
             weight_init.c2_xavier_fill(convolution)
 
     def forward(self, maps: Sequence[Tensor], padding_mask: Tensor | None) -> tuple[Tensor, Tokens]:
-        """What the decoder of queries sees.
+        """Return what the decoder of queries sees.
 
         Args:
             maps: backbone features (N, c, h, w), fine to coarse.

@@ -1,4 +1,4 @@
-"""What DINO and Mask DINO share as part segmenters: true parts, losses, and what attacks on them need.
+"""The base of DINO and Mask DINO as part segmenters: true parts, losses, and what attacks on them need.
 
 Letters: N images, Q queries, T sets of predictions, K part classes.
 """
@@ -38,7 +38,7 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> str:
 
 @dataclass
 class Assignment:
-    """Who answers for which true part on an image.
+    """Assignment of queries to the true parts of an image.
 
     Attributes:
         matching: of all sets, the decoder's and after them the encoder's.
@@ -159,7 +159,7 @@ class QuerySegmenter(PartSegmenter):
         return counts
 
     def match(self, output: PartOutput) -> Matching:
-        """Which queries of the last layer answer for which true parts; `output` was made with targets."""
+        """Return which queries of the last layer are matched to which true parts; `output` was made with targets."""
         return self.active_criterion.match(self._last(output), output.aux["true_parts"])
 
     def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:

@@ -114,7 +114,7 @@ def pixel_centers(shapes: Shapes, valid_ratio: Tensor) -> Tensor:
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """Of 32 groups from 256 channels on; of groups of 8 channels below."""
+    """Return a GroupNorm with 32 groups for `dim` >= 256, else with groups of 8 channels."""
     return nn.GroupNorm(min(32, max(dim // 8, 1)), dim)
 
 
