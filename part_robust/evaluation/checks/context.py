@@ -150,7 +150,7 @@ class Subject:
             with torch.enable_grad():
                 found = attack(watch, self.images, self.labels, keys=self.keys, padding=self.padding)
             images = found.images.detach()
-            claimed = getattr(found, "fooled", None)
+            claimed = getattr(found, "success", None)
             self.trials[attack] = Trial(images, self.fooled(images), watch.met, claimed)
         return self.trials[attack]
 
