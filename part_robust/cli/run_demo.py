@@ -20,8 +20,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from part_robust import load_config
+from part_robust.configured_attacks import build_attacks
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.configured_attacks import build_attacks
 from part_robust.engine.experiment import Phase, headline, phase_config, run_phase
 from part_robust.evaluation.report import write_report
 from part_robust.runs.passes import expected_passes, passes_counted

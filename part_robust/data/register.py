@@ -108,7 +108,10 @@ def get_taxonomy(name: str) -> PartTaxonomy:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("part_robust", False):
         if name not in DatasetCatalog.list():
-            raise KeyError(f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first")
+            raise KeyError(
+                f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first, or name its "
+                "json in DATASETS.REGISTER"
+            )
         raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
     if not metadata.get("object_classes"):
         DatasetCatalog.get(name)

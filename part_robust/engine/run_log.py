@@ -1,4 +1,4 @@
-"""What a run says: everything in OUTPUT_DIR/log.txt, and on the terminal what its user needs."""
+"""Messages of a run: everything in OUTPUT_DIR/log.txt, and on the terminal what its user needs."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from part_robust.data.check import main
 from part_robust.data.mapper import read_image
+from part_robust.data.part_json import load_part_json
 from tests.toy import SIZE, write_toy
 
 
@@ -100,18 +100,19 @@ def test_file_that_is_missing_or_no_json(tmp_path, capsys):
         run(capsys, tmp_path / "cut.json")
 
 
-def test_as_a_command(toy):
-    """One real process: exit code and output are what a script sees."""
+def test_as_a_module(toy, monkeypatch, capsys):
+    """python -m part_robust.data.check: exit code and output."""
     path, root = toy
     (root / "2.png").unlink()
-    command = [sys.executable, "-m", "part_robust.data.check", str(path), "--image-root", str(root)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 1, result.stderr
-    assert result.stdout.splitlines() == [
+    monkeypatch.setattr(sys, "argv", ["check", str(path), "--image-root", str(root)])
+    monkeypatch.delitem(sys.modules, "part_robust.data.check")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("part_robust.data.check", run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.splitlines() == [
         f"images[1] (id 2): {root / '2.png'} does not exist",
         f"{path}: 1 violation",
     ]
-    assert "Traceback" not in result.stderr
 
 
 # --- the images ---
@@ -300,3 +301,16 @@ def test_a_picture_too_large_for_pillow_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"image .*x\.png \(image_id 3\): .*decompression bomb"):
         read(tmp_path / "x.png", 60, 50)
+
+
+def test_other_spellings_of_a_file_name_are_named(tmp_path, capsys):
+    json_file, root = write_toy(tmp_path)
+    data = json.loads(json_file.read_text())
+    name = data["images"][0]["file_name"]
+    (root / name).rename(root / f"cafe\u0301 {name.upper()} ")
+    data["images"][0]["file_name"] = f"caf\u00e9 {name}"
+    json_file.write_text(json.dumps(data))
+    assert main([str(json_file), "--image-root", str(root)]) == 1
+    assert f"(there is 'cafe\u0301 {name.upper()} ', spelled otherwise" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="spelled otherwise: rename one of them"):
+        load_part_json(json_file, root)

@@ -58,6 +58,29 @@ def test_cvat_points_lines_and_several_tags(tmp_path):
     assert names == ["wheel", "door"], "a class that no image has is no part"
 
 
+def test_broken_values_are_counted_or_named(tmp_path, capsys):
+    """Runs that would fill the memory, sizes of no picture, an image without a name, an encoding that nobody knows."""
+    mask = '<mask label="door" rle="{}" left="0" top="0" width="{}" height="1"/>'
+    polygon_of_wheel = '<polygon label="wheel" points="4,8;14,8;14,14;4,14"/>'
+    head = "<?xml version='1.0' encoding='{}'?><annotations><version>1.1</version>"
+    image = f'<image id="0" name="{{}}" width="{W}" height="{H}"><tag label="car"/>{polygon_of_wheel}{{}}</image>'
+    save(tmp_path / "photos" / "0.png", pixels(0))
+
+    def run(text: str) -> int:
+        (tmp_path / "a.xml").write_text(f"{text}</annotations>")
+        images = tmp_path / "photos"
+        return command(
+            "cvat", "--file", tmp_path / "a.xml", "--images", images, "--output", tmp_path / "out", "--force"
+        )
+
+    broken = mask.format("99999999999", 1) + mask.format("0,90000000000", 90000000000) + mask.format("-1,2", 1)
+    assert run(head.format("utf-8") + image.format("0.png", broken)) == 0
+    assert right(result(tmp_path / "out", tmp_path / "photos")["0.png"], "partial", ["wheel"])
+    assert counted(tmp_path / "out")["no_shape"] == 3
+    assert run(head.format("utf-8") + image.format("", "")) == 1 and "1 of 1 images" in capsys.readouterr().err
+    assert run(head.format("klingon") + image.format("0.png", "")) == 1 and "not valid XML" in capsys.readouterr().err
+
+
 # --- Label Studio 1.x ---
 
 
@@ -78,6 +101,7 @@ def test_label_studio_regions_and_annotators(tmp_path):
         "twice": [annotation(wheel, label_studio("rectanglelabels", percent(WHEEL), ["tyre"]), door)],
         "nameless": [annotation(wheel, {**outline, "id": "z", "value": percent((1, 1, 3, 3))}, door)],
         "turned": [annotation(wheel, {**door, "image_rotation": 90})],
+        "code": [annotation(wheel, label_studio("brushlabels", {"rle": [-1, 2]}, ["door"]))],
         "classes": [annotation({**car, "value": {"choices": ["car", "bus"]}}, wheel, door)],
     }
     tasks = []
@@ -90,11 +114,12 @@ def test_label_studio_regions_and_annotators(tmp_path):
     assert command(*arguments, "--output", tmp_path / "out") == 0
     found = result(tmp_path / "out", tmp_path / "photos")
     for name in annotations:
-        parts = ["wheel"] if name == "turned" else ["wheel", "door"]
-        assert right(found[f"{name}.png"], "partial" if name in ("nameless", "turned") else "full", parts), name
+        parts = ["wheel"] if name in ("turned", "code") else ["wheel", "door"]
+        lost = name in ("nameless", "turned", "code")
+        assert right(found[f"{name}.png"], "partial" if lost else "full", parts), name
     assert counted(tmp_path / "out") == {
-        "further_annotations": 1, "no_label": 1, "turned_view": 1, "file_name_repaired": 7, "several_labels": 1,
-        "several_classes": 1, "image_with_lost_parts": 2, "box_only": 13,
+        "further_annotations": 1, "no_label": 1, "turned_view": 1, "no_shape": 1, "file_name_repaired": 8,
+        "several_labels": 1, "several_classes": 1, "image_with_lost_parts": 3, "box_only": 14,
     }  # fmt: skip
     output = (*arguments, "--output", tmp_path / "states", "--class-from", "attribute:state")
     assert command(*output) == 0

@@ -12,7 +12,7 @@ from PIL import Image
 
 from part_robust.data.importers.label_studio import brush_mask
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
-from tests.data.tool_files import command, label_studio, line, mask, percent, result, right
+from tests.data.tool_files import brush, command, label_studio, line, mask, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -82,26 +82,6 @@ def test_cvat_xml(tmp_path, capsys):
 
 
 # --- Label Studio 1.x, JSON ---
-
-
-def brush(found: np.ndarray) -> list[int]:
-    """Label Studio's run-length code of an RGBA picture, by runs of equal values."""
-    values = np.repeat(found.ravel() * 255, 4)
-    bits = f"{values.size:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
-    start = 0
-    while start < values.size:
-        end = start + 1
-        while end < values.size and values[end] == values[start] and end - start < 1 << 16:
-            end += 1
-        length = end - start
-        if length > 1:
-            width = next(i for i, size in enumerate((3, 4, 8, 16)) if length <= 1 << size)
-            bits += "1" + f"{width:02b}" + f"{length - 1:0{(3, 4, 8, 16)[width]}b}" + f"{values[start]:08b}"
-        else:
-            bits += "0" + "00" + "000" + f"{values[start]:08b}"
-        start = end
-    bits += "0" * (-len(bits) % 8)
-    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
 
 
 def test_brush_code_is_decoded():

@@ -1,4 +1,4 @@
-"""Files of annotation tools, imported from the command line, and what must come of them."""
+"""Imports of annotation tools' files in tests: the command, what it wrote, and pieces of such files."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def mask(box) -> np.ndarray:
 
 def right(found: dict, supervision: str = "full", parts=("wheel", "door"), label: str = "car") -> bool:
     return found["supervision"] == supervision and found["class"] == label and all(found[p] == (1, 1) for p in parts)
+
+
+def brush(found: np.ndarray) -> list[int]:
+    """Label Studio's run-length code of an RGBA picture, by runs of equal values."""
+    values = np.repeat(found.ravel() * 255, 4)
+    bits = f"{values.size:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    start = 0
+    while start < values.size:
+        end = start + 1
+        while end < values.size and values[end] == values[start] and end - start < 1 << 16:
+            end += 1
+        length = end - start
+        if length > 1:
+            width = next(i for i, size in enumerate((3, 4, 8, 16)) if length <= 1 << size)
+            bits += "1" + f"{width:02b}" + f"{length - 1:0{(3, 4, 8, 16)[width]}b}" + f"{values[start]:08b}"
+        else:
+            bits += "0" + "00" + "000" + f"{values[start]:08b}"
+        start = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
 
 
 def label_studio(kind: str, value: dict, labels: list[str]) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from part_robust.utils.markdown import dead_text
+from part_robust.utils.markdown import escape
 
 EXAMPLES = 20  # kept per reason
 
@@ -16,6 +16,10 @@ REASONS = {
     "missing_image": ("skipped", "images whose file does not exist"),
     "unreadable_image": ("skipped", "images whose file cannot be decoded"),
     "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
+    "ambiguous_rotation": (
+        "skipped",
+        "images whose EXIF rotation keeps width and height: their parts may be drawn either way up; save them turned",
+    ),
     "unreadable_annotation": ("skipped", "annotation files that cannot be read"),
     "class_not_wanted": ("skipped", "images of a class that was not asked for"),
     "duplicate_of_given_split": (
@@ -149,7 +153,7 @@ def markdown(report: Mapping) -> str:
     lines += [f"| class | {' | '.join(splits)} |", "|---|" + "---:|" * len(splits)]
     for name in report["classes"]:
         counts = " | ".join(str(report["images"][split][name]) for split in splits)
-        lines.append(f"| {dead_text(name)} | {counts} |")
+        lines.append(f"| {escape(name)} | {counts} |")
     totals = [sum(report["images"][split].values()) for split in splits]
     lines.append("| **all** | " + " | ".join(f"**{total}**" for total in totals) + " |")
     for kind, title in (("skipped", "Skipped"), ("repaired", "Repaired"), ("noted", "Noticed")):
@@ -157,10 +161,8 @@ def markdown(report: Mapping) -> str:
         if not report[kind]:
             lines.append("Nothing.")
         for reason, entry in report[kind].items():
-            shown = dead_text("; ".join(entry["examples"][:5]))
+            shown = escape("; ".join(entry["examples"][:5]))
             lines.append(f"- **{entry['count']}** {REASONS[reason][1]} (`{reason}`). First: {shown}")
     lines += ["", f"## Parts of each class ({report['class_parts_from']})", ""]
-    lines += [
-        f"- {dead_text(name)}: {dead_text(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()
-    ]
+    lines += [f"- {escape(name)}: {escape(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()]
     return "\n".join(lines) + "\n"
