@@ -97,7 +97,11 @@ class Journal:
         return sorted(self._offsets)
 
     def results(self) -> Iterator[tuple[str, dict]]:
-        """(unit, result) in the order of the unit names, one at a time in memory."""
+        """Yield (unit, result) in the order of the unit names, one at a time in memory.
+
+        Raises:
+            RuntimeError: the file changed while it was read.
+        """
         with open(self._path, "rb") as file:
             for unit in self.units:
                 file.seek(self._offsets[unit])
