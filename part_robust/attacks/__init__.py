@@ -12,7 +12,16 @@ from part_robust.attacks.eot import EotView
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
 from part_robust.attacks.nfgsm import NFGSM, training_radius
-from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
+from part_robust.attacks.objective import (
+    OBJECTIVES,
+    AttackObjective,
+    ClassObjective,
+    Objective,
+    PartLossObjective,
+    PixelObjective,
+    TargetedObjective,
+    get_objective,
+)
 from part_robust.attacks.official import Official
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
@@ -31,17 +40,22 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackError",
+    "AttackObjective",
     "AttackResult",
+    "ClassObjective",
     "Counts",
     "EotView",
     "Forward",
     "ModelView",
     "Objective",
     "Official",
+    "PartLossObjective",
+    "PixelObjective",
     "Problem",
     "RandomNoise",
     "Square",
     "TargetChoice",
+    "TargetedObjective",
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",

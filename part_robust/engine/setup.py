@@ -191,7 +191,6 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
             return None
         with no_tracebacks():
             trainer.train()
-        trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
         release_output(cfg.OUTPUT_DIR)

@@ -181,7 +181,7 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
         heads[tier.name] = "part" if tier.kind == "parts" else "class"
         if tier.kind == "parts":
             for name, attack in tier.attacks.items():
-                heads[name] = "joint" if attack.objective.name.startswith("joint") else "part"
+                heads[name] = "joint" if attack.objective.needs_class else "part"
     rows = []
     for row in plan.rows():
         suffix = "" if row == "clean" else f"_{row}"

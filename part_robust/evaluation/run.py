@@ -104,8 +104,8 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
     if name not in cfg.TEST.TIERS:
         raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
     specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
-    reads = {attack: get_objective(spec.OBJECTIVE).reads for attack, spec in specs.items()}
-    on_class = [attack for attack in specs if reads[attack] == "class_logits"]
+    objectives = {attack: get_objective(spec.OBJECTIVE) for attack, spec in specs.items()}
+    on_class = [attack for attack in specs if not objectives[attack].needs_parts]
     if on_class and len(on_class) < len(specs):
         raise ValueError(
             f"TEST.TIERS.{name} mixes attacks on the class ({', '.join(on_class)}) with attacks on the parts: "
@@ -119,8 +119,8 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
         return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()})
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
-    wanted = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective).reads
-    fitting = {attack: spec for attack, spec in specs.items() if reads[attack] == wanted}
+    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
+    fitting = {attack: spec for attack, spec in specs.items() if objectives[attack].needs_pixels == own.needs_pixels}
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
@@ -137,7 +137,7 @@ def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> 
     attack = aimed(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient
-    if cfg.TEST.BACKEND == "autoattack" and attack.objective.reads == "class_logits":
+    if cfg.TEST.BACKEND == "autoattack" and not attack.objective.needs_parts:
         return _official(cfg, name, attack)
     return attack
 
@@ -167,7 +167,7 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     if min(cfg.TEST.EPS_CURVE) < 0:
         raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
     spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
-    if get_objective(spec.OBJECTIVE).reads != "class_logits" or not cfg.MODEL.PART_CLASSIFIER.HEAD:
+    if get_objective(spec.OBJECTIVE).needs_parts or not cfg.MODEL.PART_CLASSIFIER.HEAD:
         raise ValueError(
             "TEST.EPS_CURVE measures class accuracy: it needs a model with a class head, and TEST.EPS_CURVE_ATTACK "
             f"must aim at the class ({cfg.TEST.EPS_CURVE_ATTACK} maximises {spec.OBJECTIVE})"

@@ -219,6 +219,7 @@ def _require_parts(
     if not samples:
         remedies = {
             "no_class": "name the class with --class-from",
+            "ambiguous_rotation": "save the images as a viewer shows them, without an EXIF rotation",
             "size_mismatch": "export again with the images' own sizes, or resize the images to what the file says",
         }
         remedy = next((text for reason, text in remedies.items() if tally.counts[reason]), "correct what is counted")

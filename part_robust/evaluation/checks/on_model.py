@@ -121,7 +121,7 @@ def in_expectation(subject: Subject, draws: int) -> Subject:
 
 def judged_attack(attack: Attack) -> Attack:
     """The attack itself, or for one that is aimed at parts, PGD on the class in its ball."""
-    if attack.objective.reads == "class_logits":
+    if not attack.objective.needs_parts:
         return attack
     eps = attack.threat_model.eps
     return PGD(
