@@ -36,7 +36,7 @@ class Journal:
     """Results by unit of work. A line is `crc32 json`; a torn last line is cut off on opening."""
 
     def __init__(self, path: Path, settings: dict, root: Path) -> None:
-        """Name the file and what its results depend on.
+        """Open the file, and read what it says is done.
 
         Args:
             path: the file.
