@@ -153,7 +153,8 @@ def test_everything_imported_is_declared_and_nothing_else(wheel):
     distributions = packages_distributions()
     found = imported - OPTIONAL.keys() - UNDECLARED
     assert {distributions[name][0].lower() for name in found} == needed
-    assert OPTIONAL.keys() <= imported and set(OPTIONAL.values()) == {extra for _, extra in optional}
+    extras = {extra for _, extra in optional}
+    assert OPTIONAL.keys() <= imported and extras == {*OPTIONAL.values(), "test"}
 
 
 def third_party_imports() -> set[str]:
