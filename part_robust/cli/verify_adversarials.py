@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.device:
             cfg.MODEL.DEVICE = args.device
         results = verify(args.folder, cfg, record)
-    note_in_record(args.folder, results)
-    write_report(args.folder / "robustness.json")
+        note_in_record(args.folder, results)
+        write_report(args.folder / "robustness.json")
     for result in results:
         accuracy = "" if result.accuracy is None else f", {result.accuracy:.2f} % right"
         print(f"{result.dataset} {result.tier}: {len(result.right)} images{accuracy}, {len(result.problems)} problems")
