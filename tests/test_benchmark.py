@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -41,7 +42,17 @@ def test_data(benchmark, capsys):
     assert lines[0] == "2 photographs (first 64 x 64) at 32 pixels, 12.0 parts each"
     names = [line.split("  ")[0] for line in lines[1:5]]
     assert names[0] == "ours" and names[1] == "detectron2, our geometry" and names[3] == "decoding alone"
-    assert all("ours is" in line for line in lines[2:4]) and lines[5].startswith("images per second and core: ")
+    assert all("ours is" in line for line in lines[2:4]) and lines[6].startswith("images per second and core: ")
+
+
+def test_data_of_windows(benchmark, capsys):
+    """As PACO's records, which are cut out of their photographs while loading."""
+    benchmark.main(["data", "--photos", "2", "--side", "64", "--window", "40", "--size", "32", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 photographs (first 40 x 40) at 32 pixels, 12.0 parts each"
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["ours", "decoding alone", "decoding, JPEG draft mode"]
+    assert lines[4].startswith("images per second and core: ")
+    assert re.match(r"draft mode changes [1-9]\d*% of the pixels", lines[5])
 
 
 def test_dino(benchmark, capsys):

@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 
 from part_robust.attacks import ATTACK_REGISTRY, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg, zoo_configs
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import register_builtin, register_part_dataset
 from part_robust.engine.best_metric import best_metric
-from part_robust.engine.configured_attacks import build_attacks
 from part_robust.engine.setup import set_schedule
 from part_robust.modeling.counts import with_counts
 from part_robust.utils.errors import UserError

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from part_robust.attacks import attack_batch, attack_view, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.configured_attacks import training_attack
 from part_robust.data.part_shapes import CLASSES, PARTS
 from part_robust.engine import PartTrainer, optimizer
 from part_robust.engine.adversarial_loader import AdversarialLoader
-from part_robust.engine.configured_attacks import training_attack
 from part_robust.engine.step import build_step_trainer
 from part_robust.utils.precision import exact_kernels, tf32
 

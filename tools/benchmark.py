@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loading.add_argument("--image-root", type=Path, help="of that json")
     loading.add_argument("--photos", type=int, default=32, help="how many are loaded")
     loading.add_argument("--side", type=int, default=512, help="of drawn pictures, in pixels")
+    loading.add_argument("--window", type=int, default=0, help="side of the part of a drawn picture that is one image")
     loading.add_argument("--size", type=int, default=224, help="side in pixels that the model sees")
     loading.set_defaults(run=data)
     for each in (command, mask, attend, attacks, loading):

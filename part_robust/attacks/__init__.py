@@ -8,10 +8,20 @@ from part_robust.attacks.base import (
 )
 from part_robust.attacks.build import attack_defaults, build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
+from part_robust.attacks.eot import EotView
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
 from part_robust.attacks.nfgsm import NFGSM, training_radius
-from part_robust.attacks.objective import OBJECTIVES, Objective, get_objective
+from part_robust.attacks.objective import (
+    OBJECTIVES,
+    AttackObjective,
+    ClassObjective,
+    Objective,
+    PartLossObjective,
+    PixelObjective,
+    TargetedObjective,
+    get_objective,
+)
 from part_robust.attacks.official import Official
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
@@ -30,16 +40,22 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackError",
+    "AttackObjective",
     "AttackResult",
+    "ClassObjective",
     "Counts",
+    "EotView",
     "Forward",
     "ModelView",
     "Objective",
     "Official",
+    "PartLossObjective",
+    "PixelObjective",
     "Problem",
     "RandomNoise",
     "Square",
     "TargetChoice",
+    "TargetedObjective",
     "ThreatModel",
     "ThreatModelViolation",
     "attack_batch",

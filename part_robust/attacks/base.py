@@ -18,7 +18,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 
 from part_robust.attacks import noise
-from part_robust.attacks.objective import Objective, Score, get_objective
+from part_robust.attacks.objective import AttackObjective, Score, get_objective
 from part_robust.attacks.problem import Forward, PlainForward, Problem
 from part_robust.attacks.state import Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
@@ -73,6 +73,8 @@ class Attack(ABC):
     # Attacks without gradients cannot be blind.
     uses_gradient = True
     least_steps = 1
+    # Runs begin at a random point of the ball, not at the image.
+    starts_randomly = True
     # A run returns the worst image it met, so it knows whether the model is fooled.
     keeps_best = True
     # Whose code attacks, in the words of TEST.BACKEND.
@@ -86,7 +88,7 @@ class Attack(ABC):
         self,
         *,
         threat_model: ThreatModel,
-        objective: Objective,
+        objective: AttackObjective,
         steps: int,
         restarts: int = 1,
         seed: int = 0,
@@ -106,8 +108,9 @@ class Attack(ABC):
             seed: of the random numbers.
             offer_original: the image itself competes with the runs' results, so that an image which the model gets
                 wrong stays wrong; costs one forward pass. Objectives that aim at classes need that pass anyway.
-            early_stop: images for which nothing worse can happen (`Objective.finished`) leave the batch: those whose
-                class is wrong. Flags are the same as without, images the worst so far instead of the worst there is.
+            early_stop: images for which nothing worse can happen (`AttackObjective.finished`) leave the batch: those
+                whose class is wrong. Flags are the same as without, images the worst so far instead of the worst there
+                is.
             compact_every: steps between two looks at who may leave, which cost a host-device exchange each.
             targets: how to choose the classes that targeted objectives aim at, one run for each.
             record_history: fill `AttackResult.history`.

@@ -5,10 +5,20 @@ Letters: N images of (3, H, W), C classes.
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class ChoosesQueries(Protocol):
+    """A model that may read the class from object queries which it chooses among others."""
+
+    def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
+        """The context in which it chooses `factor` times as many; None where it chooses none."""
+        ...
 
 
 class OpenQueries:
@@ -22,7 +32,7 @@ class OpenQueries:
         """Wrap a view of a model that chooses object queries.
 
         Args:
-            view: the model inside `attack_view`; `more_queries(factor)` is the context in which it chooses more.
+            view: the model inside `attack_view`, a `ChoosesQueries`.
             padding: bool (N, H, W) or None.
             factor: how many times as many.
         """
@@ -51,5 +61,6 @@ class OpenQueries:
 
 def open_queries(view: Any, padding: Tensor | None, factor: int = 4) -> OpenQueries | None:
     """None for models whose class is read from no queries that are chosen among others."""
-    offered = getattr(view, "more_queries", None)
-    return None if offered is None or offered(factor) is None else OpenQueries(view, padding, factor)
+    if not isinstance(view, ChoosesQueries) or view.more_queries(factor) is None:
+        return None
+    return OpenQueries(view, padding, factor)

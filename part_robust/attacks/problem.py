@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from part_robust.attacks.objective import Objective, Score
+from part_robust.attacks.objective import AttackObjective, Score
 from part_robust.attacks.state import select
 from part_robust.attacks.threat_model import ThreatModel
 from part_robust.utils.errors import UserError
@@ -122,7 +122,7 @@ class Problem:
 
 
 def gradient(
-    problem: Problem, objective: Objective, adversarial: Tensor, progress: float = 1.0, judged: bool = True
+    problem: Problem, objective: AttackObjective, adversarial: Tensor, progress: float = 1.0, judged: bool = True
 ) -> tuple[Tensor, Score]:
     """Input gradient (N, 3, H, W) of the summed objective, and the score of the outputs, detached.
 
@@ -155,7 +155,7 @@ def gradient(
 
 
 @torch.no_grad()
-def score(problem: Problem, objective: Objective, adversarial: Tensor, progress: float = 1.0) -> Score:
+def score(problem: Problem, objective: AttackObjective, adversarial: Tensor, progress: float = 1.0) -> Score:
     """Return the objective's score of images, without gradient."""
     outputs = problem.ask(adversarial)
     return objective.score(outputs, problem.targets, objective.value(outputs, problem.targets, progress))

@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 
 from part_robust import load_config
 from part_robust.attacks import attack_batch, attack_view
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks
 from part_robust.utils.errors import PREPARATION, UserError, user_errors
 from part_robust.visualize import Panel, amplify, check_picture, legend_patches, overlay_parts, save_grid
 

@@ -18,10 +18,10 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch, attack_view
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import get_taxonomy
 from part_robust.data.image_file import ImageFileMapper
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.modeling.counts import with_counts
 from part_robust.utils.errors import UserError

@@ -19,11 +19,11 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.engine.fingerprint import fingerprint, same_run
 from part_robust.engine.launch import launch
 from part_robust.engine.phases import train_phase
-from part_robust.engine.robust_evaluation import resumed_weights
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.journal import JournalMismatch
 from part_robust.evaluation.report import evaluations
+from part_robust.evaluation.run import resumed_weights
 from part_robust.utils.errors import as_user_errors
 from part_robust.utils.files import read_json, write_text
 

@@ -16,21 +16,22 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 
 from part_robust.config import config_text
+from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks, training_attack
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.run_log import seed_and_tune, start_log
-from part_robust.engine.siblings import sibling_folders
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
+from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
+from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
@@ -191,7 +192,6 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
             return None
         with no_tracebacks():
             trainer.train()
-        trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
         release_output(cfg.OUTPUT_DIR)

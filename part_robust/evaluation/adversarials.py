@@ -84,7 +84,7 @@ def save_adversarials(
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
     path = folder / f"batch_{digest}.npz"
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     return arrays.get("prediction") if mode == "png" else None
 
 

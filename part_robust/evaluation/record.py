@@ -18,7 +18,7 @@ from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_t
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.pictures import choose_pictures
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import replacing
 
@@ -181,7 +181,7 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
         heads[tier.name] = "part" if tier.kind == "parts" else "class"
         if tier.kind == "parts":
             for name, attack in tier.attacks.items():
-                heads[name] = "joint" if attack.objective.name.startswith("joint") else "part"
+                heads[name] = "joint" if attack.objective.needs_class else "part"
     rows = []
     for row in plan.rows():
         suffix = "" if row == "clean" else f"_{row}"
@@ -300,4 +300,4 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle

@@ -195,7 +195,7 @@ def test_impossible_values(values, message):
         build_attack(values)
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if OBJECTIVES[name].reads == "part_logits"])
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if OBJECTIVES[name].needs_pixels])
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "apgd_schedule", "square"])
 def test_part_objectives(objective, attack):
     model, images = DensePart(), pictures(5, side=8)

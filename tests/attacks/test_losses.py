@@ -16,7 +16,7 @@ from scipy.special import softmax
 from part_robust.attacks import get_objective
 from part_robust.attacks.objective import OBJECTIVES
 
-PARTS = [name for name in OBJECTIVES if OBJECTIVES[name].reads == "part_logits"]
+PARTS = [name for name in OBJECTIVES if OBJECTIVES[name].needs_pixels]
 
 
 def part_case(seed: int = 0):

@@ -22,7 +22,7 @@ def model_of(name: str) -> torch.nn.Module:
 
 
 def targets(view: ModelView) -> torch.Tensor:
-    return view.call_arguments(torch.arange(len(view.images)))["targets"]
+    return view.call_arguments(torch.arange(len(view.inputs.images)))["targets"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from part_robust.cli import import_parts
+from part_robust.data.part_json import load_part_json
 from tests.commands import exit_code
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
 from tests.data.tool_files import command, label_studio, line, percent, result, right
@@ -274,3 +275,14 @@ def test_augmented_copies_are_never_divided(tmp_path, capsys):
     roboflow(tmp_path / "one", "valid", 2, 1, 500)  # of the same two pictures
     assert run(tmp_path / "one", tmp_path / "given") == 0
     assert "2 images made of one picture in two given splits" in capsys.readouterr().out
+
+
+def test_copies_are_where_the_json_says(tmp_path):
+    yolo(tmp_path / "made", "car", 2)
+    (tmp_path / "made" / "data.yaml").write_text("train: images/car\nnames: [wheel, door]\n")
+    arguments = ("yolo", "--yaml", tmp_path / "made" / "data.yaml", *BY_NAME, "--copy-images")
+    assert command(*arguments, "--output", tmp_path / "out") == 0
+    (tmp_path / "made").rename(tmp_path / "gone")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    records, _ = load_part_json(tmp_path / "moved" / "annotations" / "train.json")
+    assert {Path(record["file_name"]).parent for record in records} == {tmp_path / "moved" / "images"}

@@ -11,10 +11,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from part_robust.config import get_part_robust_cfg
+from part_robust.configured_attacks import aimed, build_attacks
 from part_robust.data import register_part_dataset
 from part_robust.engine import train
 from part_robust.engine.best_metric import best_metric
-from part_robust.engine.configured_attacks import aimed, build_attacks
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.trainer import PartTrainer
 from part_robust.modeling.counts import with_counts

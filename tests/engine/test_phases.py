@@ -115,5 +115,10 @@ def test_mistakes_come_before_the_work(leaves):
 
 def test_the_last_weights_where_nothing_was_evaluated(toy_data, tmp_path):
     cfg = run_cfg(tmp_path, "DATASETS.VAL", (), "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 0)
+    # What an earlier training in the folder has left is not this one's best.
+    (tmp_path / "model_best.pth").touch()
+    (tmp_path / "best_checkpoint.json").write_text(
+        '{"metric": "classification/accuracy", "value": 1.0, "iteration": 0}'
+    )
     assert train_phase(cfg) == tmp_path / "model_final.pth"
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 0

@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.attacks import attack_view, build_attack
-from part_robust.attacks.checks import CATALOGUE
 from part_robust.attacks.open_queries import open_queries
 from part_robust.evaluation.checks import (
+    CATALOGUE,
     CheckSettings,
     check_untouched,
     fingerprint,
@@ -20,7 +20,7 @@ from part_robust.evaluation.checks import (
     run_checks,
     wilson,
 )
-from tests.attacks import check_models as models
+from tests.evaluation import check_models as models
 from tests.evaluation import record_fixture
 from tests.toy import SIZE, tiny_cfg
 

@@ -13,6 +13,7 @@ from part_robust.attacks import (
     Attack,
     AttackResult,
     Official,
+    PartLossObjective,
     attack_batch,
     attack_view,
     build_attack,
@@ -31,8 +32,8 @@ SETTINGS = {
     "apgd_margin": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "margin"},
     "apgd_dlr": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "dlr"},
 }
-DENSE = [name for name, objective in OBJECTIVES.items() if objective.reads == "part_logits"]
-DETECTED = [name for name, objective in OBJECTIVES.items() if objective.reads == "part_losses"]
+DENSE = [name for name, objective in OBJECTIVES.items() if objective.needs_pixels]
+DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objective, PartLossObjective)]
 
 
 def given(result: AttackResult) -> list:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from part_robust.attacks.checks import CheckResult, failed, passed
+from part_robust.evaluation.checks.result import CheckResult, failed, passed
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from part_robust.attacks.checks import CheckResult, failed, passed, skipped
+from part_robust.evaluation.checks.result import CheckResult, failed, passed, skipped
 from part_robust.evaluation.statistics import wilson_interval
 
 BLACK_BOX = ("square",)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import Attack
-from part_robust.attacks.checks import CheckResult, CheckSettings, Subject, run_audit, run_cheap_checks, skipped
-from part_robust.attacks.checks.outputs import check_bounds
-from part_robust.attacks.checks.run import AUDIT
 from part_robust.attacks.open_queries import open_queries
+from part_robust.evaluation.checks.context import CheckSettings, Subject
 from part_robust.evaluation.checks.model import (
     ClassForward,
     check_untouched,
@@ -19,6 +17,9 @@ from part_robust.evaluation.checks.model import (
     fingerprint,
     has_class_head,
 )
+from part_robust.evaluation.checks.on_model import AUDIT, run_audit, run_cheap_checks
+from part_robust.evaluation.checks.outputs import check_bounds
+from part_robust.evaluation.checks.result import CheckResult, skipped
 
 CHEAP = ("C2", "C3", "C6", "C7", "C17")
 

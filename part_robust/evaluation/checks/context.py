@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.base import Attack
-from part_robust.attacks.checks.eot import select
 from part_robust.attacks.class_losses import class_margin
-from part_robust.attacks.objective import Objective, get_objective
+from part_robust.attacks.eot import select
+from part_robust.attacks.objective import AttackObjective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.threat_model import ThreatModel
 
@@ -154,7 +154,7 @@ class Subject:
             self.trials[attack] = Trial(images, self.fooled(images), watch.met, claimed)
         return self.trials[attack]
 
-    def pgd(self, steps: int, step: float, *, objective: Objective | None = None, scale: float = 1.0) -> Trial:
+    def pgd(self, steps: int, step: float, *, objective: AttackObjective | None = None, scale: float = 1.0) -> Trial:
         """PGD from the image itself, the best iterate kept: with more steps of one size it never gets weaker.
 
         Args:
@@ -255,13 +255,9 @@ class Watch:
         return Watch(forward, self.images[index], self.labels[index], self.threat_model, rows, self.met)
 
 
-def class_objective(attack: Attack) -> Objective:
+def class_objective(attack: Attack) -> AttackObjective:
     """The attack's loss where it is one of class logits and labels alone, the margin otherwise."""
-    objective = attack.objective
-    plain = objective.reads == "class_logits"
-    for name in ("targeted", "scheduled"):
-        plain = plain and not getattr(objective, name, False)
-    return objective if plain else get_objective("margin")
+    return attack.objective if attack.objective.of_class_labels else get_objective("margin")
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

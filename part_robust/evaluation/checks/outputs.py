@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.base import Attack
-from part_robust.attacks.checks.eot import EotView, select
-from part_robust.attacks.checks.result import WARNING, CheckResult, failed, passed
+from part_robust.attacks.eot import EotView, select
 from part_robust.attacks.threat_model import ThreatModel
+from part_robust.evaluation.checks.result import WARNING, CheckResult, failed, passed
 
 # Of one image's outputs relative to their spread; convolutions of other batch sizes differ by some 1e-6.
 SAME_RUN = 1e-4

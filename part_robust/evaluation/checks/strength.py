@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from part_robust.attacks.checks.result import CheckResult, failed, passed, skipped
-from part_robust.attacks.checks.subject import LONG_STEP, SHORT_STEP, Subject, margins, more_than, share
 from part_robust.attacks.objective import get_objective
+from part_robust.evaluation.checks.context import LONG_STEP, SHORT_STEP, Subject, margins, more_than, share
+from part_robust.evaluation.checks.result import CheckResult, failed, passed, skipped
 
 # Steps of the attack without a bound.
 UNBOUNDED_STEPS = 60

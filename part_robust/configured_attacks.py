@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from part_robust.attacks import KL_DIVERGENCE, Attack, build_attack, get_objective
+from part_robust.attacks import KL_DIVERGENCE, Attack, AttackObjective, build_attack, get_objective
 from part_robust.config import attack_spec
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.utils.errors import UserError
@@ -15,16 +16,23 @@ from part_robust.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
+def aimed(cfg: CfgNode, spec: CfgNode, objective: AttackObjective | None = None) -> Attack:
     """Builds an attack; for models that have no class logits, one on the loss of their parts.
+
+    Args:
+        cfg: of the model.
+        spec: of the attack.
+        objective: instead of that of `spec`.
 
     Raises:
         UserError: the model has nothing that the attack could maximise a loss of.
     """
     node = cfg.MODEL.PART_CLASSIFIER
     _check_fit(cfg, spec)
-    changes = {"FULL_GRADIENT": spec.FULL_GRADIENT and cfg.ATTACK.FULL_GRADIENT}
-    if not node.HEAD and get_objective(spec.OBJECTIVE).reads == "class_logits":
+    changes: dict[str, Any] = {"FULL_GRADIENT": spec.FULL_GRADIENT and cfg.ATTACK.FULL_GRADIENT}
+    if objective is not None:
+        changes["OBJECTIVE"] = objective
+    if not node.HEAD and not get_objective(spec.OBJECTIVE).needs_parts:
         changes["OBJECTIVE"] = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective
         logger.info("The model has no class head: attack %s maximises %s", spec.NAME, changes["OBJECTIVE"])
     return build_attack(spec, **changes)
@@ -32,9 +40,9 @@ def aimed(cfg: CfgNode, spec: CfgNode) -> Attack:
 
 def training_attack(cfg: CfgNode) -> Attack:
     """The attack of ATTACK.TRAIN; TRADES's leads away from the clean prediction."""
-    attack = aimed(cfg, cfg.ATTACK.TRAIN)
-    if cfg.ATTACK.TRAIN.METHOD == "trades" and attack.objective.name == "cross_entropy":
-        attack.objective = KL_DIVERGENCE
+    spec = cfg.ATTACK.TRAIN
+    diverges = spec.METHOD == "trades" and spec.OBJECTIVE == "cross_entropy"
+    attack = aimed(cfg, spec, KL_DIVERGENCE if diverges else None)
     logger.info("Training attack: %s", attack.describe())
     return attack
 
@@ -52,7 +60,7 @@ def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:
     """
     node = cfg.MODEL.PART_CLASSIFIER
     objective = get_objective(spec.OBJECTIVE)
-    if objective.reads == "class_logits":
+    if not objective.needs_parts:
         return
     what = f"OBJECTIVE {objective.name} of attack {spec.NAME}"
     if not node.SEGMENTER:
@@ -61,10 +69,10 @@ def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:
             "(MODEL.PART_CLASSIFIER.SEGMENTER is '')"
         )
     own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
-    if objective.reads == "part_logits" and own.reads != "part_logits":
+    if objective.needs_pixels and not own.needs_pixels:
         raise UserError(
             f"{what} must be {own.name}: {node.SEGMENTER} predicts boxes of parts, and the objective needs a label "
             "for each pixel"
         )
-    if objective.name.startswith("joint") and not node.HEAD:
+    if objective.needs_class and not node.HEAD:
         raise UserError(f"{what} must be {own.name}: this model has no class head (MODEL.PART_CLASSIFIER.HEAD is '')")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from part_robust.attacks import noise
 from part_robust.attacks.base import Attack
-from part_robust.attacks.checks.eot import select
-from part_robust.attacks.checks.result import CheckResult, failed, passed, skipped
-from part_robust.attacks.checks.subject import LONG_STEP, Subject, more_than, share
+from part_robust.attacks.eot import select
 from part_robust.attacks.pgd import PGD
+from part_robust.evaluation.checks.context import LONG_STEP, Subject, more_than, share
+from part_robust.evaluation.checks.result import CheckResult, failed, passed, skipped
 
 # Inside and on the rim of the ball, for each image of the active test.
 INNER, RIM = 32, 16

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.base import Attack
-from part_robust.attacks.checks import competitors, gradients, outputs, strength
-from part_robust.attacks.checks.eot import EotView
-from part_robust.attacks.checks.result import FAIL, CheckResult, merge_checks, skipped
-from part_robust.attacks.checks.subject import CheckSettings, Subject, class_objective
+from part_robust.attacks.eot import EotView
 from part_robust.attacks.pgd import PGD
+from part_robust.evaluation.checks import competitors, gradients, outputs, strength
+from part_robust.evaluation.checks.context import CheckSettings, Subject, class_objective
+from part_robust.evaluation.checks.result import FAIL, CheckResult, merge_checks, skipped
 
 AUDIT = ("C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16", "C21")
 
@@ -121,7 +121,7 @@ def in_expectation(subject: Subject, draws: int) -> Subject:
 
 def judged_attack(attack: Attack) -> Attack:
     """The attack itself, or for one that is aimed at parts, PGD on the class in its ball."""
-    if attack.objective.reads == "class_logits":
+    if not attack.objective.needs_parts:
         return attack
     eps = attack.threat_model.eps
     return PGD(

@@ -37,7 +37,7 @@ CATALOGUE: dict[str, Check] = {
     "C2": Check(
         "deterministic outputs",
         ERROR,
-        "remove the randomness, or attack the expectation over it: part_robust.attacks.checks.EotView",
+        "remove the randomness, or attack the expectation over it: part_robust.attacks.EotView",
     ),
     "C3": Check(
         "finite float32 logits",

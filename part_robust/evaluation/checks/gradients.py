@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import noise
-from part_robust.attacks.checks.result import WARNING, CheckResult, failed, passed, skipped
-from part_robust.attacks.checks.subject import Subject, share
 from part_robust.attacks.class_losses import class_cross_entropy
 from part_robust.attacks.objective import get_objective
+from part_robust.evaluation.checks.context import Subject, share
+from part_robust.evaluation.checks.result import WARNING, CheckResult, failed, passed, skipped
 
 # Half the width of the differences, root mean square over pixels, 0..255 units.
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.125)

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from part_robust.attacks import Square, ThreatModel, attack_batch, attack_view, build_attack, get_objective
-from part_robust.attacks.checks import (
+from part_robust.attacks import EotView, Square, ThreatModel, attack_batch, attack_view, build_attack, get_objective
+from part_robust.attacks.open_queries import open_queries
+from part_robust.config import get_part_robust_cfg
+from part_robust.evaluation.checks import (
     CATALOGUE,
     CheckResult,
     CheckSettings,
-    EotView,
     Subject,
     check_bounds,
     competitors,
@@ -30,12 +31,10 @@ from part_robust.attacks.checks import (
     summary,
     verdict,
 )
-from part_robust.attacks.checks.gradients import check_gradient, check_losses
-from part_robust.attacks.checks.outputs import check_classes, check_deterministic, check_logits
-from part_robust.attacks.checks.subject import Watch
-from part_robust.attacks.open_queries import open_queries
-from part_robust.config import get_part_robust_cfg
-from tests.attacks import check_models as models
+from part_robust.evaluation.checks.context import Watch
+from part_robust.evaluation.checks.gradients import check_gradient, check_losses
+from part_robust.evaluation.checks.outputs import check_classes, check_deterministic, check_logits
+from tests.evaluation import check_models as models
 
 SMALL = CheckSettings(steps=8, long_steps=16, noise_draws=20, directions=3, eot_draws=4)
 
@@ -383,7 +382,9 @@ def test_queries_that_break_late(late, status):
     with attack_view(models.Quantised()) as view:
         subject = subject_of(view, pgd(EPS=8.0))
         standing = len(competitors.white_box_survivors(subject))
-        attack = LateSquare(threat_model=subject.threat_model, objective=get_objective("margin"), steps=80)
+        attack = LateSquare(
+            threat_model=subject.threat_model, objective=get_objective("margin"), steps=80, area_share=0.8
+        )
         attack.late = late
         result = competitors.check_queries(subject, attack)
         assert competitors.check_black_box(subject, attack).status == "fail" and standing > 2

@@ -16,11 +16,9 @@ from torch import nn
 from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
-from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.evaluation_checks import set_checks
-from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
+from part_robust.evaluation.checks.add import set_checks
 from part_robust.evaluation.checks.record import check_rescored
 from part_robust.evaluation.record_schema import read_record
 from part_robust.run_config import complete
@@ -90,21 +88,20 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
     return complete(cfg), record
 
 
-def verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
+def verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[Verification]:
     """Scores every saved image in float32 and compares with what was saved beside it, and with the originals.
 
     Args:
         folder: OUTPUT_DIR of the evaluation.
         cfg: of `recorded_config`.
-        record: likewise.
+        model: that `cfg` describes, with the weights it names.
+        record: of `recorded_config`.
     """
     with tf32(record.get("precision", {}).get("convolution") == "tf32"):
-        return _verify(folder, cfg, record)
+        return _verify(folder, cfg, model, record)
 
 
-def _verify(folder: Path, cfg: CfgNode, record: dict) -> list[Verification]:
-    model = PartTrainer.build_model(cfg)
-    PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[Verification]:
     results = []
     for dataset, evaluation in record["evaluation"].items():
         if not evaluation["files"]["adversarials"]:

@@ -24,7 +24,7 @@ from part_robust.evaluation.checks import (
     verdict,
 )
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
 
 logger = logging.getLogger(__name__)
