@@ -27,8 +27,9 @@ from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
-from part_robust.evaluation.run import build_curve, build_tiers, evaluate_tiers, resumed_weights
+from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
 from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts

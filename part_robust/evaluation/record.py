@@ -18,7 +18,7 @@ from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_t
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.pictures import choose_pictures
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import replacing
 
