@@ -22,8 +22,8 @@ from part_robust.attacks.official import Official
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
 from part_robust.attacks.random_noise import RandomNoise
-from part_robust.attacks.result import AttackResult
 from part_robust.attacks.square import Square
+from part_robust.attacks.state import AttackResult
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, ThreatModelViolation
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from part_robust.attacks import noise
 from part_robust.attacks.objective import AttackObjective, Score, get_objective
 from part_robust.attacks.problem import Forward, PlainForward, Problem
-from part_robust.attacks.result import AttackResult
-from part_robust.attacks.state import Run, State, worst_of
+from part_robust.attacks.state import AttackResult, Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, check_pixels
 from part_robust.utils.transfer import to_host

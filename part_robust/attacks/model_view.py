@@ -14,7 +14,7 @@ from part_robust.attacks.attackable import AttackInputs, CutsGradient
 from part_robust.attacks.base import Attack
 from part_robust.attacks.objective import AttackObjective
 from part_robust.attacks.open_queries import OpenQueries
-from part_robust.attacks.result import AttackResult
+from part_robust.attacks.state import AttackResult
 from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
 
