@@ -1,4 +1,4 @@
-"""What a record of an evaluation holds, so that a damaged or edited one is refused by a sentence."""
+"""Schema of an evaluation's record, so that a damaged or edited one is refused by a sentence."""
 
 from __future__ import annotations
 
