@@ -123,7 +123,7 @@ class CheckContext:
 
     @functools.cached_property
     def clean_logits(self) -> Tensor:
-        """Return the model's class logits of `images`, float (N, C)."""
+        """Return the class logits of `images`, float (N, C)."""
         return self.logits(self.images)
 
     @property
