@@ -43,7 +43,9 @@ class Attackable(Protocol):
 class CutsGradient(Protocol):
     """A model that cuts its gradient in training, and has a context in which it does not."""
 
-    def attack_gradient(self) -> AbstractContextManager[None]: ...
+    def attack_gradient(self) -> AbstractContextManager[None]:
+        """Return the context in which attacks take their gradients."""
+        ...
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
-from part_robust.engine.checkpoint import PartCheckpointer, check_finite
+from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
@@ -227,7 +227,6 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
-    check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
     shown, evaluations = attacks, None
     if cfg.TEST.TIER:

@@ -39,7 +39,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """Open the journal of a folder.
+        """Set the folder, and the evaluation whose batches count.
 
         Args:
             folder: of the journal alone.

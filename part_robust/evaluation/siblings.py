@@ -6,7 +6,6 @@ did not show that these are weaker than they look. Trying them costs one forward
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
-from part_robust.utils.files import check_file
+from part_robust.evaluation.record_schema import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +87,7 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
     log = logger.info if cfg.TEST.CHECKS.SIBLINGS.strip() == "auto" else logger.warning
     for name, folder in sibling_folders(cfg).items():
         try:
-            check_file(folder / RECORD)
-            record = json.loads((folder / RECORD).read_text())
+            record = read_record(folder / RECORD)
             sibling = _sibling(name, folder, record, dataset, threat_model)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log("C14: %s is left out: %s", folder, error if isinstance(error, SiblingSkipped) else "no such record")

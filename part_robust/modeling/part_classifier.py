@@ -19,7 +19,7 @@ from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
-from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter
+from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter, check_fit
 from part_robust.structures import Assignment, LabelCount, PartTargets
 from part_robust.utils.devices import check_device
 from part_robust.utils.errors import UserError
@@ -76,6 +76,8 @@ class PartClassifier(nn.Module):
             raise ValueError("a model needs MODEL.PART_CLASSIFIER.SEGMENTER, MODEL.PART_CLASSIFIER.HEAD, or both")
         if head is not None and head.needs_parts and segmenter is None:
             raise ValueError(f"{type(head).__name__} reads parts: set MODEL.PART_CLASSIFIER.SEGMENTER")
+        if segmenter is not None and head is not None:
+            check_fit(segmenter, head)
         if not 0.0 <= seg_loss_weight <= 1.0:
             raise ValueError(f"MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT must lie in 0..1, is {seg_loss_weight}")
         self.backbone = backbone
@@ -127,7 +129,7 @@ class PartClassifier(nn.Module):
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The shortest differentiable path from pixels to classes; what attacks maximise a loss of.
+        """Return class logits, differentiable with respect to `images`; attacks take their loss from these.
 
         Args:
             images: float (N, 3, H, W), RGB, 0..255.
@@ -135,6 +137,9 @@ class PartClassifier(nn.Module):
 
         Returns:
             (N, C) logits.
+
+        Raises:
+            ValueError: the model has no class head.
         """
         if self.head is None:
             raise ValueError("this model has no class head (MODEL.PART_CLASSIFIER.HEAD is empty)")
@@ -154,7 +159,15 @@ class PartClassifier(nn.Module):
         return self._compiled
 
     def part_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
+        """Return dense part scores (N, P + 1, H, W), background last, differentiable with respect to `images`.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding.
+
+        Raises:
+            ValueError: the model has no part segmenter, or one that predicts no dense parts.
+        """
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
         height, width = images.shape[-2:]

@@ -50,7 +50,7 @@ def add_checks(
         plan: what was done.
         merged: what came out.
         evaluation: of `describe_evaluation`.
-        before: `fingerprint` of the model before the evaluation.
+        before: `tensor_hashes` of the model before the evaluation.
     """
     described = {name: attack.describe() for name, attack in plan.attacks().items()}
     checks = merge_checks(

@@ -11,8 +11,9 @@ import numpy as np
 
 from part_robust.evaluation.checks import wilson
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.record_schema import check_record
 from part_robust.evaluation.report.content import to_text
-from part_robust.utils.files import check_file
+from part_robust.utils.files import check_file, read_arrays
 
 RECORD_NAME = "robustness.json"
 
@@ -50,6 +51,7 @@ def load_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
         raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
+    check_record(record, path)
     # Bytes of a file's name that are not UTF-8 are surrogates in the record, which no page can show.
     return json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
 
@@ -58,8 +60,7 @@ def load_arrays(folder: Path, name: str | None) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file beside the record, none without the file."""
     if not name or not (folder / name).is_file():
         return {}
-    with np.load(folder / name, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_arrays(folder / name, "arrays of an evaluation")
 
 
 def evaluations(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
