@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.engine.fingerprint import fingerprint, same_training
-from part_robust.utils.files import write_text
+from part_robust.utils.files import read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def begin_training(cfg: CfgNode, resume: bool) -> None:
 def is_begun(output: Path, wanted: str) -> bool:
     """Return whether what was last begun in the folder is the training with the fingerprint `wanted`."""
     started = output / STARTED
-    return started.is_file() and same_training(started.read_text(), wanted)
+    return started.is_file() and same_training(read_text(started, "the config of a training"), wanted)
 
 
 def _forget(output: Path) -> None:
