@@ -1,6 +1,8 @@
 # Two commands: `make demo` (the main job on the built-in data) and `make test`. Each installs what it needs.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that share the tests, a file at a time.
+WORKERS ?= 2
 RUN = $(VENV)/bin/python
 STAMP = $(VENV)/.part_robust_installed
 
@@ -10,7 +12,7 @@ demo: $(STAMP)
 	$(RUN) tools/run_demo.py
 
 test: lint
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

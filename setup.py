@@ -12,10 +12,10 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 
-def runtime_requirements():
-    """Names of the [torch] and [runtime] sections; versions stay free so that clusters keep theirs."""
+def requirements(*sections):
+    """Names in sections of requirements.txt; versions stay free so that clusters keep theirs."""
     text = (ROOT / "requirements.txt").read_text()
-    wanted = re.findall(r"# \[(?:torch|runtime)\].*\n((?:[^#\n].*\n)+)", text)
+    wanted = re.findall(rf"# \[(?:{'|'.join(sections)})\].*\n((?:[^#\n].*\n?)+)", text)
     return sorted({re.split(r"[=<>; @]", line)[0] for line in "".join(wanted).splitlines()})
 
 
@@ -57,7 +57,7 @@ setup(
         "part_robust.evaluation.report": ["templates/*"],
     },
     entry_points={"console_scripts": ["part-robust = part_robust.cli:main"]},
-    install_requires=runtime_requirements(),
+    install_requires=requirements("torch", "runtime"),
     extras_require={
         # The official AutoAttack, to score a model with code that is not ours.
         "aa": ["pyautoattack>=0.2.0"],
@@ -67,5 +67,7 @@ setup(
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         # Noise, blur, weather, compression (tools/corruptions.py).
         "corruptions": ["imagecorruptions-imaug>=1.1.5"],
+        # make test and make lint.
+        "test": requirements("dev"),
     },
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from part_robust.engine.launch import run_processes
 
@@ -49,6 +51,38 @@ class Job:
         return [
             int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         ]
+
+
+class ForkedCommand:
+    """Stands in for `subprocess.Popen` of `python -m MODULE ...`; forked for the same reason as `Job`."""
+
+    def __init__(self, command: list[str], *, stdout: IO, env: dict[str, str], **options) -> None:
+        assert command[:2] == [sys.executable, "-m"]
+        self.process = multiprocessing.get_context("fork").Process(
+            target=self._run, args=(command[2:], stdout.fileno(), env)
+        )
+        self.process.start()
+
+    def _run(self, words: list[str], output: int, environment: dict[str, str]) -> None:
+        os.setsid()
+        os.dup2(output, 1), os.dup2(output, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = words
+        runpy.run_module(words[0], run_name="__main__")
+
+    returncode = property(lambda self: self.process.exitcode)
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
 
 
 def start_two(main: Callable[..., object], args: tuple, **options) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.data.image_file import ImageFileMapper, find_image_files, read_image_file
 from part_robust.engine.demo import Demo, build_demo_attack
 from part_robust.visualize import overlay_boxes, part_colors
+from tests.commands import call
 from tests.toy import CLASSES, PARTS, run_cfg
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,8 +186,8 @@ def test_mistakes_are_answered_by_a_sentence(arguments, words, a_run, photos, tm
     assert not (tmp_path / "sheets").exists()
 
 
-def test_as_a_command(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "demo.py"), "a.jpg"], capture_output=True, text=True)
+def test_as_a_command():
+    done = call("demo", "a.jpg")
     assert done.returncode == 2 and "--run or --config-file" in done.stderr
 
 

@@ -16,7 +16,7 @@ from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_
 from part_robust.config import attack_spec, find_config, get_part_robust_cfg
 from part_robust.engine import train
 from part_robust.engine.trainer import PartTrainer
-from part_robust.evaluation.run import build_tiers
+from part_robust.evaluation.plan import build_tiers
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.run_config import import_modules
 from tests.evaluation.check_models import Honest, make_images

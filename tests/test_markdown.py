@@ -38,5 +38,9 @@ def test_names_in_the_report_of_an_import(name, dead):
     assert imported.count(dead) == 4 and name not in imported
 
 
-def test_plain_names_stay():
-    assert escape("lamp: base (left), 95 % [3.0, 4.5]") == "lamp: base (left), 95 % [3.0, 4.5]"
+@pytest.mark.parametrize(
+    "text",
+    ["lamp: base (left), 95 % [3.0, 4.5]", "1 pass, 1 warning (C13)", "-5.0", "-", "a/b.pth", "1,234.5"],
+)
+def test_plain_text_stays_readable(text):
+    assert escape(text) == text

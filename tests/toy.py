@@ -112,6 +112,9 @@ TINY = [
     *("SOLVER.WARMUP_ITERS", 0),
 ]
 
+# A backbone of eight convolutions in the place of ResNet-50's, where its depth does not matter.
+SHALLOW = ["MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10]
+
 MODELS = {
     "resnet": ["MODEL.PART_CLASSIFIER.HEAD", "LinearHead"],
     "deeplab_segmenter": [
@@ -216,17 +219,20 @@ def metric_lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
-def save_run(folder: Path, model: str, *opts):
+def save_run(folder: Path, model: str, *opts, move_statistics: bool = False):
     """Makes the folder of a "finished" run: config.yaml and model_best.pth of random weights, with an optimizer.
 
+    Args:
+        move_statistics: of the batch norms, away from what they begin with.
+
     Returns:
-        Its config, and the model in eval mode, whose running statistics are not those it began with.
+        Its config, and the model in eval mode.
     """
     torch.manual_seed(0)
     cfg = run_cfg(folder, "MODEL.WEIGHTS", str(folder / "model_best.pth"), *opts, model=model)
     built = PartTrainer.build_model(cfg)
     for name, buffer in built.named_buffers():
-        if "running" in name:
+        if move_statistics and "running" in name:
             buffer.uniform_(0.5, 1.5)
     PartCheckpointer(built, str(folder)).write("model_best", optimizer={"state": torch.zeros(9)})
     (folder / "config.yaml").write_text(cfg.dump())

@@ -44,7 +44,7 @@ class CutsGradient(Protocol):
     """A model that cuts its gradient in training, and has a context in which it does not."""
 
     def attack_gradient(self) -> AbstractContextManager[None]:
-        """Return that context."""
+        """Return the context in which attacks take their gradients."""
         ...
 
 

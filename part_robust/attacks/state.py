@@ -15,7 +15,11 @@ from part_robust.attacks.objective import Score, better
 
 
 def select(value: Any, index: Tensor) -> Any:
-    """Rows `index` of a tensor (N, ...), or of every tensor in a tuple; None stays None."""
+    """Return rows `index` of a tensor (N, ...), or of every tensor in a tuple; None stays None.
+
+    Raises:
+        TypeError: the value is none of these.
+    """
     if value is None:
         return value
     if isinstance(value, Tensor):

@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = PartTrainer.build_model(cfg)
         PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
         results = verify(args.folder, cfg, model, record)
-    note_in_record(args.folder, results)
-    write_report(args.folder / "robustness.json")
+        note_in_record(args.folder, results)
+        write_report(args.folder / "robustness.json")
     for result in results:
         accuracy = "" if result.accuracy is None else f", {result.accuracy:.2f} % right"
         print(f"{result.dataset} {result.tier}: {len(result.right)} images{accuracy}, {len(result.problems)} problems")

@@ -234,11 +234,19 @@ def config_text(cfg: CfgNode) -> str:
 
 
 def config_values(text: str) -> dict[str, object]:
-    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it."""
+    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it.
+
+    Raises:
+        UserError: the text is not a config.
+    """
 
     def walk(node: object, prefix: str) -> dict[str, object]:
         if not isinstance(node, dict):
             return {prefix: node}
         return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
 
-    return walk(yaml.load(text, LOADER) or {}, "")
+    try:
+        content = yaml.load(text, LOADER)
+    except yaml.YAMLError as error:
+        raise UserError(f"a config that a run has noted must be yaml, got {text[:40]!r}") from error
+    return walk(content or {}, "")

@@ -171,7 +171,7 @@ def other_spelling(path: str | Path) -> str:
 
 
 def folded_name(name: str) -> str:
-    """What spellings of a file name have in common."""
+    """Return a file name as names are compared: composed letters, lower case, no blanks around it."""
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 

@@ -13,14 +13,14 @@ from part_robust.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-STARTED, LAST = "started.yaml", "last_checkpoint"
+STARTED, LAST, BEST = "started.yaml", "last_checkpoint", "best_checkpoint.json"
 
 
 def begin_training(cfg: CfgNode, resume: bool) -> None:
-    """Notes in OUTPUT_DIR which training begins; every process calls it, rank 0 writes.
+    """Note in OUTPUT_DIR which training begins; every process calls it, rank 0 writes.
 
-    A new training forgets the `last_checkpoint` of an earlier one, from which --resume would continue if this training
-    is killed before its first checkpoint. The checkpoint itself stays.
+    A new training forgets what was best in an earlier one, and its `last_checkpoint`: --resume would continue from it
+    if this training is killed before its first checkpoint. The weights themselves stay.
     """
     if comm.is_main_process():
         output = Path(cfg.OUTPUT_DIR)
@@ -40,6 +40,7 @@ def is_begun(output: Path, wanted: str) -> bool:
 
 
 def _forget(output: Path) -> None:
+    (output / BEST).unlink(missing_ok=True)
     last = output / LAST
     if last.is_file():
         logger.warning(

@@ -71,6 +71,7 @@ class PartCheckpointer(DetectionCheckpointer):
             CheckpointMismatch: they are of another model.
             UnsafeCheckpoint: the file holds more than tensors and plain values.
             NoCheckpoint: the file is no checkpoint, or not whole.
+            UserError: `strict`, and weights are not finite numbers.
         """
         if path:
             try:
@@ -85,7 +86,10 @@ class PartCheckpointer(DetectionCheckpointer):
         self._complete = self.strict or checkpointables is None
         self._resuming = checkpointables is None and not self.strict
         with as_user_errors():  # such as values that are no tensors
-            return super().load(path, checkpointables)
+            content = super().load(path, checkpointables)
+        if path and self.strict:
+            check_finite(self.model, path)
+        return content
 
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):

@@ -24,6 +24,7 @@ from part_robust.data.image_file import ImageFileMapper
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.errors import UserError
 from part_robust.utils.precision import tf32
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_boxes, overlay_parts, save_grid
 
@@ -77,6 +78,8 @@ class Demo:
         self.cfg = with_counts(cfg)
         if torch.device(self.cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
             self.cfg.MODEL.DEVICE = "cpu"
+        if not 0 <= min_score <= 1:
+            raise UserError(f"--min-score must be a number from 0 to 1, got {min_score}")
         self.min_score = min_score
         self.class_names, self.part_names = _names(self.cfg)
         self.mapper = ImageFileMapper(self.cfg)

@@ -17,6 +17,7 @@ from torch import nn
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
+from part_robust.engine.begun import BEST
 from part_robust.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class BestCheckpoint(HookBase):
         self.metric = metric
         self.eval_period = eval_period
         self.weights = weights
-        self.path = os.path.join(checkpointer.save_dir, "best_checkpoint.json")
+        self.path = os.path.join(checkpointer.save_dir, BEST)
         self.best: float | None = None
         self.best_iteration: int | None = None
 
@@ -199,7 +200,7 @@ class MissedEvaluation(HookBase):
         self.period = period
         self.evaluate = evaluate
         self.best = best
-        self.path = os.path.join(folder, "best_checkpoint.json")
+        self.path = os.path.join(folder, BEST)
 
     def before_train(self) -> None:
         start = self.trainer.start_iter

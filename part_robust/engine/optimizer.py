@@ -69,7 +69,7 @@ def clipped(kind: type[torch.optim.Optimizer], max_norm: float, norm_type: float
     detectron2's own clips every parameter by itself. Gradient scalers unscale before they call `step`.
     """
 
-    class FullModelClipping(kind):  # type: ignore[valid-type, misc]
+    class FullModelClipping(kind):  # type: ignore[valid-type, misc]  # a base that is a value
         def step(self, closure: Callable[[], float] | None = None) -> float | None:
             gradients = [p for group in self.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(gradients, max_norm, norm_type=norm_type)

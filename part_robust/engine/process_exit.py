@@ -23,7 +23,7 @@ from part_robust.utils.processes import pass_failure_on
 REASON, GONE = "part_robust/reason", "part_robust/gone"
 ENDED = "part_robust/ended"
 # Seconds for the processes of a job to learn which of them has failed.
-PATIENCE = 5.0
+GRACE = 5.0
 
 
 class ProcessExit:
@@ -57,7 +57,7 @@ class ProcessExit:
         self._exit(self._found(REASON) or reason)
 
     def crash(self, error: Exception) -> NoReturn:
-        """Ends this process because of an error that nobody expected, or that is the end of another process."""
+        """Ends this process because of an unexpected error, or of one that the end of another process has caused."""
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
             self._wait_for_a_reason()
         traceback.print_exc()
@@ -77,8 +77,8 @@ class ProcessExit:
         self._exit("", code=130)
 
     def _wait_for_a_reason(self) -> None:
-        """Ends this process as `lost` does if another process leaves its reason, or is gone, within `PATIENCE`."""
-        deadline = time.monotonic() + PATIENCE
+        """Ends this process as `lost` does if another process leaves its reason, or is gone, within `GRACE`."""
+        deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline:
             if message := self._found(REASON) or self._found(GONE):
                 self.lost(message)
@@ -112,7 +112,7 @@ class ProcessExit:
 
     def _let_others_read(self) -> None:
         """Rank 0 keeps the store that it hosts until the others have read it; those that were killed never do."""
-        deadline = time.monotonic() + 0.2 * PATIENCE
+        deadline = time.monotonic() + 0.2 * GRACE
         with contextlib.suppress(RuntimeError):
             for store in self.stores[-1:]:
                 store.add(ENDED, 1)

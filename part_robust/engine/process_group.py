@@ -104,7 +104,11 @@ def _slurm_process(environment: Mapping[str, str]) -> ProcessInfo:
 
 
 def first_host(nodes: str) -> str:
-    """First name of Slurm's list: "gpu[03-05,9],cpu1" -> "gpu03"."""
+    """Return the first name of Slurm's list, such as "gpu03" of "gpu[03-05,9],cpu1".
+
+    Raises:
+        LaunchError: the list cannot be read.
+    """
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
         raise LaunchError(f"cannot read a host name from {nodes!r}: set MASTER_ADDR")

@@ -20,15 +20,16 @@ from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
-from part_robust.engine.checkpoint import PartCheckpointer, check_finite
+from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
-from part_robust.evaluation.run import build_curve, build_tiers, evaluate_tiers, resumed_weights
+from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
 from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts
@@ -191,7 +192,6 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
             return None
         with no_tracebacks():
             trainer.train()
-        trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
         release_output(cfg.OUTPUT_DIR)
@@ -227,7 +227,6 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
-    check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
     shown, evaluations = attacks, None
     if cfg.TEST.TIER:

@@ -159,7 +159,7 @@ class _QuietOnSkip:
     def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
         if not self.skipped:
             # One copy for all losses, where detectron2 makes one for each.
-            super()._write_metrics(to_host(loss_dict), *args, **kwargs)  # type: ignore[misc]
+            super()._write_metrics(to_host(loss_dict), *args, **kwargs)  # type: ignore[misc]  # of the trainer
 
 
 class StepTrainer(_QuietOnSkip, SimpleTrainer):

@@ -164,9 +164,16 @@ class PartTrainer(DefaultTrainer):
         loader = self.data_loader
         begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
 
-    def close(self) -> None:
-        """Ends the data-loading workers of the training; they would live until the trainer is collected as garbage."""
-        self._trainer._data_loader_iter_obj = None
+    def train(self) -> OrderedDict | None:
+        """Train, and end the data-loading workers, however the training ends.
+
+        A loader's iterator that is collected as garbage together with its queues cannot tell the workers to end: it
+        waits 5 s for each before it kills them.
+        """
+        try:
+            return super().train()
+        finally:
+            self._trainer._data_loader_iter_obj = None
 
     def run_step(self) -> None:
         perturbation = self._trainer.model.perturbation

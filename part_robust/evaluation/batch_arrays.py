@@ -132,7 +132,7 @@ def _evaluated(row: str, outputs: list[dict], batch: AttackedBatch, evaluators: 
     arrays = {
         f"evaluators.{row}.{number}.{name}": array
         for number, evaluator in enumerate(evaluators._evaluators)
-        for name, array in evaluator.partial().items()  # type: ignore[attr-defined]
+        for name, array in evaluator.partial().items()
     }
     evaluators.reset()
     return arrays
@@ -238,5 +238,5 @@ class Merged:
                 {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
                 for batch in self.batches
             ]
-            results |= evaluator.score_merged(partials)  # type: ignore[attr-defined]
+            results |= evaluator.score_merged(partials)
         return results

@@ -39,7 +39,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """Open the journal of a folder.
+        """Set the folder, and the evaluation whose batches count.
 
         Args:
             folder: of the journal alone.
@@ -99,7 +99,7 @@ class Journal:
         key = {} if self._key is None else {KEY: np.array(self._key)}
         path = self.folder / f"batch_{digest}.npz"
         with replacing(path, flushed=True) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **batch, **key)  # type: ignore[arg-type]
+            np.savez(file, **batch, **key)  # type: ignore[arg-type]  # no array is called allow_pickle
 
     def batches(self) -> list[BatchArrays]:
         """All batches of this evaluation, in a fixed order.

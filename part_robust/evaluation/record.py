@@ -19,7 +19,7 @@ from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import replacing
 
@@ -312,4 +312,4 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle

@@ -6,7 +6,6 @@ did not show that these are weaker than they look. Trying them costs one forward
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,9 @@ from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
 from part_robust.data import PartDatasetMapper
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.batch_arrays import Merged
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
-from part_robust.utils.files import check_file
+from part_robust.evaluation.record_schema import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Sibling:
     images: Path
 
 
-class LeftOut(ValueError):
+class SiblingSkipped(ValueError):
     """A sibling's images cannot be tried; says why."""
 
 
@@ -88,11 +87,10 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
     log = logger.info if cfg.TEST.CHECKS.SIBLINGS.strip() == "auto" else logger.warning
     for name, folder in sibling_folders(cfg).items():
         try:
-            check_file(folder / RECORD)
-            record = json.loads((folder / RECORD).read_text())
+            record = read_record(folder / RECORD)
             sibling = _sibling(name, folder, record, dataset, threat_model)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log("C14: %s is left out: %s", folder, error if isinstance(error, LeftOut) else "no such record")
+            log("C14: %s is left out: %s", folder, error if isinstance(error, SiblingSkipped) else "no such record")
             continue
         if sibling.checkpoint == checkpoint:
             log("C14: %s is left out: it has the same weights", folder)
@@ -104,14 +102,14 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
 def _sibling(name: str, folder: Path, record: Mapping, dataset: str, threat_model: ThreatModel) -> Sibling:
     evaluation = (record.get("evaluation") or {}).get(dataset)
     if evaluation is None:
-        raise LeftOut(f"{dataset} was not evaluated with tiers")
+        raise SiblingSkipped(f"{dataset} was not evaluated with tiers")
     if not evaluation["files"]["adversarials"]:
-        raise LeftOut("its attacked images were not kept (TEST.SAVE_ADVERSARIALS)")
+        raise SiblingSkipped("its attacked images were not kept (TEST.SAVE_ADVERSARIALS)")
     if evaluation["norm"] != threat_model.norm or evaluation["eps"] > threat_model.eps + TOLERANCE:
-        raise LeftOut(f"its threat model is {evaluation['norm']}, eps {evaluation['eps']:g}")
+        raise SiblingSkipped(f"its threat model is {evaluation['norm']}, eps {evaluation['eps']:g}")
     checkpoint = record["checkpoint"]["sha256"]
     if checkpoint is None:
-        raise LeftOut("its weights are random")
+        raise SiblingSkipped("its weights are random")
     images = folder / evaluation["files"]["adversarials"] / evaluation["headline"]
     return Sibling(name, checkpoint, evaluation["headline"], images)
 
@@ -201,6 +199,6 @@ def _try(
 def _same_geometry(attacked: Tensor, images: Tensor, padding: Tensor | None) -> None:
     if attacked.shape != images.shape:
         sizes = " and ".join("x".join(map(str, x.shape[-2:])) for x in (attacked, images))
-        raise LeftOut(f"its images and this model's have other sizes, {sizes} pixels")
+        raise SiblingSkipped(f"its images and this model's have other sizes, {sizes} pixels")
     if padding is not None and bool(((attacked != images) & padding[:, None]).any()):
-        raise LeftOut("the two models' images are padded differently")
+        raise SiblingSkipped("the two models' images are padded differently")

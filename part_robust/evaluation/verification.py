@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
@@ -18,8 +19,10 @@ from part_robust.data import PartDatasetMapper
 from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.add import set_checks
-from part_robust.evaluation.checks.record import check_rescored
+from part_robust.evaluation.checks.catalogue import CATALOGUE, RecordEvidence
+from part_robust.evaluation.record_schema import read_record
 from part_robust.run_config import complete
+from part_robust.utils.errors import UserError
 from part_robust.utils.files import file_sha256, read_json, write_json
 from part_robust.utils.precision import tf32
 
@@ -62,13 +65,18 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
     path = folder / "robustness.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    record = read_json(path, "evaluate again")
-    if not any(evaluation["files"]["adversarials"] for evaluation in (record.get("evaluation") or {}).values()):
+    record = read_record(path)
+    evaluations = (record.get("evaluation") or {}).values()
+    if not any((evaluation.get("files") or {}).get("adversarials") for evaluation in evaluations):
         raise ValueError(f"{path} names no adversarial images: evaluate with TEST.TIER and TEST.SAVE_ADVERSARIALS")
     cfg = get_part_robust_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(record["config"]))
-    cfg.MODEL.WEIGHTS = weights or record["checkpoint"]["path"]
-    expected = record["checkpoint"]["sha256"]
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(record["config"]))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} must hold the config of the evaluation, got one that cannot be read") from error
+    checkpoint = record.get("checkpoint") or {}
+    cfg.MODEL.WEIGHTS = weights or checkpoint.get("path") or ""
+    expected = checkpoint.get("sha256")
     if expected is None:
         raise ValueError(f"{path} is of random weights, which nobody else can have")
     found = file_sha256(cfg.MODEL.WEIGHTS)
@@ -131,8 +139,9 @@ def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
             own_process = next((check.describe() for check in known if check.id == "C5"), None)
             before = (evaluation.get("rescored") or {}).get("before", own_process)
             evaluation["rescored"] = {"images": images, "mismatches": mismatches, "before": before}
-            fresh = [check_rescored(evaluation), *from_record([before] if before else [])]
-            set_checks(dataset, evaluation, merge_checks([c for c in known if c.id != "C5"], filter(None, fresh)))
+            rescored = CATALOGUE["C5"].on_record(RecordEvidence(evaluation, {}, {}))
+            fresh = [*rescored, *from_record([before] if before else [])]
+            set_checks(dataset, evaluation, merge_checks([c for c in known if c.id != "C5"], fresh))
         if dataset == record["dataset"]:
             record["unreliable"] = not evaluation["reportable"]
     write_json(path, record)
@@ -147,6 +156,11 @@ def _score(
     with attack_view(model) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
         attacked = torch.from_numpy(arrays["images"]).to(images.device)
+        if attacked.shape != images.shape:
+            result.problems.append(
+                f"images {ids[0]}...: shape {tuple(attacked.shape)}, the originals have {tuple(images.shape)}"
+            )
+            return
         try:
             ThreatModel(norm=str(arrays["norm"]), eps=float(arrays["eps"])).verify(attacked, images)
         except ThreatModelViolation as error:

@@ -129,7 +129,7 @@ class PartClassifier(nn.Module):
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The shortest differentiable path from pixels to classes; what attacks maximise a loss of.
+        """Return class logits, differentiable with respect to `images`; attacks take their loss from these.
 
         Args:
             images: float (N, 3, H, W), RGB, 0..255.
@@ -137,6 +137,9 @@ class PartClassifier(nn.Module):
 
         Returns:
             (N, C) logits.
+
+        Raises:
+            ValueError: the model has no class head.
         """
         if self.head is None:
             raise ValueError("this model has no class head (MODEL.PART_CLASSIFIER.HEAD is empty)")
@@ -156,7 +159,15 @@ class PartClassifier(nn.Module):
         return self._compiled
 
     def part_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
+        """Return dense part scores (N, P + 1, H, W), background last, differentiable with respect to `images`.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding.
+
+        Raises:
+            ValueError: the model has no part segmenter, or one that predicts no dense parts.
+        """
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
         height, width = images.shape[-2:]

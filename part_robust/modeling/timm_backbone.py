@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timm.models import FeatureListNet
 
     class FeatureNet(FeatureListNet):
-        """What `timm.create_model(..., features_only=True)` returns."""
+        """Network of `timm.create_model(..., features_only=True)`."""
 
         pretrained_cfg: dict
 

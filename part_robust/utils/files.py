@@ -7,9 +7,13 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from part_robust.utils.errors import UserError
 
@@ -91,6 +95,29 @@ def file_sha256(path: str | Path) -> str | None:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_arrays(path: str | Path, what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz file.
+
+    Args:
+        path: of a file that exists.
+        what: what it holds, for the message.
+
+    Raises:
+        UserError: the file is empty, cut off, damaged or no file.
+        OSError: it cannot be read.
+    """
+    check_file(path, f"a file of {what}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    # Of damaged files, and of those that hold one array alone or another kind of content.
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} must be a whole file of {what}, got {Path(path).stat().st_size} bytes that cannot be read: "
+            "evaluate again"
+        ) from error
 
 
 def read_json(path: str | Path, remedy: str) -> Any:

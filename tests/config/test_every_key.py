@@ -18,7 +18,7 @@ from part_robust.config.rules import leaves
 from part_robust.engine.adversarial_loader import PRECISIONS
 from part_robust.engine.fingerprint import same_run, same_training
 from part_robust.evaluation.adversarials import MODES
-from part_robust.evaluation.run import BACKENDS as TEST_BACKENDS
+from part_robust.evaluation.plan import BACKENDS as TEST_BACKENDS
 from part_robust.layers.ms_deform_attn import BACKENDS
 from part_robust.losses.adversarial import MATCH_ON, METHODS, PART_LOSS_ON
 from part_robust.modeling.activation_checkpointing import KINDS

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -101,18 +100,19 @@ def test_file_that_is_missing_or_no_json(tmp_path, capsys):
         run(capsys, tmp_path / "cut.json")
 
 
-def test_as_a_command(toy):
-    """One real process: exit code and output are what a script sees."""
+def test_as_a_module(toy, monkeypatch, capsys):
+    """python -m part_robust.data.check: exit code and output."""
     path, root = toy
     (root / "2.png").unlink()
-    command = [sys.executable, "-m", "part_robust.data.check", str(path), "--image-root", str(root)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert result.returncode == 1, result.stderr
-    assert result.stdout.splitlines() == [
+    monkeypatch.setattr(sys, "argv", ["check", str(path), "--image-root", str(root)])
+    monkeypatch.delitem(sys.modules, "part_robust.data.check")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("part_robust.data.check", run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.splitlines() == [
         f"images[1] (id 2): {root / '2.png'} does not exist",
         f"{path}: 1 violation",
     ]
-    assert "Traceback" not in result.stderr
 
 
 # --- the images ---

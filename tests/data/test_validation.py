@@ -250,6 +250,10 @@ OTHER_CASES = {
     "class name twice": ([("classes", 1, "name", "lamp")], ["classes[1]: name 'lamp' is already used by classes[0]"]),
     # Broken classes are one sentence, not one more for each image.
     "class without name": ([("classes", 1, "name", "")], ["classes[1]: name must be a non-empty string, is ''"]),
+    "class with half a character": (
+        [("classes", 1, "name", "\ud800")],
+        ["classes[1]: name must be text that can be written as UTF-8, is '\\ud800'"],
+    ),
     "classes empty": ([("classes", [])], ["classes: must be a list with at least one {id, name, part_category_ids}"]),
     "class no object": ([("classes", 1, "plain")], ["classes[1]: must be a json object, is str"]),
     "class without parts list": (

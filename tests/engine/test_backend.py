@@ -17,8 +17,8 @@ from part_robust.attacks import Official, ThreatModel
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.compare import load_evaluated
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, metrics_of, plan_warnings
-from part_robust.evaluation.run import build_curve, build_tiers
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling.part_classifier import with_counts
 from tests.evaluation import tier_fixture

@@ -14,7 +14,7 @@ from tests.toy import run_cfg, save_run
 
 @pytest.mark.parametrize("model", ["dino_two_headed", "deeplab_two_headed"])
 def test_what_the_class_does_not_need_is_gone(toy_data, tmp_path, model):
-    cfg, before = save_run(tmp_path / "run", model)
+    cfg, before = save_run(tmp_path / "run", model, move_statistics=True)
     exported = export_classifier(cfg, tmp_path / "exported")
     assert exported.parts_dropped and exported.parameters_after < exported.parameters_before
     assert set(torch.load(exported.weights, weights_only=True)) == {"model"}
@@ -30,7 +30,7 @@ def test_what_the_class_does_not_need_is_gone(toy_data, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["dino_sequential", "deeplab_segmenter"])
 def test_what_is_read_stays(toy_data, tmp_path, model):
-    cfg, before = save_run(tmp_path / "run", model)
+    cfg, before = save_run(tmp_path / "run", model, move_statistics=True)
     exported = export_classifier(cfg, tmp_path / "exported")
     assert not exported.parts_dropped and exported.parameters_after == exported.parameters_before
     weights = torch.load(exported.weights, weights_only=True)["model"]
@@ -38,7 +38,7 @@ def test_what_is_read_stays(toy_data, tmp_path, model):
 
 
 def test_mistakes(toy_data, tmp_path):
-    cfg, before = save_run(tmp_path / "run", "dino_two_headed")
+    cfg, before = save_run(tmp_path / "run", "dino_two_headed", move_statistics=True)
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         export_classifier(run_cfg(tmp_path, "MODEL.WEIGHTS", "", model="dino_two_headed"), tmp_path / "exported")
     other = run_cfg(tmp_path, "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, model="deeplab_two_headed")

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +16,8 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from torch import distributed
+from torch.distributed import run
+from torch.distributed.launcher.api import elastic_launch
 
 from part_robust.data import PartDatasetMapper
 from part_robust.engine import PartTrainer, launch, process_group
@@ -33,26 +33,6 @@ pytestmark = pytest.mark.usefixtures("jobs")
 # Batch norm that learns sees its own share of the batch alone.
 HEAD = ["MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
 
-# A training that torchrun starts: it imports and registers everything itself.
-SCRIPT = """
-import torch
-from pathlib import Path
-from detectron2.engine import default_argument_parser
-from part_robust.data import register_part_dataset
-from part_robust.engine import launch
-from tests.engine.test_launch import train
-
-def main(args):
-    torch.set_num_threads(1)
-    for name in ("toy_train", "toy_val"):
-        register_part_dataset(name, JSON, IMAGES)
-    folder, iterations, *opts = args.opts
-    train(Path(folder), int(iterations), *opts)
-
-if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args(), device="cpu")
-"""
-
 
 def train(folder: Path, iterations: int, *opts, resume: bool = False) -> None:
     settings = ["SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 2, *ADVERSARIAL, *STEADY, *HEAD, *opts]
@@ -63,21 +43,17 @@ def train(folder: Path, iterations: int, *opts, resume: bool = False) -> None:
     trainer.train()
 
 
-@pytest.fixture(scope="module")
-def script(toy_data, tmp_path_factory) -> Path:
-    json_file, images = toy_data
-    path = tmp_path_factory.mktemp("script") / "run.py"
-    path.write_text(SCRIPT.replace("JSON", repr(str(json_file))).replace("IMAGES", repr(str(images))))
-    return path
-
-
-def torchrun(*command) -> None:
-    parts = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(part) for part in [*parts, *command]], env=environment, capture_output=True, text=True, timeout=300
+def torchrun(folder: Path, iterations: int) -> None:
+    """Trains in two processes of torchrun's agent, which forks them where torchrun would start a script."""
+    config, *_ = run.config_from_args(
+        run.parse_args(["--nproc-per-node", "2", "--master-port", str(free_port()), "a_script.py"])
     )
-    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr[-3000:]
+    config.start_method = "fork"
+    elastic_launch(config, _launched)(folder, iterations)
+
+
+def _launched(folder: Path, iterations: int) -> None:
+    launch(lambda args: train(folder, iterations), default_argument_parser().parse_args([]), device="cpu")
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -85,7 +61,7 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([value.flatten().float() for value in state.values()])
 
 
-def test_one_and_two_processes_give_the_same_weights(script, tmp_path):
+def test_one_and_two_processes_give_the_same_weights(toy_data, tmp_path):
     """One process, two of torchrun, and two "machines" of one process each: same total batch, same images, same
     augmentation, same random starts, same mean over labelled pixels.
     """
@@ -102,9 +78,8 @@ def test_one_and_two_processes_give_the_same_weights(script, tmp_path):
         for rank in range(2)
     ]
     train(tmp_path / "one", 3)
-    for machine in machines:
-        machine.end(0)
-    torchrun(script, tmp_path / "torchrun", 3)
+    for job in [*machines, Job(tmp_path / "torchrun's log", torchrun, tmp_path / "torchrun", 3)]:
+        assert not any("Error" in line for line in job.end(0))
     one = weights(tmp_path / "one")
     for name in ("torchrun", "machines"):
         assert torch.allclose(weights(tmp_path / name), one, atol=2e-5), name

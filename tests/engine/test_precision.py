@@ -9,7 +9,8 @@ import torch
 from detectron2.modeling import build_model
 
 from part_robust.attacks import attack_view
-from part_robust.engine import PartTrainer, evaluate, export, train, verification
+from part_robust.engine import PartTrainer, evaluate, export, train
+from part_robust.evaluation import verification
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.precision import describe_precision, tf32
 from tests.toy import ADVERSARIAL, run_cfg, tiny_cfg

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
+from part_robust.cli import verify_adversarials
 from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
-from part_robust.evaluation.run import build_curve, build_tiers, tier_names
+from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
+from tests.commands import call, succeeded
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
 from tests.toy import tiny_cfg
@@ -134,22 +132,10 @@ def test_resume(finished, config, caplog):
     assert comparable(folder) == before, "refused before any work"
 
 
-@pytest.fixture(scope="module")
-def verify():
-    path = ROOT / "tools" / "verify_adversarials.py"
-    specification = importlib.util.spec_from_file_location("verify_adversarials", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.main
-
-
-def test_verification_in_a_fresh_process(finished):
+def test_verification(finished):
     folder, _, _ = finished
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "tools/verify_adversarials.py", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "toy_val screen: 12 images" in done.stdout and "toy_val parts: 12 images" in done.stdout
+    text = succeeded(call("verify_adversarials", folder))
+    assert "toy_val screen: 12 images" in text and "toy_val parts: 12 images" in text
     record = json.loads((folder / "robustness.json").read_text())
     rescored = record["evaluation"]["toy_val"]["rescored"]
     assert (rescored["images"], rescored["mismatches"], rescored["before"]["status"]) == (24, 0, "pass")
@@ -172,10 +158,10 @@ def tamper(path: Path, **changes) -> bytes:
     return original
 
 
-def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
+def test_verification_finds_what_is_wrong(finished, capsys, tmp_path):
     folder, _, _ = finished
     path = sorted((folder / "adversarials_toy_val" / "screen").glob("batch_*.npz"))[0]
-    assert verify([str(folder)]) == 0
+    assert verify_adversarials.main([str(folder)]) == 0
     before = (folder / "robustness.json").read_text()
     for changes, words in (
         ({"prediction": lambda x: (x + 1) % 3}, "when it was saved"),
@@ -184,13 +170,13 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     ):
         original = tamper(path, **changes)
         try:
-            assert verify([str(folder)]) == 1
+            assert verify_adversarials.main([str(folder)]) == 1
             assert c5(folder)["status"] == "fail"
         finally:
             path.write_bytes(original)
         assert words in capsys.readouterr().err
     moved = path.rename(tmp_path / path.name)
-    assert verify([str(folder)]) == 1
+    assert verify_adversarials.main([str(folder)]) == 1
     record = json.loads((folder / "robustness.json").read_text())
     verdict = record["evaluation"]["toy_val"]["verdict"]
     assert record["unreliable"] and verdict.startswith("not reportable") and "C5 1 of" in verdict
@@ -200,13 +186,13 @@ def test_verification_finds_what_is_wrong(finished, verify, capsys, tmp_path):
     other = tmp_path / "other.pth"
     other.write_bytes(b"something else")
     with pytest.raises(SystemExit) as stop:
-        verify([str(folder), "--weights", str(other)])
+        verify_adversarials.main([str(folder), "--weights", str(other)])
     assert stop.value.code == 2
     assert "SHA-256" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        verify([str(tmp_path)])
+        verify_adversarials.main([str(tmp_path)])
     assert stop.value.code == 2
-    assert verify([str(folder)]) == 0
+    assert verify_adversarials.main([str(folder)]) == 0
     assert (folder / "robustness.json").read_text() == before, "nothing is left of the findings"
 
 

@@ -16,11 +16,10 @@ ARGS = default_argument_parser().parse_args([])
 
 @pytest.fixture(autouse=True)
 def _own_logs():
-    """Warnings go where pytest looks for them again; an earlier run in this process may have taken them."""
-    logging.captureWarnings(False)
+    """An earlier run in this process may have left its log, and this one must not."""
+    close_log()
     yield
     close_log()
-    logging.captureWarnings(False)
 
 
 def test_the_terminal_has_what_differs_and_the_log_everything(tmp_path, capsys):

@@ -15,8 +15,8 @@ from part_robust.configured_attacks import aimed
 from part_robust.engine import PartTrainer
 from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.plan import build_curve, build_plan, build_tiers
 from part_robust.evaluation.protocol import run_plan
-from part_robust.evaluation.run import build_plan
 from part_robust.modeling.counts import with_counts
 from tests.pretend.device import pretend_device
 from tests.pretend.runs import SMALL
@@ -98,7 +98,9 @@ def of_tiers(folder: Path, *opts) -> Counter:
         cfg = with_counts(tiny_cfg("deeplab_two_headed", *SMALL, *own, *opts))
         model, evaluator = PartTrainer.build_model(cfg).eval(), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
-        plan = build_plan(cfg, "toy_val", [item for batch in batches for item in batch])
+        plan = build_plan(
+            cfg, "toy_val", [item for batch in batches for item in batch], build_tiers(cfg), build_curve(cfg)
+        )
         for number in (1, 2):
             journal = Journal.open(folder / f"journal_{number}", {}, resume=False)
             with count_waits() as waits:

@@ -203,6 +203,9 @@ def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tupl
     reader = csv.DictReader(text.splitlines())
     if not set(columns) <= set(reader.fieldnames or ()):
         raise ValueError(f"{path} must have the columns {' and '.join(columns)}, has {reader.fieldnames}")
+    twice = next((name for name in columns if list(reader.fieldnames or ()).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has the column {twice} twice, so it is unknown which one counts: remove one")
     return [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
 
 

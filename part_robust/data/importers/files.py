@@ -136,6 +136,6 @@ def _where_it_lies(root: Path, missing: str) -> str:
     name = glob.escape(PurePosixPath(missing).name)
     places = [(root, "*"), (root, "*/*"), (root, "*/*/*"), (root.parent, "*")] if name else []
     for place, level in places:
-        for path in place.glob(f"{level}/{name}"):
+        for path in filter(Path.is_file, place.glob(f"{level}/{name}")):
             return f"{path} exists: name the folder that the file names are relative to. "
     return "Is it the folder that the json's file_name is relative to? "

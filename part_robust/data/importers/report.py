@@ -16,6 +16,10 @@ REASONS = {
     "missing_image": ("skipped", "images whose file does not exist"),
     "unreadable_image": ("skipped", "images whose file cannot be decoded"),
     "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
+    "ambiguous_rotation": (
+        "skipped",
+        "images whose EXIF rotation keeps width and height: their parts may be drawn either way up; save them turned",
+    ),
     "unreadable_annotation": ("skipped", "annotation files that cannot be read"),
     "class_not_wanted": ("skipped", "images of a class that was not asked for"),
     "duplicate_of_given_split": (

@@ -166,6 +166,9 @@ def _read_picture(item: Item, path: Path, tally: Tally) -> Picture | None:
     if (item.width, item.height) not in (stored, turned):
         tally.add("size_mismatch", f"{item.file_name}: {stored}, the json says {(item.width, item.height)}")
         return None
+    if picture.rotated and turned == stored and (item.raw or item.lost):
+        tally.add("ambiguous_rotation", item.file_name)
+        return None
     if turned != stored and (item.width, item.height) == stored and _fit_only(item, turned, stored):
         item.width, item.height = turned
         tally.add("turned_size", item.file_name)

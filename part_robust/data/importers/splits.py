@@ -63,7 +63,11 @@ def read_picture(path: Path) -> Picture:
 
 
 def require_few(count: int) -> None:
-    """Raises ValueError where comparing all pairs of images would take too long."""
+    """Check that comparing all pairs of images does not take too long.
+
+    Raises:
+        ValueError: there are more than NEAR_LIMIT images.
+    """
     if count > NEAR_LIMIT:
         raise ValueError(f"--group-by near compares all pairs and takes at most {NEAR_LIMIT} images, not {count}")
 

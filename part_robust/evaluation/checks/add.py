@@ -24,7 +24,7 @@ from part_robust.evaluation.checks import (
     verdict,
 )
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def add_checks(
         plan: what was done.
         merged: what came out.
         evaluation: of `describe_evaluation`.
-        before: `fingerprint` of the model before the evaluation.
+        before: `tensor_hashes` of the model before the evaluation.
     """
     described = {name: attack.describe() for name, attack in plan.attacks().items()}
     checks = merge_checks(

@@ -107,7 +107,7 @@ def _accuracy_tiles(entry: Entry) -> list[Tile]:
 
 
 def _tile_detail(result: Mapping[str, Any], entry: Entry) -> str:
-    """Number of correct images or "of pixels", and the interval, whose ends stay on one line."""
+    """Return the number of correct images or "of pixels", and the interval, whose ends stay on one line."""
     images = entry.get("num_images") or 0
     count = f"{result['correct']:,} of {images:,}," if result["correct"] <= images else "of pixels,"
     return f"{count} {to_text(result.get('interval'))}".replace(", ", ",\u00a0").replace(",\u00a0[", ", [")
@@ -284,7 +284,7 @@ def _attacks(record: Mapping[str, Any]) -> Section:
 
 
 def _words(values: Mapping[str, Any] | None, leave_out: Sequence[str] = ()) -> str:
-    """Such as "steps 100, seed 0"."""
+    """Return values in words, such as "steps 100, seed 0"."""
     return ", ".join(
         f"{key} {value if isinstance(value, (str, int, float)) else json.dumps(value)}"
         for key, value in (values or {}).items()

@@ -14,9 +14,9 @@ import pytest
 
 from part_robust.attacks import build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
-from part_robust.engine.experiment import Phase
+from part_robust.runs.experiment import Phase
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_mistakes_are_answered_by_a_sentence(tool, capsys):
 def test_dry_run(tool, tmp_path, capsys, monkeypatch):
     reproduce = tool("reproduce")
     # A complete config needs the data, which need not be drawn yet where tests run.
-    monkeypatch.setattr("part_robust.engine.suite.phase_fingerprint", lambda phase: get_part_robust_cfg().dump())
+    monkeypatch.setattr("part_robust.runs.suite.phase_fingerprint", lambda phase: get_part_robust_cfg().dump())
     begun = tmp_path / "resnet50" / "last_checkpoint"
     begun.parent.mkdir()
     begun.write_text("model_0.pth")

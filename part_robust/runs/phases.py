@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.config import find_config, get_part_robust_cfg
-from part_robust.engine.begun import LAST, STARTED, is_begun
+from part_robust.engine.begun import BEST, LAST, STARTED, is_begun
 from part_robust.engine.fingerprint import different_keys, fingerprint, same_training
 from part_robust.engine.setup import complete_config, setup, train
 from part_robust.utils.errors import UserError
@@ -132,8 +132,10 @@ def is_trained(output: Path, wanted: str) -> bool:
 
 
 def _weights(output: Path) -> Path:
-    best = output / "model_best.pth"
-    return best if best.is_file() else output / "model_final.pth"
+    best, final, record = output / "model_best.pth", output / "model_final.pth", output / BEST
+    # Without a value in the record the file is of an earlier training in this folder.
+    is_own = record.is_file() and json.loads(record.read_text()).get("value") is not None
+    return best if best.is_file() and (is_own or not final.is_file()) else final
 
 
 def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:

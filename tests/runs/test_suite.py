@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from part_robust.engine.experiment import Phase, finished_record, headline, matrix, measured
-from part_robust.engine.suite import _ended_politely, default_processes, plan, run_jobs, states
+from part_robust.runs import suite
+from part_robust.runs.experiment import Phase, finished_record, headline, matrix, measured
+from part_robust.runs.suite import _ended_politely, default_processes, plan, run_jobs, states
 from tests.evaluation.record_fixture import DATASET, first_schema, record
+from tests.processes import ForkedCommand
 from tests.toy import MODELS, TINY
 
 SETS = [part for split in ("TRAIN", "VAL", "TEST") for part in (f"DATASETS.{split}", ("suite_toy",))]
@@ -23,8 +24,8 @@ ATTACK = ["ATTACK.EVAL", ["fgsm"], "ATTACK.EVAL_DURING_TRAINING", ["fgsm"], "ATT
 def phases(toy_data, tmp_path, monkeypatch) -> list[Phase]:
     """Clean and adversarial runs of one iteration, and two of a config whose weights do not exist."""
     json_file, images = toy_data
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent.parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # That a run is found and started as a script is shown by tests/test_reproduce.py.
+    monkeypatch.setattr(suite.subprocess, "Popen", ForkedCommand)
     config = tmp_path / "toy.yaml"
     config.write_text("VERSION: 2\n")
     shared = [*TINY, *MODELS["resnet"], *SETS, *ATTACK, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()]

@@ -9,9 +9,8 @@ import pytest
 import torch
 import yaml
 
-from part_robust.engine import prepare_two_phases
 from part_robust.engine.begun import begin_training
-from part_robust.engine.phases import OtherRun, phase_arguments, train_phase
+from part_robust.runs.phases import OtherRun, phase_arguments, prepare_two_phases, train_phase
 from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 
@@ -56,7 +55,7 @@ def test_both_phases_and_again(leaves, monkeypatch):
     assert adversarial["MODEL"]["WEIGHTS"] == str(leaves / "toy" / "model_best.pth")
     # Done: the same command finds that out. Interrupted in the second phase: only that one goes on.
     trained = []
-    monkeypatch.setattr("part_robust.engine.phases.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
+    monkeypatch.setattr("part_robust.runs.phases.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
     prepare_two_phases(arguments(leaves / "toy_adv.yaml"))()
     assert trained == []
     (leaves / "toy_adv" / "trained.json").unlink()
@@ -71,7 +70,7 @@ def test_another_config_is_refused_by_its_keys_unless_asked_for(toy_data, tmp_pa
         begin_training(cfg, resume)
         trained.append(resume)
 
-    monkeypatch.setattr("part_robust.engine.phases.train", train)
+    monkeypatch.setattr("part_robust.runs.phases.train", train)
     first = run_cfg(tmp_path)
     train_phase(first)
     (tmp_path / "trained.json").unlink()
@@ -115,5 +114,10 @@ def test_mistakes_come_before_the_work(leaves):
 
 def test_the_last_weights_where_nothing_was_evaluated(toy_data, tmp_path):
     cfg = run_cfg(tmp_path, "DATASETS.VAL", (), "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "TEST.EVAL_PERIOD", 0)
+    # What an earlier training in the folder has left is not this one's best.
+    (tmp_path / "model_best.pth").touch()
+    (tmp_path / "best_checkpoint.json").write_text(
+        '{"metric": "classification/accuracy", "value": 1.0, "iteration": 0}'
+    )
     assert train_phase(cfg) == tmp_path / "model_final.pth"
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 0
