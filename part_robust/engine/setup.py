@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
-from part_robust.engine.begun import begin_training
+from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
@@ -67,7 +67,7 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
     seed_and_tune(cfg, args.eval_only)
-    for line in resumed:
+    for line in [*resumed, *imported_again(cfg, args.resume and not args.eval_only)]:
         logger.warning(line)
     return cfg
 
