@@ -1,4 +1,4 @@
-"""The plan of an evaluation: the tiers of attacks that the config names, built, for a data set."""
+"""Plan of an evaluation: the tiers of attacks that the config names, built, and their use on a data set."""
 
 from __future__ import annotations
 

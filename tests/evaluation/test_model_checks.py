@@ -333,13 +333,13 @@ def test_attack_past_the_choice_of_queries():
     model.preprocess = lambda items: (images, None)
     sent = []
     model.register_forward_pre_hook(lambda module, arguments: sent.append(len(arguments[0])))
-    for factor, fooled in ((1, False), (4, True)):
+    for factor, success in ((1, False), (4, True)):
         attack = pgd(EPS=8.0, STEP_SIZE=1.0, QUERY_FACTOR=factor, RANDOM_START=False, EARLY_STOP=True, COMPACT_EVERY=3)
         with attack_view(model) as view:
             sent.clear()
             result, _ = attack_batch(attack, view, items, torch.arange(3))
         assert result.forwards == sum(sent)
-        assert result.fooled.tolist() == [fooled] * 3
+        assert result.success.tolist() == [success] * 3
         assert attack.describe().get("query_factor", 1) == factor
     with pytest.raises(ValueError, match="QUERY_FACTOR"):
         pgd(QUERY_FACTOR=0)
@@ -401,7 +401,7 @@ def test_attack_that_misjudges_itself():
         threat_model, objective = attack.threat_model, attack.objective
 
         def __call__(self, *arguments, **values):
-            return SimpleNamespace(images=attack(*arguments, **values).images, fooled=torch.ones(10, dtype=torch.bool))
+            return SimpleNamespace(images=attack(*arguments, **values).images, success=torch.ones(10, dtype=torch.bool))
 
     with attack_view(models.Honest()) as view:
         assert strength.check_verdicts(subject_of(view, Boaster())).status == "fail"

@@ -1,4 +1,4 @@
-"""Requirements of an import: settings that fit, names of parts and classes, images and parts that are left."""
+"""Facts that an import must have: settings that fit, names of parts and classes, images and parts that are left."""
 
 from __future__ import annotations
 
