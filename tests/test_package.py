@@ -35,8 +35,8 @@ SOURCES = [
 ]
 # Imported where it is needed, by the extra that brings it.
 OPTIONAL = {"timm": "timm", "pyautoattack": "aa", "onnxruntime": "onnx", "imagecorruptions": "corruptions"}
-# No package registry has detectron2 (README.md); triton comes with torch where torch uses it.
-UNDECLARED = {"detectron2", "triton"}
+# No package registry has detectron2 (README.md); torch brings typing_extensions, and triton where it uses it.
+UNDECLARED = {"detectron2", "triton", "typing_extensions"}
 # Every config loads, and the command finds one by its name: it goes as far as the data, which are not there.
 SCRIPT = """
 import part_robust

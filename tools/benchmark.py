@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bench_attack import attack
-from bench_attention import attention
-from bench_data import data
-from bench_dino import dino
-from bench_gpu import add_command
-from bench_mask_dino import mask_dino
-from timing import CLOCKS
+from benchmarks.attack import attack
+from benchmarks.attention import attention
+from benchmarks.data import data
+from benchmarks.dino import dino
+from benchmarks.gpu import add_command
+from benchmarks.mask_dino import mask_dino
+from benchmarks.timing import CLOCKS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -1,11 +1,7 @@
 """Attacks on any differentiable callable images -> outputs; nothing here knows the models."""
 
 from part_robust.attacks.apgd import APGD
-from part_robust.attacks.base import (
-    ATTACK_REGISTRY,
-    Attack,
-    AttackResult,
-)
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.build import attack_defaults, build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.eot import EotView
@@ -27,6 +23,7 @@ from part_robust.attacks.pgd import PGD
 from part_robust.attacks.problem import AttackError, Counts, Forward, Problem
 from part_robust.attacks.random_noise import RandomNoise
 from part_robust.attacks.square import Square
+from part_robust.attacks.state import AttackResult
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, ThreatModelViolation
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from part_robust.attacks import noise
 from part_robust.attacks.objective import AttackObjective, Score, get_objective
 from part_robust.attacks.problem import Forward, PlainForward, Problem
-from part_robust.attacks.state import Run, State, worst_of
+from part_robust.attacks.state import AttackResult, Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, check_pixels
 from part_robust.utils.transfer import to_host
@@ -32,35 +32,6 @@ ATTACK_REGISTRY.__doc__ = """
 Attacks by the name the config gives them. A class states its keys and their defaults in `default_config()` and is built
 by `from_config(node)`.
 """
-
-
-@dataclass
-class AttackResult:
-    """Result of an attack on a batch of images.
-
-    Attributes:
-        images: (N, 3, H, W), allowed by the threat model (verified).
-        zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
-            and the result says nothing about robustness. False for images that left before the first step, and for
-            attacks that use no gradient.
-        num_zero_gradient: how many images that are, known on the host.
-        fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
-        forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
-        backwards: images whose gradient was taken, counted likewise.
-        history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
-            `record_history`.
-        distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
-            that are wrong already, `inf` where none was found; None for attacks that do not look for it.
-    """
-
-    images: Tensor
-    zero_gradient: Tensor
-    num_zero_gradient: int
-    fooled: Tensor | None = None
-    forwards: int = 0
-    backwards: int = 0
-    history: Tensor | None = None
-    distance: Tensor | None = None
 
 
 class Attack(ABC):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.attacks.attackable import AttackInputs, CutsGradient
-from part_robust.attacks.base import Attack, AttackResult
+from part_robust.attacks.base import Attack
 from part_robust.attacks.objective import AttackObjective
 from part_robust.attacks.open_queries import OpenQueries
+from part_robust.attacks.state import AttackResult
 from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
 

@@ -69,6 +69,35 @@ class Run(Rows):
 
 
 @dataclass
+class AttackResult:
+    """Result of an attack on a batch of images.
+
+    Attributes:
+        images: (N, 3, H, W), allowed by the threat model (verified).
+        zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
+            and the result says nothing about robustness. False for images that left before the first step, and for
+            attacks that use no gradient.
+        num_zero_gradient: how many images that are, known on the host.
+        fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
+        forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
+        backwards: images whose gradient was taken, counted likewise.
+        history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
+            `record_history`.
+        distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
+            that are wrong already, `inf` where none was found; None for attacks that do not look for it.
+    """
+
+    images: Tensor
+    zero_gradient: Tensor
+    num_zero_gradient: int
+    fooled: Tensor | None = None
+    forwards: int = 0
+    backwards: int = 0
+    history: Tensor | None = None
+    distance: Tensor | None = None
+
+
+@dataclass
 class State(Rows):
     """A run on its way; attacks extend it.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.suite import Job, Outcome, default_processes, plan, run_jobs, states
+from part_robust.runs.suite import Job, Outcome, default_processes, plan, run_jobs, states
 from part_robust.runs.suites import SUITES, TABLES, Run, suite_runs, table_runs
 from part_robust.runs.tables import Tables
 from part_robust.utils.errors import PREPARATION, user_errors

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from part_robust import load_config
 from part_robust.configured_attacks import build_attacks
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.experiment import Phase, headline, phase_config, run_phase
 from part_robust.evaluation.report import write_report
+from part_robust.runs.experiment import Phase, headline, phase_config, run_phase
 from part_robust.runs.passes import expected_passes, passes_counted
 from part_robust.utils.errors import PREPARATION, sentence, user_errors
 

@@ -19,7 +19,7 @@ from part_robust.data.sample import evaluated_records
 from part_robust.data.test_loader import build_test_loader
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.build import build_evaluator
-from part_robust.evaluation.checks import fingerprint
+from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
@@ -31,6 +31,7 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
+from part_robust.evaluation.robustness import log_attack
 from part_robust.evaluation.siblings import sibling_folders, transfer
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.utils.processes import wait_for_all
@@ -138,9 +139,9 @@ def _attack_dataset(
         return build_test_loader(cfg, dataset, [record for record in records if record["image_id"] not in done])
 
     for name, attack in plan.attacks().items():
-        logger.info("Attack %s: %s", name, attack.describe())
+        log_attack(name, attack)
     # Of the module that `attack_view` gives.
-    before = fingerprint(getattr(model, "module", model)) if comm.is_main_process() else {}
+    before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
     merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
     if merged is None:
         return None

@@ -19,7 +19,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.evaluation.adversarials import load_adversarials, verdict
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.add import set_checks
-from part_robust.evaluation.checks.record import check_rescored
+from part_robust.evaluation.checks.catalogue import CATALOGUE, RecordEvidence
 from part_robust.evaluation.record_schema import read_record
 from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
@@ -139,8 +139,9 @@ def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
             own_process = next((check.describe() for check in known if check.id == "C5"), None)
             before = (evaluation.get("rescored") or {}).get("before", own_process)
             evaluation["rescored"] = {"images": images, "mismatches": mismatches, "before": before}
-            fresh = [check_rescored(evaluation), *from_record([before] if before else [])]
-            set_checks(dataset, evaluation, merge_checks([c for c in known if c.id != "C5"], filter(None, fresh)))
+            rescored = CATALOGUE["C5"].on_record(RecordEvidence(evaluation, {}, {}))
+            fresh = [*rescored, *from_record([before] if before else [])]
+            set_checks(dataset, evaluation, merge_checks([c for c in known if c.id != "C5"], fresh))
         if dataset == record["dataset"]:
             record["unreliable"] = not evaluation["reportable"]
     write_json(path, record)

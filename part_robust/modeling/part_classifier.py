@@ -19,7 +19,7 @@ from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
-from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter
+from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter, check_fit
 from part_robust.structures import Assignment, LabelCount, PartTargets
 from part_robust.utils.devices import check_device
 from part_robust.utils.errors import UserError
@@ -76,6 +76,8 @@ class PartClassifier(nn.Module):
             raise ValueError("a model needs MODEL.PART_CLASSIFIER.SEGMENTER, MODEL.PART_CLASSIFIER.HEAD, or both")
         if head is not None and head.needs_parts and segmenter is None:
             raise ValueError(f"{type(head).__name__} reads parts: set MODEL.PART_CLASSIFIER.SEGMENTER")
+        if segmenter is not None and head is not None:
+            check_fit(segmenter, head)
         if not 0.0 <= seg_loss_weight <= 1.0:
             raise ValueError(f"MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT must lie in 0..1, is {seg_loss_weight}")
         self.backbone = backbone

@@ -37,11 +37,13 @@ class PartSegmenter(nn.Module):
             "instances", "parts" (`PaddedParts`), and with it "masks".
         uses_queries: parts are predicted by queries that are assigned to the true parts: `assign` and `match` do so,
             and `forward` takes `denoise`, which others are called without.
+        predicts: fields of `PartOutput` that it fills for class heads; empty where it does not say.
     """
 
     attack_objective: str = "pixel_cross_entropy"
     target_fields: tuple[str, ...] = ("sem_seg", "instances")
     uses_queries: bool = False
+    predicts: tuple[str, ...] = ()
 
     def forward(
         self,
@@ -136,9 +138,11 @@ class ClassHead(nn.Module):
     Attributes:
         needs_parts: the head reads the segmenter's output. When False the segmenter is skipped wherever only the
             class is wanted, in attacks above all.
+        reads: fields of `PartOutput` that it must have; empty where it does not say.
     """
 
     needs_parts: bool = False
+    reads: tuple[str, ...] = ()
 
     def forward(self, features: dict[str, Tensor], parts: PartOutput | None) -> Tensor:
         """Returns logits (N, C), never probabilities."""
@@ -155,6 +159,20 @@ def build_class_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> ClassHe
     """The head `MODEL.PART_CLASSIFIER.HEAD` names, or None for ""."""
     name = cfg.MODEL.PART_CLASSIFIER.HEAD
     return CLASS_HEAD_REGISTRY.get(name)(cfg, input_shape) if name else None
+
+
+def check_fit(segmenter: PartSegmenter, head: ClassHead) -> None:
+    """Compare what a head reads with what a segmenter predicts, where both say so.
+
+    Raises:
+        UserError: the segmenter does not predict what the head reads.
+    """
+    missing = [name for name in head.reads if name not in segmenter.predicts]
+    if missing and segmenter.predicts:
+        raise UserError(
+            f"MODEL.PART_CLASSIFIER.SEGMENTER must predict {' and '.join(missing)} for {type(head).__name__}, got "
+            f"{type(segmenter).__name__}, which predicts {' and '.join(segmenter.predicts)}: choose another of the two"
+        )
 
 
 def zero_loss(*tensors: Tensor) -> Tensor:

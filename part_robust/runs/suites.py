@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from part_robust.engine.experiment import Phase
+from part_robust.runs.experiment import Phase
 
 DEEPLAB = {
     "deeplab_segmenter": "DeepLabv3+, parts only",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from part_robust.engine.experiment import finished_record, matrix
+from part_robust.runs.experiment import finished_record, matrix
 from part_robust.runs.suites import Run
 from part_robust.runs.thesis_numbers import THESIS
 from part_robust.runs.thesis_tables import lines, markdown, to_csv

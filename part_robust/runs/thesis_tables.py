@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from part_robust.engine.experiment import Measured, measured
+from part_robust.runs.experiment import Measured, measured
 from part_robust.runs.thesis_numbers import METRICS, Row, Table
 
 Records = Mapping[tuple[str, str], Mapping]

@@ -78,6 +78,11 @@ def test_broken_values_are_counted_or_named(tmp_path, capsys):
     assert run(head.format("utf-8") + image.format("0.png", broken)) == 0
     assert right(result(tmp_path / "out", tmp_path / "photos")["0.png"], "partial", ["wheel"])
     assert counted(tmp_path / "out")["no_shape"] == 3
+    nameless = '<polygon points="1,1;3,1;3,3"/>'
+    assert run(head.format("utf-8") + image.format("0.png", nameless)) == 0
+    assert right(result(tmp_path / "out", tmp_path / "photos")["0.png"], "partial", ["wheel"])
+    assert counted(tmp_path / "out")["no_label"] == 1
+    capsys.readouterr()
     assert run(head.format("utf-8") + image.format("", "")) == 1 and "1 of 1 images" in capsys.readouterr().err
     assert run(head.format("klingon") + image.format("0.png", "")) == 1 and "not valid XML" in capsys.readouterr().err
 
@@ -125,6 +130,14 @@ def test_label_studio_regions_and_annotators(tmp_path):
     output = (*arguments, "--output", tmp_path / "states", "--class-from", "attribute:state")
     assert command(*output) == 0
     assert set(result(tmp_path / "states", tmp_path / "photos")) == {"region.png"}
+
+
+def test_label_studio_json_min_is_refused(tmp_path, capsys):
+    save(tmp_path / "0.png", pixels(0))
+    (tmp_path / "min.json").write_text(json.dumps([{"image": "0.png", "label": [percent(WHEEL)], "id": 1}]))
+    arguments = ("label-studio", "--file", tmp_path / "min.json", "--images", tmp_path, "--output", tmp_path / "out")
+    assert command(*arguments) == 1
+    assert 'export the project as "JSON", not as "JSON-MIN"' in capsys.readouterr().err
 
 
 # --- LabelMe 5.x and 6, X-AnyLabeling ---
@@ -275,6 +288,22 @@ def test_augmented_copies_are_never_divided(tmp_path, capsys):
     roboflow(tmp_path / "one", "valid", 2, 1, 500)  # of the same two pictures
     assert run(tmp_path / "one", tmp_path / "given") == 0
     assert "2 images made of one picture in two given splits" in capsys.readouterr().out
+
+
+def test_augmented_copies_in_yolo_folders_are_never_divided(tmp_path):
+    yolo(tmp_path, "train", 12)
+    for folder in ("images", "labels"):
+        for path in sorted((tmp_path / folder / "train").iterdir()):
+            number = int(path.stem.split("_")[1])
+            path.rename(path.with_name(f"car_{number // 3}_png.rf.{number:032x}{path.suffix}"))
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [wheel, door]\n")
+    arguments = ("yolo", "--yaml", tmp_path / "data.yaml", *BY_NAME, "--workers", "1", "--output", tmp_path / "out")
+    assert exit_code(import_parts.main, [*map(str, arguments), "--split-fractions", "0.5", "0.25", "0.25"]) == 0
+    groups = [
+        {i["file_name"].split(".rf.")[0] for i in json.loads(path.read_text())["images"]}
+        for path in (tmp_path / "out" / "annotations").glob("*.json")
+    ]
+    assert len(groups) > 1 and sum(map(len, groups)) == len(set.union(*groups)) == 4
 
 
 def test_copies_are_where_the_json_says(tmp_path):

@@ -185,8 +185,10 @@ def test_taxonomy_of_a_file_without_any_part_is_read_once_too(mine):
 
 
 def test_taxonomy_of_other_names(catalog):
-    sentence = "dataset 'nobody' is not registered: call .*register_part_dataset first, or name its json in DATASETS"
-    for read in (get_taxonomy, part_metadata):
+    for read, sentence in (
+        (get_taxonomy, "dataset 'nobody' is not registered: call .*register_part_dataset first"),
+        (part_metadata, "must name registered data sets, got 'nobody'"),
+    ):
         with pytest.raises(KeyError, match=sentence) as error:
             read("nobody")
         assert "coco_2017" not in str(error.value), "detectron2's own names are no part data sets"

@@ -15,9 +15,9 @@ from part_robust.evaluation.checks import (
     CATALOGUE,
     CheckSettings,
     check_untouched,
-    fingerprint,
     record_checks,
     run_checks,
+    tensor_hashes,
     wilson,
 )
 from tests.evaluation import check_models as models
@@ -67,7 +67,7 @@ def test_model_that_changes_under_attack(kind):
 
 def test_weights_that_changed_during_the_evaluation_before_the_checks():
     model, images = models.Honest(), models.make_images(3)
-    before = fingerprint(model)
+    before = tensor_hashes(model)
     assert checked(model, images, before=before)["C1"].status == "pass"
     with torch.no_grad():
         model.last.bias += 1e-3
@@ -77,7 +77,7 @@ def test_weights_that_changed_during_the_evaluation_before_the_checks():
 
 def test_weights_modified():
     model = models.Honest().eval()
-    before = fingerprint(model)
+    before = tensor_hashes(model)
     assert check_untouched(model, before).status == "pass"
     model.norm.running_mean[3] += 1e-6
     assert "norm.running_mean" in check_untouched(model, before).sentence
@@ -93,7 +93,7 @@ def test_fingerprint_reads_every_type():
     for index, kind in enumerate((torch.bfloat16, torch.bool, torch.int64, torch.float64)):
         module.register_buffer(f"b{index}", torch.ones(2, 3).to(kind).T)
     module.register_buffer("scalar", torch.tensor(3.0))
-    assert len(set(fingerprint(module).values())) == 5
+    assert len(set(tensor_hashes(module).values())) == 5
 
 
 @pytest.mark.parametrize("audit", [False, True])

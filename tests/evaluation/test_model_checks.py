@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,9 @@ from part_robust.attacks.open_queries import open_queries
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.checks import (
     CATALOGUE,
+    CheckContext,
     CheckResult,
     CheckSettings,
-    Subject,
     check_bounds,
     competitors,
     failed,
@@ -31,7 +32,7 @@ from part_robust.evaluation.checks import (
     summary,
     verdict,
 )
-from part_robust.evaluation.checks.context import Watch
+from part_robust.evaluation.checks.context import RecordingModel
 from part_robust.evaluation.checks.gradients import check_gradient, check_losses
 from part_robust.evaluation.checks.outputs import check_classes, check_deterministic, check_logits
 from tests.evaluation import check_models as models
@@ -71,7 +72,7 @@ def subject_of(model, attack=None, count=10, images=None):
     images = models.make_images(count) if images is None else images
     with torch.no_grad():
         labels = model.eval()(images).float().argmax(dim=1)
-    return Subject(model, images, labels, attack or pgd())
+    return CheckContext(model, images, labels, attack or pgd())
 
 
 def by_id(results: list[CheckResult]) -> dict[str, CheckResult]:
@@ -81,12 +82,12 @@ def by_id(results: list[CheckResult]) -> dict[str, CheckResult]:
 
 def test_an_honest_model_passes_everything():
     with attack_view(models.Honest()) as view:
-        subject = subject_of(view)
-        attacked = subject.run(subject.attack)
-        assert 0 < attacked.standing < len(subject), "the checks must have something to compare"
-        cheap, same = run_cheap_checks(subject, SMALL, attacked.images)
-        assert same is subject
-        audit = run_audit(subject, SMALL, black_box=Corners(2.0), transferred=attacked.images)
+        context = subject_of(view)
+        attacked = context.run(context.attack)
+        assert 0 < attacked.standing < len(context), "the checks must have something to compare"
+        cheap, same = run_cheap_checks(context, SMALL, attacked.images)
+        assert same is context
+        audit = run_audit(context, SMALL, black_box=Corners(2.0), transferred=attacked.images)
     assert {result.id for result in cheap} == {"C2", "C3", "C4", "C6", "C7", "C17"}
     results = by_id(merge_checks(cheap, audit))
     wrong = [result for result in results.values() if result.status == "fail"]
@@ -171,11 +172,11 @@ def test_quantised_input_is_found_in_float64_too():
 def test_randomness_leads_to_the_expectation():
     torch.manual_seed(0)
     with attack_view(models.NoisyInput()) as view:
-        results, subject = run_cheap_checks(subject_of(view, count=6), SMALL)
-    assert isinstance(subject.forward, EotView) and subject.forward.draws == 4
+        results, context = run_cheap_checks(subject_of(view, count=6), SMALL)
+    assert isinstance(context.forward, EotView) and context.forward.draws == 4
     # Under common random numbers its gradient is right: randomness is one finding, not two.
     assert by_id(results)["C6"].status == "pass"
-    again = check_deterministic(subject.forward, subject.images)
+    again = check_deterministic(context.forward, context.images)
     assert again.status == "fail" and again.level == "warning" and "4 draws" in again.sentence
 
 
@@ -209,8 +210,8 @@ def test_logits_of_a_wrong_shape_and_honest_ones_that_sum_to_one():
 def test_labels_that_do_not_exist(labels):
     assert check_classes(torch.zeros(2, 5), torch.tensor(labels), pgd()).status == "fail"
     with attack_view(models.Honest()) as view:
-        subject = Subject(view, models.make_images(2), torch.tensor(labels), pgd())
-        results = by_id(run_cheap_checks(subject, SMALL)[0])
+        context = CheckContext(view, models.make_images(2), torch.tensor(labels), pgd())
+        results = by_id(run_cheap_checks(context, SMALL)[0])
     assert results["C17"].status == "fail" and results["C7"].status == "skipped"
 
 
@@ -277,35 +278,35 @@ def test_images_of_the_undefended_sibling_break_the_masked_model():
     with attack_view(models.Honest()) as view:
         transferred = subject_of(view, attack).run(attack).images
     with attack_view(models.Quantised()) as view:
-        subject = subject_of(view, attack)
-        subject.pgd(4, 0.25)
-        assert competitors.check_transfer(subject, transferred).status == "fail"
-        assert competitors.check_transfer(subject, None).status == "skipped"
+        context = subject_of(view, attack)
+        context.pgd(4, 0.25)
+        assert competitors.check_transfer(context, transferred).status == "fail"
+        assert competitors.check_transfer(context, None).status == "skipped"
 
 
 def test_one_step_that_beats_many():
     with attack_view(models.Valley()) as view:
-        subject = subject_of(view, pgd(EPS=8.0), images=models.grey(5))
-        result = strength.check_effort(subject, 20)
+        context = subject_of(view, pgd(EPS=8.0), images=models.grey(5))
+        result = strength.check_effort(context, 20)
     assert result.status == "fail" and result.value == 100.0
     assert "5 of 5 images stand against 20 steps, 0 against 1 step" in result.sentence
 
 
 def test_attack_that_has_not_converged():
     with attack_view(models.Honest()) as view:
-        subject = subject_of(view, pgd(EPS=4.0))
-        assert strength.check_convergence(subject, 2).status == "fail"
-        assert strength.check_convergence(subject, 32).status == "pass"
+        context = subject_of(view, pgd(EPS=4.0))
+        assert strength.check_convergence(context, 2).status == "fail"
+        assert strength.check_convergence(context, 32).status == "pass"
 
 
 def test_restarts_that_find_more():
     images = torch.full((24, 3, 4, 4), 128.0)
     with attack_view(models.Watershed()) as view:
-        subject = subject_of(view, pgd(EPS=8.0), images=images)
-        result = strength.check_convergence(subject, 16)
-        assert subject.pgd(32, 0.1).standing == 24, "more steps from the image itself do not help"
+        context = subject_of(view, pgd(EPS=8.0), images=images)
+        result = strength.check_convergence(context, 16)
+        assert context.pgd(32, 0.1).standing == 24, "more steps from the image itself do not help"
         assert result.status == "fail" and "after one random start" in result.sentence and result.value > 10
-        assert strength.check_convergence(subject, 16, restarts=1).status == "pass"
+        assert strength.check_convergence(context, 16, restarts=1).status == "pass"
         near = subject_of(view, pgd(EPS=4.0), images=images)
         assert strength.check_convergence(near, 16).status == "pass", "no start gets there"
 
@@ -313,15 +314,15 @@ def test_restarts_that_find_more():
 @pytest.mark.parametrize(("lead", "status"), [(6.0, "fail"), (12.0, "pass")])
 def test_choice_of_queries_that_hides_a_path(lead, status):
     with attack_view(models.Chooser()) as view:
-        subject = subject_of(view, pgd(EPS=8.0), count=4, images=models.red_patches(4, lead))
-        assert subject.labels.tolist() == [0] * 4
+        context = subject_of(view, pgd(EPS=8.0), count=4, images=models.red_patches(4, lead))
+        assert context.labels.tolist() == [0] * 4
         opened = open_queries(view, None)
-        result = competitors.check_choice(subject, opened, 16)
-        assert subject.pgd(16, 0.1).standing == 4, "through the gate nothing is to be found"
+        result = CATALOGUE["C21"].result(competitors.check_query_selection(context, opened, 16))
+        assert context.pgd(16, 0.1).standing == 4, "through the gate nothing is to be found"
     assert result.status == status and "4 images" in result.sentence
     if status == "fail":
         assert result.level == "error" and "QUERY_FACTOR" in result.remedy
-    assert competitors.check_choice(subject, None, 16).status == "skipped"
+    assert competitors.check_query_selection(context, None, 16).status == "skipped"
     assert open_queries(models.Honest(), None) is None
 
 
@@ -380,16 +381,16 @@ class LateSquare(Square):
 def test_queries_that_break_late(late, status):
     # Blind to the gradient, so that the black box finds what is left.
     with attack_view(models.Quantised()) as view:
-        subject = subject_of(view, pgd(EPS=8.0))
-        standing = len(competitors.white_box_survivors(subject))
+        context = subject_of(view, pgd(EPS=8.0))
+        standing = len(competitors.white_box_survivors(context))
         attack = LateSquare(
-            threat_model=subject.threat_model, objective=get_objective("margin"), steps=80, area_share=0.8
+            threat_model=context.threat_model, objective=get_objective("margin"), steps=80, area_share=0.8
         )
         attack.late = late
-        result = competitors.check_queries(subject, attack)
-        assert competitors.check_black_box(subject, attack).status == "fail" and standing > 2
+        result = CATALOGUE["C21"].result(competitors.check_queries(context, attack))
+        assert competitors.check_black_box(context, attack).status == "fail" and standing > 2
     assert result.status == status and result.level == ("warning" if status == "fail" else "error"), result
-    assert competitors.check_queries(subject, None).status == "skipped"
+    assert competitors.check_queries(context, None).status == "skipped"
 
 
 def test_attack_that_misjudges_itself():
@@ -409,35 +410,48 @@ def test_watching_follows_a_shrinking_batch_and_the_ball():
     model = models.Wave()
     images = models.grey(4)
     labels = model(images).argmax(dim=1)
-    watch = Watch(model, images, labels, ThreatModel("linf", 3.0))
+    watch = RecordingModel(model, images, labels, ThreatModel("linf", 3.0))
     watch(images)
     part = watch.select(torch.tensor([1, 3]))
     part(images[[1, 3]] + 2.0)
-    assert watch.met.tolist() == [False, True, False, True]
+    assert watch.found_any.tolist() == [False, True, False, True]
     watch.select(torch.tensor([0]))(images[:1] + 3.9)
-    assert not watch.met[0], "outside the ball nothing counts"
+    assert not watch.found_any[0], "outside the ball nothing counts"
 
 
 def test_losses_of_a_part_attack_are_judged_on_the_class():
     attack = pgd(OBJECTIVE="pixel_cross_entropy")
     with attack_view(models.Honest()) as view:
-        subject = subject_of(view, attack, count=4)
-        assert subject.objective.name == "margin"
-        assert check_losses(subject).status == "pass"
-        results = by_id(run_audit(subject, CheckSettings(steps=3, long_steps=4, noise_draws=2, directions=1)))
+        context = subject_of(view, attack, count=4)
+        assert context.objective.name == "margin"
+        assert check_losses(context).status == "pass"
+        results = by_id(run_audit(context, CheckSettings(steps=3, long_steps=4, noise_draws=2, directions=1)))
     assert results["C11"].status == "pass"
 
 
 # What a reader sees.
 
+OCCASIONS = ("always", "audit", "record")
+
 
 def test_every_check_is_documented():
+    """The table has the catalogue's checks, with their level and the occasions on which they run."""
     page = Path(__file__).resolve().parents[2] / "docs" / "checks.md"
-    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith("| C")]
-    assert {row[1].strip(): row[4].strip().split(";")[0] for row in rows} == {
-        id: check.level for id, check in CATALOGUE.items()
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.read_text().splitlines() if line[:3] == "| C"]
+    documented = {
+        id: (level.split(";")[0], {when for when in OCCASIONS if when in re.findall(r"\w+", occasions)})
+        for _, id, _, _, level, occasions, *_ in rows
     }
-    assert all(check.remedy for check in CATALOGUE.values())
+    assert documented == {
+        id: (check.level, {when for when in OCCASIONS if getattr(check, when)}) for id, check in CATALOGUE.items()
+    }
+
+
+def test_catalogue():
+    assert list(CATALOGUE) == [f"C{number}" for number in range(1, 22)]
+    for id, check in CATALOGUE.items():
+        assert check.id == id and check.title and check.level in ("error", "warning") and check.remedy
+        assert check.always or check.audit or check.record
 
 
 def test_verdict_and_summary():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.attacks import attack_batch, attack_view, build_attack
@@ -56,8 +58,6 @@ def build(**objective) -> PartClassifier:
 
 @pytest.fixture
 def batch(toy_data):
-    from detectron2.data import DatasetCatalog
-
     mapper = PartDatasetMapper(tiny_cfg(), is_train=False, dataset_name="toy_val")
     return [mapper(record) for record in DatasetCatalog.get("toy_val")[:4]]
 
@@ -89,3 +89,15 @@ def test_fields_by_their_old_keys(batch):
     """Scripts of before read `aux` of an output; absent values were absent keys."""
     output = PartOutput(content_size=torch.ones(1, 2))
     assert list(output.aux) == ["content_size"]
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        *(("dino_detector", head) for head in ("DownsampledHead", "BoundingBoxHead", "PixelHead")),
+        *(("deeplab_segmenter", head) for head in ("QueryHead", "SequentialHead")),
+    ],
+)
+def test_a_head_that_reads_what_the_segmenter_does_not_predict_is_refused(toy_data, model, head):
+    with pytest.raises(UserError, match=f"SEGMENTER must predict .* for {head}, got"):
+        build_model(tiny_cfg(model, "MODEL.PART_CLASSIFIER.HEAD", head))

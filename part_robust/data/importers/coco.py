@@ -8,19 +8,17 @@ have an empty `segmentation`. Roboflow: numbers as text, and a root category 0 t
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from part_robust.data.importers.items import Contents, Item, is_background, plain_name
+from part_robust.data.importers.items import Contents, Item, is_background, origin_of, plain_name
 from part_robust.data.importers.numbers import as_identifier, as_number, as_side, is_set
 from part_robust.data.importers.report import Tally
 from part_robust.data.importers.shapes import rotation_of, turned
 from part_robust.data.part_json import parse_json
 
-_ROBOFLOW_COPY = re.compile(r"(.+)\.rf\.[^./]+\.[^./]+$")
 _REQUIRED = {"images": "file_name", "annotations": "image_id", "categories": "name"}
 
 
@@ -153,16 +151,10 @@ def _items(path: Path, data: Mapping, names: Mapping, tally: Tally) -> list[Item
             tally.add("duplicate_image_entry", file_name)
         else:
             by_name[file_name] = Item(file_name, as_side(entry.get("width")), as_side(entry.get("height")), given)
-            by_name[file_name].origin = _origin(file_name)
+            by_name[file_name].origin = origin_of(file_name)
         by_id[identifier] = by_name[file_name]
     _attach(path, data, names, by_id, tally)
     return [by_name[name] for name in sorted(by_name)]
-
-
-def _origin(file_name: str) -> str | None:
-    """The picture that Roboflow made an image of: its augmented copies are called NAME.rf.HASH."""
-    found = _ROBOFLOW_COPY.match(PurePosixPath(file_name).name)
-    return found.group(1) if found else None
 
 
 def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str, Item], tally: Tally) -> None:

@@ -223,6 +223,10 @@ def _read_one(args: argparse.Namespace, tally: Tally) -> tuple[tuple[Source, Con
         return (source, read_cvat_xml(args.json, tally)), True
     if args.format == "label-studio" and is_label_studio(data := parse_json(args.json)):
         return (source, read_label_studio(args.json, data, tally)), True
+    if args.format == "label-studio" and isinstance(data, list):
+        raise ValueError(
+            f'{args.json} is no list of tasks: export the project as "JSON", not as "JSON-MIN", or as COCO'
+        )
     return (source, coco_contents(args.json, read_coco(args.json), tally, twins="prefix")), False
 
 

@@ -50,7 +50,11 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
                 item.name_class(label, tally)
                 tags.add(label)
                 continue
-            _add_shape(item, shape, label, where, tally)
+            if label:
+                _add_shape(item, shape, label, where, tally)
+            else:
+                tally.add("no_label", where)
+                item.lost += 1
         items.append(item)
     used = {raw["part"] for item in items for raw in item.raw}
     parts = [label for label in labels if label in used or label not in tags]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from part_robust.data.importers.class_rule import read_declaration
 from part_robust.data.importers.files import IMAGE_ENDINGS, ImageFolder
-from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, plain_name, tool_contents
+from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, origin_of, plain_name, tool_contents
 from part_robust.data.importers.report import Tally
 
 _SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
@@ -117,6 +117,7 @@ def _lines(path: Path) -> list[str]:
 
 def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: Tally) -> Item:
     item, label = Item(image.relative_to(root).as_posix(), source_id=image.stem), _label_file(image)
+    item.origin = origin_of(item.file_name)
     if not label.is_file():
         tally.add("no_mask", f"{item.file_name} ({label} does not exist)")
         return item

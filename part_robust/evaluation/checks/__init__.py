@@ -4,9 +4,9 @@
 hundred times that. `record_checks` needs no model, only the numbers.
 """
 
-from part_robust.evaluation.checks.context import CheckSettings, Subject
-from part_robust.evaluation.checks.model import ClassForward, check_untouched, fingerprint, has_class_head
-from part_robust.evaluation.checks.on_model import run_audit, run_cheap_checks
+from part_robust.evaluation.checks.catalogue import CATALOGUE, failed, passed, skipped
+from part_robust.evaluation.checks.context import CheckContext, CheckSettings
+from part_robust.evaluation.checks.model import ClassForward, check_untouched, has_class_head, tensor_hashes
 from part_robust.evaluation.checks.outputs import (
     check_bounds,
     check_classes,
@@ -14,28 +14,24 @@ from part_robust.evaluation.checks.outputs import (
     check_logits,
     round_towards,
 )
-from part_robust.evaluation.checks.record import record_checks, wilson
+from part_robust.evaluation.checks.record import wilson
 from part_robust.evaluation.checks.result import (
-    CATALOGUE,
     CheckResult,
     errors,
-    failed,
     from_record,
     merge_checks,
-    passed,
     reportable,
-    skipped,
     summary,
     verdict,
 )
-from part_robust.evaluation.checks.run import run_checks
+from part_robust.evaluation.checks.run import record_checks, run_audit, run_cheap_checks, run_checks
 
 __all__ = [
     "CATALOGUE",
     "CheckResult",
     "CheckSettings",
     "ClassForward",
-    "Subject",
+    "CheckContext",
     "check_bounds",
     "check_classes",
     "check_deterministic",
@@ -43,7 +39,7 @@ __all__ = [
     "check_untouched",
     "errors",
     "failed",
-    "fingerprint",
+    "tensor_hashes",
     "from_record",
     "has_class_head",
     "merge_checks",

@@ -50,7 +50,7 @@ def add_checks(
         plan: what was done.
         merged: what came out.
         evaluation: of `describe_evaluation`.
-        before: `fingerprint` of the model before the evaluation.
+        before: `tensor_hashes` of the model before the evaluation.
     """
     described = {name: attack.describe() for name, attack in plan.attacks().items()}
     checks = merge_checks(
@@ -101,11 +101,12 @@ def _check_model(
 ) -> list[CheckResult]:
     """The checks that ask the model, on images that may become pictures: of those the attacked ones are at hand."""
     settings = CheckSettings.from_config(cfg.TEST.CHECKS)
-    pictures = merged.concatenated("pictures.")
-    rows = pictures["image_id"].argsort()[: settings.images]
+    pictures = merged.pictures()
+    assert pictures is not None, "the first batch has images of the sample"
+    rows = pictures.image_id.argsort()[: settings.images]
     by_id = {record["image_id"]: record for record in records}
     mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
-    batch = [mapper(by_id[image_id]) for image_id in pictures["image_id"][rows].tolist()]
+    batch = [mapper(by_id[image_id]) for image_id in pictures.image_id[rows].tolist()]
     attacks = [attack for tier in plan.tiers for attack in tier.attacks.values()]
     judged = next((attack for attack in plan.headline.attacks.values() if attack.uses_gradient), attacks[0])
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if cfg.TEST.AUDIT else "")
@@ -119,7 +120,7 @@ def _check_model(
             cfg.TEST.AUDIT,
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
-            adversarial=torch.from_numpy(pictures["attacked"][rows]).to(images.device),
+            adversarial=torch.from_numpy(pictures.attacked[rows]).to(images.device),
             black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
             before=before,
             settings=settings,

@@ -5,6 +5,7 @@ Letters: N images (3, H, W) of C classes, RGB, 0..255.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from part_robust.attacks.base import Attack
 from part_robust.attacks.class_losses import class_margin
-from part_robust.attacks.eot import select
+from part_robust.attacks.eot import EotView, select
 from part_robust.attacks.objective import AttackObjective, get_objective
 from part_robust.attacks.pgd import PGD
 from part_robust.attacks.threat_model import ThreatModel
@@ -54,20 +55,20 @@ class CheckSettings:
 
 
 @dataclass
-class Trial:
+class AttackRun:
     """Result of an attack.
 
     Attributes:
         images: (N, 3, H, W).
         fooled: bool (N,), `images` scored afresh.
-        met: bool (N,), the attack met an allowed image that is misclassified, whether it returned it or not.
-        claimed: bool (N,), what the attack says about itself; None where it says nothing.
+        found_any: bool (N,), the attack met an allowed image that is misclassified, whether it returned it or not.
+        reported: bool (N,), what the attack says about itself; None where it says nothing.
     """
 
     images: Tensor
     fooled: Tensor
-    met: Tensor
-    claimed: Tensor | None
+    found_any: Tensor
+    reported: Tensor | None
 
     @property
     def standing(self) -> int:
@@ -75,7 +76,7 @@ class Trial:
         return int((~self.fooled).sum())
 
 
-class Subject:
+class CheckContext:
     """A model as a callable, images, labels, and the threat model and loss of the attack whose numbers are judged."""
 
     def __init__(
@@ -109,8 +110,8 @@ class Subject:
         self.padding = padding
         self.precise = precise
         self.objective = class_objective(attack)
-        self.trials: dict[Any, Trial] = {}
-        self.subsets: dict[tuple[int, ...], Subject] = {}
+        self.runs: dict[Any, AttackRun] = {}
+        self.subsets: dict[tuple[int, ...], CheckContext] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,6 +120,11 @@ class Subject:
     def logits(self, images: Tensor) -> Tensor:
         """Return class logits (N, C), without a gradient."""
         return self.forward(images)
+
+    @functools.cached_property
+    def clean_logits(self) -> Tensor:
+        """Return the class logits of `images`, float (N, C)."""
+        return self.logits(self.images)
 
     @property
     def classes(self) -> int:
@@ -129,11 +135,11 @@ class Subject:
         """Return bool (N,), whether the class predicted on `images` (N, 3, H, W) is wrong."""
         return self.logits(images).argmax(dim=1) != self.labels
 
-    def subset(self, index: Tensor) -> Subject:
+    def subset(self, index: Tensor) -> CheckContext:
         """The images at `index`, without what was tried on the whole; the same one whoever asks."""
         rows = tuple(index.tolist())
         if rows not in self.subsets:
-            self.subsets[rows] = Subject(
+            self.subsets[rows] = CheckContext(
                 select(self.forward, index),
                 self.images[index],
                 self.labels[index],
@@ -143,18 +149,20 @@ class Subject:
             )
         return self.subsets[rows]
 
-    def run(self, attack: Attack) -> Trial:
+    def run(self, attack: Attack) -> AttackRun:
         """The attack's result on these images; run once, whoever asks."""
-        if attack not in self.trials:
-            watch = Watch(self.forward, self.images, self.labels, attack.threat_model)
+        if attack not in self.runs:
+            recording = RecordingModel(self.forward, self.images, self.labels, attack.threat_model)
             with torch.enable_grad():
-                found = attack(watch, self.images, self.labels, keys=self.keys, padding=self.padding)
+                found = attack(recording, self.images, self.labels, keys=self.keys, padding=self.padding)
             images = found.images.detach()
-            claimed = getattr(found, "fooled", None)
-            self.trials[attack] = Trial(images, self.fooled(images), watch.met, claimed)
-        return self.trials[attack]
+            reported = getattr(found, "fooled", None)
+            self.runs[attack] = AttackRun(images, self.fooled(images), recording.found_any, reported)
+        return self.runs[attack]
 
-    def pgd(self, steps: int, step: float, *, objective: AttackObjective | None = None, scale: float = 1.0) -> Trial:
+    def pgd(
+        self, steps: int, step: float, *, objective: AttackObjective | None = None, scale: float = 1.0
+    ) -> AttackRun:
         """PGD from the image itself, the best iterate kept: with more steps of one size it never gets weaker.
 
         Args:
@@ -165,7 +173,7 @@ class Subject:
         """
         objective = self.objective if objective is None else objective
         name = (objective.name, steps, step, scale)
-        if name not in self.trials:
+        if name not in self.runs:
             threat = self.threat_model.scaled(scale)
             attack = PGD(
                 threat_model=threat,
@@ -175,10 +183,10 @@ class Subject:
                 random_start=False,
                 keep="best",
             )
-            self.trials[name] = self.run(attack)
-        return self.trials[name]
+            self.runs[name] = self.run(attack)
+        return self.runs[name]
 
-    def random_starts(self, steps: int, step: float, restarts: int = 1, seed: int = 0) -> Trial:
+    def random_starts(self, steps: int, step: float, restarts: int = 1, seed: int = 0) -> AttackRun:
         """PGD from random points of the ball; images that are broken leave.
 
         Args:
@@ -188,7 +196,7 @@ class Subject:
             seed: of the points.
         """
         name = ("random starts", steps, step, restarts, seed)
-        if name not in self.trials:
+        if name not in self.runs:
             attack = PGD(
                 threat_model=self.threat_model,
                 objective=self.objective,
@@ -199,10 +207,10 @@ class Subject:
                 keep="best",
                 early_stop=True,
             )
-            self.trials[name] = self.run(attack)
-        return self.trials[name]
+            self.runs[name] = self.run(attack)
+        return self.runs[name]
 
-    def unbounded(self, steps: int) -> Trial:
+    def unbounded(self, steps: int) -> AttackRun:
         """PGD that may change every pixel to any value."""
         reach = self.threat_model.high - self.threat_model.low
         if self.threat_model.norm == "l2":
@@ -219,7 +227,7 @@ class Subject:
         return self.run(attack)
 
 
-class Watch:
+class RecordingModel:
     """Passes images on to the model and remembers which of them ever fooled it."""
 
     def __init__(
@@ -229,15 +237,15 @@ class Watch:
         labels: Tensor,
         threat_model: ThreatModel,
         rows: Tensor | None = None,
-        met: Tensor | None = None,
+        found_any: Tensor | None = None,
     ) -> None:
-        """`rows` int64 (M,) and `met` bool (N,) are those of the whole batch that this one is a part of."""
+        """`rows` int64 (M,) and `found_any` bool (N,) are those of the whole batch that this one is a part of."""
         self.forward = forward
         self.images = images
         self.labels = labels
         self.threat_model = threat_model
         self.rows = torch.arange(len(images), device=images.device) if rows is None else rows
-        self.met = torch.zeros_like(labels, dtype=torch.bool) if met is None else met
+        self.found_any = torch.zeros_like(labels, dtype=torch.bool) if found_any is None else found_any
 
     def __call__(self, images: Tensor) -> Tensor:
         logits = self.forward(images)
@@ -245,14 +253,14 @@ class Watch:
             with torch.no_grad():
                 # Attacks that look for the smallest perturbation also try points outside the ball.
                 near = self.threat_model.distance(images, self.images) <= self.threat_model.eps + 1e-3
-                self.met[self.rows] |= near & (logits.argmax(dim=1) != self.labels)
+                self.found_any[self.rows] |= near & (logits.argmax(dim=1) != self.labels)
         return logits
 
-    def select(self, index: Tensor) -> Watch:
+    def select(self, index: Tensor) -> RecordingModel:
         """Return the same for the images at `index`, int64 (M,)."""
         forward = select(self.forward, index)
         rows = self.rows[index]
-        return Watch(forward, self.images[index], self.labels[index], self.threat_model, rows, self.met)
+        return RecordingModel(forward, self.images[index], self.labels[index], self.threat_model, rows, self.found_any)
 
 
 def class_objective(attack: Attack) -> AttackObjective:
@@ -260,7 +268,7 @@ def class_objective(attack: Attack) -> AttackObjective:
     return attack.objective if attack.objective.of_class_labels else get_objective("margin")
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
+def relative_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) right logit minus the best wrong one over the spread of the image's logits; negative where misclassified."""
     spread = (logits.amax(dim=1) - logits.amin(dim=1)).clamp(min=1e-30)
     return -class_margin(logits, labels) / spread
@@ -271,6 +279,34 @@ def more_than(count: int, total: int, points: float) -> bool:
     return count > 1 and 100.0 * count > points * total
 
 
-def share(count: int, total: int) -> float:
+def percent(count: int, total: int) -> float:
     """Per cent."""
     return 100.0 * count / max(total, 1)
+
+
+def in_expectation(context: CheckContext, draws: int) -> CheckContext:
+    """The same with the model's outputs averaged."""
+    forward: Callable[[Tensor], Tensor] = EotView(context.forward, draws)
+    return CheckContext(
+        forward,
+        context.images,
+        context.labels,
+        context.attack,
+        keys=context.keys,
+        padding=context.padding,
+        precise=context.precise,
+    )
+
+
+def judged_attack(attack: Attack) -> Attack:
+    """The attack itself, or for one that is aimed at parts, PGD on the class in its ball."""
+    if not attack.objective.needs_parts:
+        return attack
+    eps = attack.threat_model.eps
+    return PGD(
+        threat_model=attack.threat_model,
+        objective=class_objective(attack),
+        steps=20,
+        step_size=eps / 4,
+        keep="best",
+    )

@@ -13,8 +13,8 @@ from torch import Tensor
 from part_robust.attacks import noise
 from part_robust.attacks.class_losses import class_cross_entropy
 from part_robust.attacks.objective import get_objective
-from part_robust.evaluation.checks.context import Subject, share
-from part_robust.evaluation.checks.result import WARNING, CheckResult, failed, passed, skipped
+from part_robust.evaluation.checks.context import CheckContext, percent
+from part_robust.evaluation.checks.result import FAIL, PASS, SKIPPED, WARNING, Finding
 
 # Half the width of the differences, root mean square over pixels, 0..255 units.
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.125)
@@ -37,7 +37,7 @@ def check_gradient(
     keys: Tensor,
     padding: Tensor | None = None,
     directions: int = 2,
-) -> CheckResult:
+) -> Finding:
     """C6: central differences along random directions agree with the gradient that attacks follow.
 
     A random weighting of the outputs is differentiated, not a loss, so that saturation (C7) does not hide anything. Of
@@ -68,7 +68,7 @@ def check_gradient(
         value = (outputs.flatten(1).double() * weights).sum(dim=1)
         gradient = torch.autograd.grad(value.sum(), x, allow_unused=True)[0] if value.requires_grad else None
         if gradient is None:
-            return failed("C6", NO_DEPENDENCE)
+            return Finding(FAIL, NO_DEPENDENCE)
         slope = (gradient.double() * direction).flatten(1).sum(dim=1)
         with torch.no_grad():
             spread = weights.norm(dim=1) * outputs.flatten(1).double().std(dim=1)
@@ -100,23 +100,23 @@ def _repeated(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return repeated
 
 
-def _judge(slope: Tensor, difference: Tensor, settled: Tensor, alive: Tensor) -> CheckResult:
+def _judge(slope: Tensor, difference: Tensor, settled: Tensor, alive: Tensor) -> Finding:
     total, seen = len(slope), int(alive.sum())
     if 2 * seen < total:
-        return skipped("C6", "the outputs hardly change near most images, so there is no slope to compare (see C7)")
+        return Finding(SKIPPED, "the outputs hardly change near most images, so there is no slope to compare (see C7)")
     vanished = int((alive & (slope == 0)).sum())
     if 2 * vanished > seen:
-        return failed(
-            "C6", f"the gradient is zero along {vanished} of {seen} directions in which the outputs change", 1.0
+        return Finding(
+            FAIL, f"the gradient is zero along {vanished} of {seen} directions in which the outputs change", 1.0
         )
     used = alive & settled
     if 2 * int(used.sum()) < seen:
         # Jumps are no proof of a wrong gradient, so this is no error.
-        return failed(
-            "C6",
+        return Finding(
+            FAIL,
             f"differences settle for {int(used.sum())} of {seen} directions only: the outputs jump at the scale of "
             "single levels, and the gradient cannot be audited",
-            share(seen - int(used.sum()), seen) / 100,
+            percent(seen - int(used.sum()), seen) / 100,
             level=WARNING,
             remedy="compute the audit in float64, and trust black-box attacks (C13) more than gradients here",
         )
@@ -127,30 +127,37 @@ def _judge(slope: Tensor, difference: Tensor, settled: Tensor, alive: Tensor) ->
         correlation = float(torch.corrcoef(torch.stack([slope, difference]))[0, 1])
     numbers = f"relative error {error:.2g}, correlation {correlation:.3f} over {len(slope)} directions"
     if error > LARGEST_ERROR or not correlation >= SMALLEST_CORRELATION:
-        return failed("C6", f"cut or wrong gradient: {numbers}", error)
-    return passed("C6", numbers, error)
+        return Finding(FAIL, f"cut or wrong gradient: {numbers}", error)
+    return Finding(PASS, numbers, error)
 
 
-def check_losses(subject: Subject) -> CheckResult:
+def check_losses(context: CheckContext) -> Finding:
     """C7: no image has an all-zero gradient of a loss in use, and few have a saturated cross-entropy."""
     losses = {name: get_objective(name) for name in ("cross_entropy", "margin")}
-    losses[subject.objective.name] = subject.objective
-    total = len(subject)
+    losses[context.objective.name] = context.objective
+    total = len(context)
     findings, worst = [], 0.0
     for name, objective in losses.items():
-        x = subject.images.clone().requires_grad_(True)
-        loss = objective.loss(subject.forward(x), subject.labels)
+        x = context.images.clone().requires_grad_(True)
+        loss = objective.loss(context.forward(x), context.labels)
         gradient = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
-            return failed("C7", NO_DEPENDENCE, 100.0)
+            return Finding(FAIL, NO_DEPENDENCE, 100.0)
         blind = int((gradient == 0).flatten(1).all(dim=1).sum())
-        worst = max(worst, share(blind, total))
+        worst = max(worst, percent(blind, total))
         if blind:
             findings.append(f"{blind} of {total} images have an all-zero gradient of {name}")
-    saturated = int((class_cross_entropy(subject.logits(subject.images), subject.labels) < SATURATED).sum())
-    if share(saturated, total) > 5.0:
-        worst = max(worst, share(saturated, total))
+    saturated = int((class_cross_entropy(context.logits(context.images), context.labels) < SATURATED).sum())
+    if percent(saturated, total) > 5.0:
+        worst = max(worst, percent(saturated, total))
         findings.append(f"the cross-entropy of {saturated} of {total} images is below {SATURATED:g}")
     if findings:
-        return failed("C7", ", ".join(findings), worst)
-    return passed("C7", f"every image has a gradient of {', '.join(losses)}", worst)
+        return Finding(FAIL, ", ".join(findings), worst)
+    return Finding(PASS, f"every image has a gradient of {', '.join(losses)}", worst)
+
+
+def audit_gradient(context: CheckContext, directions: int) -> Finding:
+    """C6, in float64 where the model is at hand in it."""
+    if context.precise is None:
+        return check_gradient(context.forward, context.images, context.keys, context.padding, directions)
+    return check_gradient(context.precise, context.images.double(), context.keys, context.padding, directions)

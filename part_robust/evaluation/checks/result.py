@@ -1,7 +1,4 @@
-"""Results of checks, the catalogue of checks, and the sentence that a reader sees first.
-
-The numbers C1 to C21 are those of the checklist in docs/checks.md.
-"""
+"""Findings and results of checks, and the sentence that a reader sees first."""
 
 from __future__ import annotations
 
@@ -14,130 +11,22 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 
 @dataclass(frozen=True)
-class Check:
-    """A check of the catalogue.
+class Finding:
+    """The finding of the function of a check; the catalogue makes a `CheckResult` of it.
 
     Attributes:
-        name: what is checked.
-        level: "error": a finding makes the record not reportable; "warning": the reader must see it.
-        remedy: what to do about a finding.
+        status: "pass", "fail" or "skipped".
+        sentence: what was found, or why the check was not made.
+        value: the number that was compared, None where there is none.
+        level: "error" or "warning" in place of the catalogue's level; "" for that.
+        remedy: what to do about it in place of the catalogue's remedy; "" for that.
     """
 
-    name: str
-    level: str
-    remedy: str
-
-
-CATALOGUE: dict[str, Check] = {
-    "C1": Check(
-        "model untouched, in evaluation mode",
-        ERROR,
-        "evaluate in eval mode, without updates of statistics, and let nothing write to the model while it is attacked",
-    ),
-    "C2": Check(
-        "deterministic outputs",
-        ERROR,
-        "remove the randomness, or attack the expectation over it: part_robust.attacks.EotView",
-    ),
-    "C3": Check(
-        "finite float32 logits",
-        ERROR,
-        "return the logits in float32, before any softmax, and mend what makes them infinite or not a number",
-    ),
-    "C4": Check(
-        "inside the threat model",
-        ERROR,
-        "score the images that were verified; round saved ones towards the original; leave padding alone",
-    ),
-    "C5": Check(
-        "scored again, the same verdicts",
-        ERROR,
-        "score the saved images in a fresh float32 process and publish those verdicts",
-    ),
-    "C6": Check(
-        "input gradient agrees with finite differences",
-        ERROR,
-        "attack with ATTACK.FULL_GRADIENT True; remove detach() and rounding from the path of images to logits, or "
-        "give the attack a differentiable stand-in",
-    ),
-    "C7": Check(
-        "gradients and losses alive",
-        WARNING,
-        "attack with the margin loss, in float32, and divide the logits by a constant if they are large",
-    ),
-    "C8": Check(
-        "cross-entropy and margin agree",
-        WARNING,
-        "the cross-entropy is blind here (large or masked logits): report the worst case over both losses",
-    ),
-    "C9": Check(
-        "more effort never helps the model",
-        ERROR,
-        "the attack is stuck: use smaller steps, restarts, or a smooth stand-in for what blocks the gradient",
-    ),
-    "C10": Check(
-        "attack converged",
-        WARNING,
-        "raise STEPS or RESTARTS until the number stops falling",
-    ),
-    "C11": Check(
-        "every success is returned",
-        WARNING,
-        "set KEEP to best: the last iterate is not the worst one",
-    ),
-    "C12": Check(
-        "without a bound, accuracy falls to chance",
-        ERROR,
-        "the attack does not work on this model, so its numbers mean nothing: look at the gradient (C6, C7)",
-    ),
-    "C13": Check(
-        "black box does not beat white box",
-        WARNING,
-        "the gradient misleads: report the worst case with the black-box attack, and look at C6 and C7",
-    ),
-    "C14": Check(
-        "transferred images do not beat the attack",
-        WARNING,
-        "add the images of the sibling model's attack to the worst case",
-    ),
-    "C15": Check(
-        "attack finds what provably exists",
-        WARNING,
-        "the attack misses adversarial images that are known to exist: more steps, other losses, a better gradient",
-    ),
-    "C16": Check(
-        "random noise is weaker than the attack",
-        WARNING,
-        "noise of the same size beats the attack, so the attack is broken or blind: look at C6 and C7",
-    ),
-    "C17": Check(
-        "classes, labels and targets fit",
-        ERROR,
-        "use the data set the model was trained for; with fewer than 4 classes the margin loss instead of DLR, and at "
-        "most C - 1 targets",
-    ),
-    "C18": Check(
-        "each head attacked by itself",
-        WARNING,
-        "attack each head with its own loss; what other attacks leave of its metric is not robust",
-    ),
-    "C19": Check(
-        "intervals stated and right",
-        WARNING,
-        "print the Wilson interval, compare two models by McNemar's test on the same images, and train 3 seeds",
-    ),
-    "C20": Check(
-        "enough images, from a fixed list",
-        WARNING,
-        "evaluate at least 1000 images, or the whole test split, and publish the list",
-    ),
-    "C21": Check(
-        "neither matching nor few queries flatter the model",
-        ERROR,
-        "attack detectors with the matching solved anew and with it frozen, and with QUERY_FACTOR 1 and 4, and report "
-        "the worse",
-    ),
-}
+    status: str
+    sentence: str
+    value: float | None = None
+    level: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,24 +54,6 @@ class CheckResult:
     def describe(self) -> dict[str, Any]:
         """Return the result for the record."""
         return asdict(self)
-
-
-def passed(id: str, sentence: str, value: float | None = None) -> CheckResult:
-    """Return the result of a check of the catalogue that has found nothing."""
-    check = CATALOGUE[id]
-    return CheckResult(id, check.name, check.level, PASS, value, sentence, "")
-
-
-def failed(id: str, sentence: str, value: float | None = None, *, remedy: str = "", level: str = "") -> CheckResult:
-    """Return the result of a check that has a finding; `remedy` and `level` replace the catalogue's."""
-    check = CATALOGUE[id]
-    return CheckResult(id, check.name, level or check.level, FAIL, value, sentence, remedy or check.remedy)
-
-
-def skipped(id: str, sentence: str) -> CheckResult:
-    """Return the result of a check that could not be made, with the reason in `sentence`."""
-    check = CATALOGUE[id]
-    return CheckResult(id, check.name, check.level, SKIPPED, None, sentence, "")
 
 
 def from_record(rows: Iterable[Mapping[str, Any]]) -> list[CheckResult]:

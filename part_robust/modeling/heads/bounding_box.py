@@ -20,6 +20,7 @@ class BoundingBoxHead(ClassHead):
     """Soft score, centroid and spread of every part map, then a two-layer perceptron."""
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(

@@ -18,6 +18,7 @@ class DownsampledHead(ClassHead):
     """Softmax over labels, pooling to (N, D, k, k), then a small CNN."""
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(

@@ -22,6 +22,7 @@ class PixelHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(self, *, part_to_class: nn.Module, foreground_weights: bool = False) -> None:

@@ -29,6 +29,7 @@ class QueryHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("query_logits",)
 
     @configurable
     def __init__(

@@ -27,6 +27,7 @@ class SequentialHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("query_logits", "query_boxes")
 
     @configurable
     def __init__(

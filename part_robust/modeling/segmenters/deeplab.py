@@ -22,6 +22,7 @@ class DeepLabSegmenter(PartSegmenter):
     """Backbone features -> part logits at stride 4 (`MODEL.SEM_SEG_HEAD.COMMON_STRIDE`)."""
 
     target_fields = ("sem_seg",)
+    predicts = ("sem_seg_logits",)
 
     @configurable
     def __init__(self, *, head: DeepLabV3PlusHead, ignore_label: int) -> None:

@@ -56,6 +56,7 @@ class QuerySegmenter(PartSegmenter):
     attack_objective = "part_loss"
     target_fields: tuple[str, ...] = ("parts",)
     uses_queries = True
+    predicts = ("query_logits", "query_boxes")
     criterion: SetCriterion
     label_enc: nn.Embedding
     num_queries: int

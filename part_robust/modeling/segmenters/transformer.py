@@ -19,7 +19,7 @@ from part_robust.layers.position_encoding import box_embedding
 from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
 
 if TYPE_CHECKING:
-    from typing import Unpack  # of Python 3.11; read by type checkers only
+    from typing_extensions import Unpack  # Python 3.10 has none
 
 
 class LayerOptions(TypedDict):

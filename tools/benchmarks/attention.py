@@ -4,8 +4,8 @@ import argparse
 
 import torch
 from tabulate import tabulate
-from timing import CLOCKS, best_times, peak_memory
 
+from benchmarks.timing import CLOCKS, best_times, peak_memory
 from part_robust.layers.ms_deform_attn import ms_deform_attn
 
 

@@ -12,8 +12,8 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
-from timing import CLOCKS, best_times
 
+from benchmarks.timing import CLOCKS, best_times
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.data.mapper import build_train_augmentations

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_gpu_rows import LeftOut, Row, rows_of, sizes
 from tabulate import tabulate
+
+from benchmarks.gpu_rows import LeftOut, Row, rows_of, sizes
 
 COLUMNS = ("row", "status", "ms", "images_per_s", "peak_mb", "tflops", "ceiling_share", "note")
 

@@ -14,7 +14,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
-from official_dino import UNUSED, installed
+
+from benchmarks.official_dino import UNUSED, installed
 
 SEMANTIC = "configs/cityscapes/semantic-segmentation/maskdino_R50_bs16_90k_steplr.yaml"
 INSTANCE = "configs/coco/instance-segmentation/maskdino_R50_bs16_50ep_3s_dowsample1_2048.yaml"

@@ -4,11 +4,11 @@ import argparse
 
 import torch
 from detectron2.modeling import build_model
-from official_dino import load_official
 from tabulate import tabulate
-from timing import CLOCKS, best_times
 
 import part_robust.modeling  # noqa: F401  (registration)
+from benchmarks.official_dino import load_official
+from benchmarks.timing import CLOCKS, best_times
 from part_robust.config import get_part_robust_cfg
 from part_robust.modeling.gradients import full_gradient
 

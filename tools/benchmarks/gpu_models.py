@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_mask_dino import make_batch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.mask_dino import make_batch
 from part_robust.attacks import attack_batch, attack_view, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.configured_attacks import training_attack
@@ -22,7 +22,7 @@ from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.step import build_step_trainer
 from part_robust.utils.precision import exact_kernels, tf32
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATASET = "benchmark_gpu_part_shapes"
 FAMILIES = {
     "ResNet-50": "resnet50",

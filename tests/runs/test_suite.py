@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from part_robust.engine import suite
-from part_robust.engine.experiment import Phase, finished_record, headline, matrix, measured
-from part_robust.engine.suite import _ended_politely, default_processes, plan, run_jobs, states
+from part_robust.runs import suite
+from part_robust.runs.experiment import Phase, finished_record, headline, matrix, measured
+from part_robust.runs.suite import _ended_politely, default_processes, plan, run_jobs, states
 from tests.evaluation.record_fixture import DATASET, first_schema, record
 from tests.processes import ForkedCommand
 from tests.toy import MODELS, TINY

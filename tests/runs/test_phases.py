@@ -9,9 +9,8 @@ import pytest
 import torch
 import yaml
 
-from part_robust.engine import prepare_two_phases
 from part_robust.engine.begun import begin_training
-from part_robust.engine.phases import OtherRun, phase_arguments, train_phase
+from part_robust.runs.phases import OtherRun, phase_arguments, prepare_two_phases, train_phase
 from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 
@@ -56,7 +55,7 @@ def test_both_phases_and_again(leaves, monkeypatch):
     assert adversarial["MODEL"]["WEIGHTS"] == str(leaves / "toy" / "model_best.pth")
     # Done: the same command finds that out. Interrupted in the second phase: only that one goes on.
     trained = []
-    monkeypatch.setattr("part_robust.engine.phases.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
+    monkeypatch.setattr("part_robust.runs.phases.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
     prepare_two_phases(arguments(leaves / "toy_adv.yaml"))()
     assert trained == []
     (leaves / "toy_adv" / "trained.json").unlink()
@@ -71,7 +70,7 @@ def test_another_config_is_refused_by_its_keys_unless_asked_for(toy_data, tmp_pa
         begin_training(cfg, resume)
         trained.append(resume)
 
-    monkeypatch.setattr("part_robust.engine.phases.train", train)
+    monkeypatch.setattr("part_robust.runs.phases.train", train)
     first = run_cfg(tmp_path)
     train_phase(first)
     (tmp_path / "trained.json").unlink()

@@ -15,8 +15,8 @@ from types import FrameType
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.begun import LAST, is_begun
-from part_robust.engine.experiment import FINISHED, Phase, finished_record, phase_fingerprint
-from part_robust.engine.phases import TRAINED, is_trained
+from part_robust.runs.experiment import FINISHED, Phase, finished_record, phase_fingerprint
+from part_robust.runs.phases import TRAINED, is_trained
 
 CONSOLE = "console.txt"  # what a run prints, in its folder
 PERIOD = 0.2  # seconds between two looks at the processes
@@ -206,7 +206,7 @@ def _start(job: Job, slot: int, processes: int, devices: Sequence[str]) -> subpr
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     job.output.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "part_robust.engine.experiment", "--config-file", job.phase.config_file]
+    command = [sys.executable, "-m", "part_robust.runs.experiment", "--config-file", job.phase.config_file]
     with open(job.console, "w") as console:
         # A session of its own: Ctrl-C reaches it through this process alone, and so once.
         return subprocess.Popen(

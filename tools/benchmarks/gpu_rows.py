@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from bench_gpu_models import FAMILIES, Case, Size, check
-from timing import wait
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu_models import FAMILIES, Case, Size, check
+from benchmarks.timing import wait
 from part_robust.layers.kernel_choice import why_not_triton
 from part_robust.layers.ms_deform_attn import ms_deform_attn
 from part_robust.utils.precision import tf32

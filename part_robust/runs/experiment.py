@@ -1,6 +1,6 @@
 """One training and its evaluation, only if its result is not there yet: what the demo and the tables are made of.
 
-python -m part_robust.engine.experiment --config-file configs/part_shapes/resnet50.yaml [KEY VALUE ...]
+python -m part_robust.runs.experiment --config-file configs/part_shapes/resnet50.yaml [KEY VALUE ...]
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from detectron2.engine import default_argument_parser
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.fingerprint import fingerprint, same_run
 from part_robust.engine.launch import launch
-from part_robust.engine.phases import train_phase
 from part_robust.engine.setup import complete_config, evaluate, setup
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.journal import JournalMismatch
 from part_robust.evaluation.report import evaluations
 from part_robust.evaluation.run import resumed_weights
+from part_robust.runs.phases import train_phase
 from part_robust.utils.errors import as_user_errors
 from part_robust.utils.files import read_json, write_text
 

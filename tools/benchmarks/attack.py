@@ -15,12 +15,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from tabulate import tabulate
-from timing import CLOCKS, best_times, peak_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import part_robust.modeling  # noqa: F401  (registration)
+from benchmarks.timing import CLOCKS, best_times, peak_memory
 from part_robust.attacks import attack_view, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.data.part_shapes import CLASSES, PARTS, draw_part_shape
