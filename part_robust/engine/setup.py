@@ -19,7 +19,7 @@ from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training, imported_again
-from part_robust.engine.best_metric import check_best_metric, watched_datasets
+from part_robust.engine.best_metric import check_best_metric, check_expected, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
@@ -258,6 +258,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)
+    check_expected(cfg, single)
     verify_results(cfg, single)
     return single
 
