@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from detectron2.utils import comm
 
 from part_robust.data.compatibility import split_facts
 from part_robust.engine.fingerprint import fingerprint, same_training
-from part_robust.utils.files import write_json, write_text
+from part_robust.utils.files import read_json, read_text, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def begin_training(cfg: CfgNode, resume: bool) -> None:
 def is_begun(output: Path, wanted: str) -> bool:
     """Return whether what was last begun in the folder is the training with the fingerprint `wanted`."""
     started = output / STARTED
-    return started.is_file() and same_training(started.read_text(), wanted)
+    return started.is_file() and same_training(read_text(started, "the config of a training"), wanted)
 
 
 def imported_again(cfg: CfgNode, resume: bool) -> list[str]:
@@ -50,10 +49,14 @@ def imported_again(cfg: CfgNode, resume: bool) -> list[str]:
     Args:
         cfg: complete.
         resume: the run continues from the last checkpoint in OUTPUT_DIR, else it begins with MODEL.WEIGHTS.
+
+    Raises:
+        UserError: the note about the imports is broken.
     """
     folder = Path(cfg.OUTPUT_DIR) if resume else Path(cfg.MODEL.WEIGHTS).parent
     note = folder / IMPORTS
-    trained = json.loads(note.read_text()) if note.is_file() and (resume or cfg.MODEL.WEIGHTS) else {}
+    has_note = note.is_file() and (resume or cfg.MODEL.WEIGHTS)
+    trained = read_json(note, "delete it, if the training sets are still those of the weights") if has_note else {}
     sentences = []
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]) if trained else ():
         facts = split_facts(name)

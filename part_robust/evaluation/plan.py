@@ -1,4 +1,4 @@
-"""What an evaluation does: the tiers of attacks that the config names, built, and the plan for a data set."""
+"""The plan of an evaluation: the tiers of attacks that the config names, built, for a data set."""
 
 from __future__ import annotations
 

@@ -100,8 +100,6 @@ def test_learns_from_boxes_alone(boxes_only, tmp_path):
         *("INPUT.CROP_SCALE", (1.0, 1.0)),
         *("INPUT.CROP_RATIO", (1.0, 1.0)),
         *("INPUT.FLIP_PROB", 0.0),
-        *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone"),
-        *("MODEL.RESNETS.DEPTH", 10),
         *("SOLVER.BASE_LR", 0.002),
         *("SOLVER.BACKBONE_MULTIPLIER", 1.0),
         *("SOLVER.IMS_PER_BATCH", 6),

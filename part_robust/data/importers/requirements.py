@@ -1,4 +1,4 @@
-"""What an import must have: settings that fit, names of parts and classes, images and parts that are left."""
+"""Requirements of an import: settings that fit, names of parts and classes, images and parts that are left."""
 
 from __future__ import annotations
 

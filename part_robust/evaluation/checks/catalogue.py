@@ -20,7 +20,7 @@ from part_robust.evaluation.checks.result import ERROR, FAIL, PASS, SKIPPED, WAR
 
 @dataclass(frozen=True)
 class ModelEvidence:
-    """What checks on the model look at, inside `attack_view`.
+    """The model and images that checks on the model examine, inside `attack_view`.
 
     Attributes:
         context: the model's class logits, images of an evaluation, and the attack whose numbers are judged.
@@ -45,7 +45,7 @@ class ModelEvidence:
 
 @dataclass(frozen=True)
 class RecordEvidence:
-    """What checks on the record look at.
+    """The parts of a record that checks on it examine.
 
     Attributes:
         evaluation: one data set's entry in the record's `evaluation` (docs/report.md).

@@ -123,7 +123,7 @@ class CheckContext:
 
     @functools.cached_property
     def clean_logits(self) -> Tensor:
-        """What the model says of `images`, float (N, C)."""
+        """Return the class logits of `images`, float (N, C)."""
         return self.logits(self.images)
 
     @property

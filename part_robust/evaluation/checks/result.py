@@ -12,7 +12,7 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 @dataclass(frozen=True)
 class Finding:
-    """What the function of a check has found; the catalogue makes a `CheckResult` of it.
+    """The finding of the function of a check; the catalogue makes a `CheckResult` of it.
 
     Attributes:
         status: "pass", "fail" or "skipped".
