@@ -49,10 +49,14 @@ def imported_again(cfg: CfgNode, resume: bool) -> list[str]:
     Args:
         cfg: complete.
         resume: the run continues from the last checkpoint in OUTPUT_DIR, else it begins with MODEL.WEIGHTS.
+
+    Raises:
+        UserError: the note about the imports is broken.
     """
     folder = Path(cfg.OUTPUT_DIR) if resume else Path(cfg.MODEL.WEIGHTS).parent
     note = folder / IMPORTS
-    trained = read_json(note, "delete it, or train again") if note.is_file() and (resume or cfg.MODEL.WEIGHTS) else {}
+    has_note = note.is_file() and (resume or cfg.MODEL.WEIGHTS)
+    trained = read_json(note, "delete it, if the training sets are still those of the weights") if has_note else {}
     sentences = []
     for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]) if trained else ():
         facts = split_facts(name)

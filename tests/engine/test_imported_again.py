@@ -7,6 +7,7 @@ import pytest
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import register_part_dataset
 from part_robust.engine.begun import IMPORTS, begin_training, imported_again
+from part_robust.utils.errors import UserError
 from tests.data.coloured import coco, run
 
 DIVIDED = ("--split-fractions", "0.4", "0.3", "0.3")
@@ -44,6 +45,9 @@ def test_the_note_is_of_the_training_that_began_last(tmp_path, cfg):
     assert len(imported_again(cfg, resume=True)) == 3, "the weights are those of the earlier division"
     begin_training(cfg, resume=False)
     assert imported_again(cfg, resume=True) == []
+    (tmp_path / "output" / IMPORTS).write_text("{")
+    with pytest.raises(UserError, match=f"{IMPORTS}.*delete it"):
+        imported_again(cfg, resume=True)
     cfg.DATASETS.TRAIN = ()
     begin_training(cfg, resume=False)
     assert not (tmp_path / "output" / IMPORTS).exists()
