@@ -62,6 +62,10 @@ def test_leaf_builds(path, stand_in):
     assert not path.is_file() or len(path.read_text().splitlines()) <= 15, "a leaf is a few lines"
     assert set(cfg.DATASETS.TRAIN) | set(cfg.DATASETS.VAL) | set(cfg.DATASETS.TEST) <= set(register_builtin())
     assert len({*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST}) == 3, "three different splits"
+    clean = path.with_stem(path.stem.removesuffix("_adv"))
+    if clean != path and clean in LEAVES:
+        same = get_part_robust_cfg(clean, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS])
+        assert cfg.MODEL == same.MODEL, "its weights are those of the clean run, whose model is built"
     node = cfg.MODEL.PART_CLASSIFIER
     cfg.DATASETS.TRAIN = (stand_in(node.NUM_CLASSES or 8, node.NUM_PARTS or 24),)
     cfg = with_counts(cfg)
@@ -69,6 +73,8 @@ def test_leaf_builds(path, stand_in):
     attacks = build_attacks(cfg, [*cfg.ATTACK.EVAL, *cfg.ATTACK.EVAL_DURING_TRAINING])
     assert attacks and best_metric(cfg)
     assert cfg.ATTACK.TRAIN.ENABLED == path.stem.endswith("_adv")
+    if clean != path and clean in LEAVES:
+        return
     with torch.device("meta"):
         model = build_model(cfg)
     assert (model.head is None) == (not node.HEAD)

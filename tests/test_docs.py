@@ -47,10 +47,6 @@ def my_parts(tmp_path, monkeypatch):
     OBJECTIVES.update(objectives)
 
 
-def test_pieces_are_short():
-    assert len(PIECES) >= 3 and all(len(piece.splitlines()) < 40 for piece in PIECES)
-
-
 def test_they_train_and_are_attacked(my_parts, toy_data, tmp_path):
     import_modules(get_part_robust_cfg(None, ["IMPORTS", [my_parts]]))
     (names,) = re.findall(r"PART_CLASSIFIER: \{SEGMENTER: \"(\w+)\", HEAD: \"(\w+)\"\}", TEXT)

@@ -14,6 +14,7 @@ import torch
 
 from part_robust.attacks import AttackError
 from part_robust.cli import COMMANDS
+from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.hooks import BestCheckpoint
 from part_robust.engine.safe_loading import load_state
@@ -124,6 +125,32 @@ def test_an_empty_record_of_the_best_checkpoint(tmp_path):
     hook.trainer = Trainer()
     with pytest.raises(UserError, match=r"best_checkpoint\.json must be json, got an empty file: delete it"):
         hook.before_train()
+    for content in ("[]", '{"value": 3}'):
+        (tmp_path / "best_checkpoint.json").write_text(content)
+        with pytest.raises(UserError, match="must be a json object with metric, value, iteration, got .*: delete it"):
+            hook.before_train()
+
+
+def test_a_damaged_name_of_the_last_checkpoint(tmp_path):
+    checkpointer = PartCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    assert checkpointer.get_checkpoint_file() == ""
+    path = tmp_path / "last_checkpoint"
+    for content, words in ((b"", "got an empty file"), (b"\xff\xfe", "got 2 bytes")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path} must be the name of a checkpoint beside it, {words}"):
+            checkpointer.resume_or_load("", resume=True)
+    checkpointer.save("model_0000001")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="got a folder"):
+        checkpointer.get_checkpoint_file()
+
+
+def test_a_journal_that_is_no_object(tmp_path):
+    (tmp_path / "journal.json").write_text("[]")
+    with pytest.raises(UserError, match=r"journal\.json must be a json object, got a list: .*without --resume"):
+        Journal.open(tmp_path, {"a": "b"}, resume=True)
 
 
 RECORD = {

@@ -13,7 +13,7 @@ from torch import nn
 
 from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.utils.errors import UserError, as_user_errors
-from part_robust.utils.files import check_file, replacing, write_text
+from part_robust.utils.files import check_file, read_text, replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,20 @@ class PartCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint, as `last_checkpoint` names it; "" where there is none.
+
+        Raises:
+            UserError: that file is damaged.
+        """
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        if not os.path.exists(path):
+            return ""
+        name = read_text(path, "the name of a checkpoint beside it").strip()
+        if not name:
+            raise UserError(f"{path} must be the name of a checkpoint beside it, got an empty file")
+        return os.path.join(self.save_dir, name)
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Load a checkpoint, and account for every weight of the model.

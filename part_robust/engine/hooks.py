@@ -23,7 +23,10 @@ from part_robust.utils.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 
-_BEST_REMEDY = "delete it, and the next evaluation chooses the best checkpoint anew"
+def _read_best(path: str) -> dict:
+    """Return what `BestCheckpoint` has noted; UserError where it is damaged."""
+    remedy = "delete it, and the next evaluation chooses the best checkpoint anew"
+    return read_json(path, remedy, ("metric", "value", "iteration"))
 
 
 class AttackSchedule(HookBase):
@@ -141,7 +144,7 @@ class BestCheckpoint(HookBase):
             return
         if not os.path.isfile(self.path):
             return
-        record = read_json(self.path, _BEST_REMEDY)
+        record = _read_best(self.path)
         if (
             record["metric"] == self.metric
             and record["value"] is not None
@@ -224,4 +227,4 @@ class MissedEvaluation(HookBase):
         """Return whether the last evaluation is from before; files of earlier versions do not say."""
         if not os.path.isfile(self.path):
             return True
-        return read_json(self.path, _BEST_REMEDY).get("evaluated", iteration) < iteration
+        return _read_best(self.path).get("evaluated", iteration) < iteration

@@ -114,7 +114,9 @@ def _log_libraries(file: logging.Handler) -> None:
         # TORCH_LOGS makes torch log to the terminal.
         if "TORCH_LOGS" not in os.environ:
             for handler in log.handlers:
-                handler.setLevel(logging.ERROR)
+                # Handlers of a program around this run are of other types, and stay as they are.
+                if type(handler) is logging.StreamHandler:
+                    handler.setLevel(logging.ERROR)
         log.addHandler(file)
 
 

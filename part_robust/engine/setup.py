@@ -18,8 +18,8 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
-from part_robust.engine.begun import begin_training
-from part_robust.engine.best_metric import check_best_metric, watched_datasets
+from part_robust.engine.begun import begin_training, imported_again
+from part_robust.engine.best_metric import check_best_metric, check_expected, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
@@ -63,11 +63,12 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
         raise UserError(
             "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
         )
-    resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
+    resumes = args.resume and not args.eval_only
+    told = [*(check_resumed(cfg) if resumes else ()), *imported_again(cfg, resumes)]
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
     seed_and_tune(cfg, args.eval_only)
-    for line in resumed:
+    for line in told:
         logger.warning(line)
     return cfg
 
@@ -258,6 +259,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)
+    check_expected(cfg, single)
     verify_results(cfg, single)
     return single
 

@@ -91,7 +91,12 @@ class Journal:
         """
         path = self.folder / "journal.json"
         remedy = "the evaluation cannot be resumed, start it anew without --resume"
-        return read_json(path, remedy) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json(path, remedy)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} must be a json object, got a {type(found).__name__}: {remedy}")
+        return found
 
     def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
         """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import Merged, describe_batch
 from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
+from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.progress import Progress
 from part_robust.evaluation.tiers import run_tier
@@ -57,7 +59,7 @@ def run_plan(
     """
     prepare_to_wait()
     earlier = journal.batches() if comm.is_main_process() else []
-    finished = {int(image_id) for batch in earlier for image_id in batch["images.image_id"]}
+    finished = {int(image_id) for batch in earlier for image_id in ImageArrays.read(batch).image_id}
     done: set[int] = comm.all_gather(finished)[0]
     if done:
         logger.info("Going on: %d of %d images are done (%s)", len(done), num_images, journal.folder)
@@ -68,7 +70,7 @@ def run_plan(
     try:
         for items in make_loader(done) if len(done) < num_images else ():
             arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
-            journal.write(arrays, arrays["images.image_id"].tolist())
+            journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
             own.append(arrays)
             progress.count(arrays)
             progress.update(len(items))
@@ -111,6 +113,5 @@ def _run_batch(
         arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
     for name, prediction in rounded.items():
         if prediction is not None:
-            arrays[f"images.prediction_8bit.{name}"] = prediction
-    arrays["costs.evaluation.seconds"] = np.array(time.perf_counter() - start)
-    return arrays
+            arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)
+    return arrays | CostArrays(seconds=np.array(time.perf_counter() - start)).write("evaluation")

@@ -31,6 +31,7 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
+from part_robust.evaluation.robustness import log_attack
 from part_robust.evaluation.siblings import sibling_folders, transfer
 from part_robust.modeling.gradients import cuts_gradient
 from part_robust.utils.processes import wait_for_all
@@ -138,7 +139,7 @@ def _attack_dataset(
         return build_test_loader(cfg, dataset, [record for record in records if record["image_id"] not in done])
 
     for name, attack in plan.attacks().items():
-        logger.info("Attack %s: %s", name, attack.describe())
+        log_attack(name, attack)
     # Of the module that `attack_view` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
     merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)

@@ -9,7 +9,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,25 @@ def file_sha256(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
+def read_text(path: str | Path, what: str) -> str:
+    """Read a file of UTF-8 text.
+
+    Args:
+        path: of a file that exists.
+        what: what it holds, for the message.
+
+    Raises:
+        UserError: it is not a file, or no text.
+        OSError: it cannot be read.
+    """
+    check_file(path, f"a file of {what}")
+    content = Path(path).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be {what}, got {len(content)} bytes that begin with {content[:40]!r}") from error
+
+
 def read_arrays(path: str | Path, what: str) -> dict[str, np.ndarray]:
     """Read all arrays of an npz file.
 
@@ -120,12 +139,13 @@ def read_arrays(path: str | Path, what: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_json(path: str | Path, remedy: str) -> Any:
+def read_json(path: str | Path, remedy: str, keys: Collection[str] = ()) -> Any:
     """Read a json file.
 
     Args:
         path: of a file that exists.
         remedy: what to do where it is damaged, a clause.
+        keys: that it must have, as an object.
 
     Raises:
         UserError: the file is empty, cut off, no json or no file.
@@ -134,7 +154,10 @@ def read_json(path: str | Path, remedy: str) -> Any:
     check_file(path, "a json file")
     content = Path(path).read_bytes()
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         found = f"{len(content)} bytes that begin with {content[:40]!r}" if content else "an empty file"
         raise UserError(f"{path} must be json, got {found}: {remedy}") from error
+    if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
+        raise UserError(f"{path} must be a json object with {', '.join(keys)}, got {content[:40]!r}: {remedy}")
+    return value

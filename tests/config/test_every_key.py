@@ -158,6 +158,7 @@ def test_the_defaults_and_all_numbers_as_yaml_writes_them_are_right(tmp_path):
         (["MODEL.RESNETS.NORM", "Batch"], "MODEL.RESNETS.NORM must be '', BN, .* got 'Batch'"),
         (["SOLVER.STEPS", (5, 3)], "SOLVER.STEPS must be a list of .* in ascending order, got"),
         (["DATALOADER.NUM_WORKERS", 10**4], "DATALOADER.NUM_WORKERS must be a whole number from 0 to 1024, got 10000"),
+        (["IMPORTS", ["..mine"]], "IMPORTS must be a list of names of modules, got"),
         (["SEED", 2**40], "SEED must be a whole number up to 4294967295, got"),
         (["TEST.EXPECTED_RESULTS", [["x"]]], r"EXPECTED_RESULTS must be a list of entries \[task, metric, .*got"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], r"OUT_FEATURES must name features .*res2, res3, .* got 'res9'"),

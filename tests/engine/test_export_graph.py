@@ -13,7 +13,7 @@ import torch
 from part_robust.engine import export_graph as module
 from part_robust.engine.export_graph import export_graph
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from tests.toy import CLASSES, SHALLOW, SIZE, run_cfg, save_run
+from tests.toy import CLASSES, SIZE, run_cfg, save_run
 
 HEADS = ["deeplab_two_headed", "dino_sequential", "mask_dino_simple"]
 OTHERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_pixel", "dino_two_headed"]
@@ -34,7 +34,7 @@ def some_images(number: int) -> torch.Tensor:
 
 def shaken(tmp_path, name: str):
     """A toy whose every weight matters, zero-initialised layers too, with the batch statistics of its images."""
-    cfg, model = save_run(tmp_path / "run", name, *SHALLOW)
+    cfg, model = save_run(tmp_path / "run", name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -147,8 +147,8 @@ def test_mistakes(toy_data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "refused"), [("dino_sequential", True), ("deeplab_pixel", False)])
 def test_letterbox(toy_data, tmp_path, name, refused):
     """Queries see where the padding is, DeepLab does not."""
-    weights = save_run(tmp_path / "run", name, *SHALLOW)[0].MODEL.WEIGHTS
-    cfg = run_cfg(tmp_path, *SHALLOW, "INPUT.TEST_TRANSFORM", "letterbox", "MODEL.WEIGHTS", weights, model=name)
+    weights = save_run(tmp_path / "run", name)[0].MODEL.WEIGHTS
+    cfg = run_cfg(tmp_path, "INPUT.TEST_TRANSFORM", "letterbox", "MODEL.WEIGHTS", weights, model=name)
     if not refused:
         assert export_graph(cfg, tmp_path / "out", "torchscript").path.is_file()
         return

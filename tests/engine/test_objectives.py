@@ -13,7 +13,7 @@ from part_robust.configured_attacks import training_attack
 from part_robust.engine import PartTrainer
 from part_robust.losses.adversarial import TrainingObjective
 from tests.commands import ROOT
-from tests.toy import QUIET, run_cfg
+from tests.toy import QUIET, RESNET_50, run_cfg
 
 METHODS = ["adversarial", "mix", "trades", "mart"]
 CLASSIFIERS = ["resnet", "deeplab_downsampled", "deeplab_bounding_box", "deeplab_two_headed", "deeplab_pixel"]
@@ -68,7 +68,7 @@ def test_every_loss_teaches_the_backbone(toy_data, tmp_path, model):
 def test_what_goes_with_every_method_goes_with_every_classifier(toy_data, tmp_path, model):
     """N-FGSM, weight perturbation and averaging, with the method that asks most of the model."""
     opts = ["ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "trades", "ATTACK.TRAIN.AWP.GAMMA", 0.005]
-    cfg = run_cfg(tmp_path, *QUIET, *opts, "SOLVER.EMA.DECAY", 0.9, "SOLVER.MAX_ITER", 2, model=model)
+    cfg = run_cfg(tmp_path, *RESNET_50, *QUIET, *opts, "SOLVER.EMA.DECAY", 0.9, "SOLVER.MAX_ITER", 2, model=model)
     trainer = PartTrainer(cfg)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     perturbed = []

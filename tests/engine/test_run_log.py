@@ -58,6 +58,17 @@ def test_details_and_warnings_of_libraries_are_in_the_log_alone(tmp_path, capsys
     assert all(log.count(word) == 1 for word in words + hidden)
 
 
+def test_handlers_of_a_program_around_it_stay_as_they_are(tmp_path, caplog):
+    for name in ("torch", "py.warnings"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    start_log(tiny_cfg("resnet", "OUTPUT_DIR", str(tmp_path)), ARGS)
+    close_log()
+    logging.getLogger("part_robust.x").warning("after the run")
+    assert "after the run" in caplog.text and logging.getLogger("part_robust").handlers == []
+    for name in ("torch", "py.warnings"):
+        logging.getLogger(name).removeHandler(caplog.handler)
+
+
 def test_a_level_and_a_second_run_in_the_process(tmp_path, capsys):
     first, second = (tiny_cfg("resnet", "OUTPUT_DIR", str(tmp_path / name)) for name in ("one", "two"))
     start_log(first, ARGS)

@@ -23,14 +23,14 @@ from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import set_schedule
 from part_robust.utils.errors import UserError
 from tests.processes import start_two, wait_until
-from tests.toy import ADVERSARIAL, metric_lines, run_cfg, tiny_cfg
+from tests.toy import ADVERSARIAL, RESNET_50, metric_lines, run_cfg, tiny_cfg
 
 
 @pytest.fixture(scope="module")
 def finished(toy_data, tmp_path_factory):
     """A run of 6 adversarial iterations with an evaluation every 3."""
     folder = tmp_path_factory.mktemp("run")
-    cfg = run_cfg(folder, *ADVERSARIAL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 3)
+    cfg = run_cfg(folder, *RESNET_50, *ADVERSARIAL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 3)
     seed_all_rng(0)
     return folder, cfg, train(cfg)
 

@@ -8,15 +8,14 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.engine import PartTrainer
-from tests.toy import tiny_cfg
+from tests.toy import RESNET_50, tiny_cfg
 
 
 @pytest.fixture(scope="session")
 def trained_model(toy_data):
     seed_all_rng(0)
-    cfg = tiny_cfg(
-        "deeplab_two_headed", "INPUT.FLIP_PROB", 0.0, "INPUT.CROP_SCALE", (0.9, 1.0), "SOLVER.IMS_PER_BATCH", 6
-    )
+    opts = ["INPUT.FLIP_PROB", 0.0, "INPUT.CROP_SCALE", (0.9, 1.0), "SOLVER.IMS_PER_BATCH", 6]
+    cfg = tiny_cfg("deeplab_two_headed", *RESNET_50, *opts)
     model = build_model(cfg)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -35,6 +35,7 @@ from part_robust.evaluation.checks import (
 from part_robust.evaluation.checks.context import RecordingModel
 from part_robust.evaluation.checks.gradients import check_gradient, check_losses
 from part_robust.evaluation.checks.outputs import check_classes, check_deterministic, check_logits
+from part_robust.evaluation.checks.run import AUDIT
 from tests.evaluation import check_models as models
 
 SMALL = CheckSettings(steps=8, long_steps=16, noise_draws=20, directions=3, eot_draws=4)
@@ -452,6 +453,8 @@ def test_catalogue():
     for id, check in CATALOGUE.items():
         assert check.id == id and check.title and check.level in ("error", "warning") and check.remedy
         assert check.always or check.audit or check.record
+    only_audit = [id for id, check in CATALOGUE.items() if check.audit and not check.always]
+    assert sorted(AUDIT) == sorted(only_audit), "the audit runs what the catalogue says"
 
 
 def test_verdict_and_summary():

@@ -15,7 +15,7 @@ from part_robust.attacks import ThreatModel
 from part_robust.engine import evaluate
 from part_robust.evaluation.checks.record import check_siblings
 from part_robust.evaluation.siblings import find_siblings, sibling_folders
-from tests.toy import tiny_cfg
+from tests.toy import RESNET_50, tiny_cfg
 
 EPS = 30.0
 # What the attack under check leaves out is all that it could do.
@@ -26,7 +26,7 @@ ABLE = ["ATTACK.SPECS.pgd20.STEPS", 8, "ATTACK.SPECS.pgd20.STEP_SIZE", 6.0, "ATT
 def config(folder: Path, weights: Path, *opts):
     own = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", str(weights), "DATALOADER.TEST_BATCH_SIZE", 5]
     tier = ["TEST.TIERS.screen", ["pgd20"], "TEST.TIER", "screen", "TEST.EPS", EPS, "TEST.PART_BOX_AP", False]
-    return tiny_cfg("deeplab_two_headed", *own, *tier, "TEST.CHECKS.IMAGES", 2, "ATTACK.EVAL", [], *opts)
+    return tiny_cfg("deeplab_two_headed", *RESNET_50, *own, *tier, "TEST.CHECKS.IMAGES", 2, "ATTACK.EVAL", [], *opts)
 
 
 def evaluated(*arguments) -> tuple[dict, dict | None]:

@@ -16,7 +16,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.preprocess import part_targets
 from part_robust.modeling.registry import PartOutput
-from tests.toy import SIZE, tiny_cfg
+from tests.toy import RESNET_50, SIZE, tiny_cfg
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "part_imagenet"
 
@@ -34,7 +34,7 @@ def build(name: str = "dino_detector", *opts):
 
 def shaken(name: str, *opts):
     """With random weights also where training starts from zero: boxes then depend on the image. In float64."""
-    model = build(name, *opts).double().eval()
+    model = build(name, *RESNET_50, *opts).double().eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):

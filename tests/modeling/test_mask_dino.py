@@ -16,7 +16,7 @@ from part_robust.layers.mask_box import mask_bounds
 from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.preprocess import part_targets
 from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
-from tests.toy import SIZE, tiny_cfg
+from tests.toy import RESNET_50, SIZE, tiny_cfg
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
 BOTH = ("mask_dino_segmenter", "mask_dino_instance_segmenter")
@@ -35,7 +35,7 @@ def build(name: str = "mask_dino_segmenter", *opts):
 
 def shaken(name: str, *opts):
     """With random weights also where training starts from zero: boxes then depend on the image. In float64."""
-    model = build(name, *opts).double().eval()
+    model = build(name, *RESNET_50, *opts).double().eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
@@ -256,8 +256,7 @@ def test_a_training_step_repeats(batch, mask_loss):
 def test_it_learns_a_batch_by_heart(batch):
     torch.manual_seed(0)
     labelled = [item for item in batch if item["part_supervision"] == "full"]
-    backbone = ["MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 10]
-    model = build("mask_dino_simple", "MODEL.MASK_DINO.DECODER_LAYERS", 1, *backbone).train()
+    model = build("mask_dino_simple", "MODEL.MASK_DINO.DECODER_LAYERS", 1).train()
     optimizer = torch.optim.AdamW(model.parameters(), 0.003)
     for _ in range(80):
         losses = model(labelled)

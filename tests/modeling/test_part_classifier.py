@@ -14,7 +14,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.losses.part_segmentation import part_cross_entropy
 from part_robust.modeling import PartClassifier
 from part_robust.modeling.preprocess import padding_mask
-from tests.toy import MODELS, SIZE, tiny_cfg
+from tests.toy import MODELS, RESNET_50, SIZE, tiny_cfg
 
 WITH_HEAD = [name for name in MODELS if not name.endswith(("segmenter", "detector"))]
 
@@ -27,7 +27,7 @@ def batch(toy_data):
 
 def build(name: str, *opts) -> PartClassifier:
     torch.manual_seed(0)
-    return build_model(tiny_cfg(name, *opts))
+    return build_model(tiny_cfg(name, *RESNET_50, *opts))
 
 
 @pytest.mark.parametrize("name", MODELS)

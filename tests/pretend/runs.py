@@ -10,13 +10,12 @@ import torch
 from part_robust.engine import PartTrainer, evaluate
 from part_robust.modeling.counts import with_counts
 from tests.evaluation.record_fixture import comparable
-from tests.toy import MODELS, SHALLOW, tiny_cfg
+from tests.toy import MODELS, tiny_cfg
 
 # A second Mask DINO has the settings of its authors' instance segmentation, no code of its own.
 FAMILIES = [name for name in MODELS if name != "mask_dino_instance_segmenter"]
-# Fewer layers, and on the CPU the implementation of deformable attention that a device takes.
+# On the CPU the implementation of deformable attention that a device takes.
 SMALL = [
-    *SHALLOW,
     *("MODEL.DINO.MS_DEFORM_ATTN", "embedding_bag", "MODEL.MASK_DINO.MS_DEFORM_ATTN", "embedding_bag"),
     *("SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 1e-4, "SEED", 5, "SOLVER.AMP.DTYPE", "bfloat16"),
     *("DATASETS.VAL", (), "DATASETS.TEST", ()),

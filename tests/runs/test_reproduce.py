@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from part_robust.attacks import build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
-from part_robust.runs.experiment import Phase
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, call
+from tests.data.builtin_names import builtin_below
 
 
 @pytest.fixture
@@ -145,17 +140,11 @@ def test_tables_of_records(tool, monkeypatch, tmp_path):
 def test_attacks_in_words(tool):
     words = tool("tables").attack_words
     settings = build_attack({"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best", "RESTARTS": 5}).describe()
-    assert words(settings) == (
-        "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, 5 restarts, random start, best iterate"
-    )
+    for word in ("PGD", "cross_entropy", "linf 8/255", "20 steps of 2/255", "5 restarts", "random start", "best"):
+        assert word in words(settings)
     assert words({**settings, "full_gradient": False, "restarts": 1}).endswith("best iterate, cut gradient")
     square = build_attack({"NAME": "Square", "STEPS": 9, "NORM": "l2", "EPS": 255.0, "OBJECTIVE": "margin"})
     assert words(square.describe()).startswith("Square on margin, l2 255/255, 9 steps")
-
-
-def test_numbers_in_files(tool):
-    text = tool("tables").comma_separated([["a", 67.80000000000001, None, 3]], ["model", "acc.", "AP", "n"])
-    assert text == "model,acc.,AP,n\na,67.8,,3\n"
 
 
 def test_best_of_several_and_changes(tool):
@@ -213,21 +202,14 @@ def test_dry_run(tool, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["resnet50"], "nothing is written"
 
 
-def test_dry_run_without_the_data(tool, tmp_path, monkeypatch):
+def test_dry_run_without_the_data(tool, tmp_path):
     """What there is, is compared by complete configs; without the data there are none, which a sentence says."""
     folder = tmp_path / "resnet50"
     folder.mkdir()
     words = ["--suite", "part_shapes_small", "--only", "resnet50", "--dry-run", "--output", str(tmp_path)]
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     (folder / "finished.json").write_text("{}")
-    # In a process of its own: the data's place is fixed once they are registered.
-    done = subprocess.run(
-        [sys.executable, "tools/reproduce.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    with builtin_below(tmp_path / "data"):
+        done = call("reproduce", *words)
     assert done.returncode == 1 and "make-part-shapes" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -243,13 +225,6 @@ def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
     assert "resnet50 failed: " in error and str(output / "resnet50" / "console.txt") in error
     assert "resnet50_adv left out" in error and not (output / "resnet50_adv").exists()
     assert "make-part-shapes" in (output / "resnet50" / "console.txt").read_text()
-
-
-def test_phases_are_plain_text(tool):
-    """They become a command line."""
-    for run in tool("suites").suite_runs("part_shapes_small"):
-        assert isinstance(run.phase, Phase) and json.dumps(run.phase.opts)
-        assert all(isinstance(word, str) for word in run.phase.opts)
 
 
 def test_recipes_start_from_one_clean_model_and_have_equally_many_passes(tool):

@@ -46,7 +46,7 @@ def test_all_figures(make_record, tmp_path):
     written = figures.draw_figures(records, tmp_path / "figures")
     assert [path.name for path in written] == ["figure_2.4.png", "figure_3.3.png"]
     tall, wide = (np.asarray(Image.open(path).convert("RGB")) for path in written)
-    assert tall.shape[0] > tall.shape[1] and tall.std() > 0 and wide.std() > 0
+    assert tall.shape[0] > tall.shape[1] and len(np.unique(wide.reshape(-1, 3), axis=0)) > 50, "a blank picture"
     (vector,) = figures.draw_figures({key: records[key] for key in list(records)[2:]}, tmp_path, "svg")
     assert "<svg" in vector.read_text()
 

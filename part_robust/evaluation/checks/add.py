@@ -68,11 +68,11 @@ def set_checks(dataset: str, evaluation: dict[str, Any], checks: Sequence[CheckR
     """Writes the checks of a data set's evaluation, and what follows from them, in place."""
     evaluation["checks"] = [check.describe() for check in checks]
     evaluation["reportable"] = reportable(checks)
-    evaluation["verdict"] = verdict(checks, headline_sentence(dataset, evaluation))
+    evaluation["verdict"] = verdict(checks, describe_numbers(dataset, evaluation))
 
 
-def headline_sentence(dataset: str, evaluation: dict[str, Any]) -> str:
-    """The numbers in words, without a full stop."""
+def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
+    """Return the headline tier's numbers as a sentence without a full stop."""
     name = evaluation["headline"]
     what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
@@ -101,11 +101,12 @@ def _check_model(
 ) -> list[CheckResult]:
     """The checks that ask the model, on images that may become pictures: of those the attacked ones are at hand."""
     settings = CheckSettings.from_config(cfg.TEST.CHECKS)
-    pictures = merged.concatenated("pictures.")
-    rows = pictures["image_id"].argsort()[: settings.images]
+    pictures = merged.pictures()
+    assert pictures is not None, "the first batch has images of the sample"
+    rows = pictures.image_id.argsort()[: settings.images]
     by_id = {record["image_id"]: record for record in records}
     mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
-    batch = [mapper(by_id[image_id]) for image_id in pictures["image_id"][rows].tolist()]
+    batch = [mapper(by_id[image_id]) for image_id in pictures.image_id[rows].tolist()]
     attacks = [attack for tier in plan.tiers for attack in tier.attacks.values()]
     judged = next((attack for attack in plan.headline.attacks.values() if attack.uses_gradient), attacks[0])
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if cfg.TEST.AUDIT else "")
@@ -119,7 +120,7 @@ def _check_model(
             cfg.TEST.AUDIT,
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
-            adversarial=torch.from_numpy(pictures["attacked"][rows]).to(images.device),
+            adversarial=torch.from_numpy(pictures.attacked[rows]).to(images.device),
             black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
             before=before,
             settings=settings,
