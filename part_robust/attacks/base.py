@@ -218,7 +218,7 @@ class Attack(ABC):
 
         Raises:
             AttackError: the outputs do not depend on the images.
-            UserError: pixels are outside of the threat model's range; labels (on the CPU) are no classes of the model.
+            UserError: pixels are outside of the threat model's range; labels (on the CPU) are not classes of the model.
             ThreatModelViolation: the attack has a bug.
         """
         images = images.detach().clone()  # also leaves inference mode

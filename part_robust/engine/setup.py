@@ -203,7 +203,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
 
     Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json; with TEST.TIER also
     writes report.md and report.html. With `resume`, weights are those of the last checkpoint, and an interrupted
-    evaluation with tiers goes on, with the weights it began with.
+    evaluation with tiers continues, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.

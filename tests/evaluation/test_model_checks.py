@@ -203,7 +203,7 @@ def test_expectation_averages_outputs_and_gradients():
 def test_logits_of_a_wrong_shape_and_honest_ones_that_sum_to_one():
     assert check_logits(torch.zeros(2, 3, 4)).status == "fail"
     logits = torch.tensor([[2.0, -1.0], [0.5, 0.5]])
-    assert check_logits(logits).status == "pass", "a negative logit is no probability"
+    assert check_logits(logits).status == "pass", "a negative logit is not a probability"
     assert check_logits(torch.tensor([[0.5, 0.5], [1.0, 0.0]])).status == "fail"
 
 
