@@ -83,7 +83,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         model: with its weights.
         weights: local file they came from; "" for random ones.
         weights_of: "MODEL.WEIGHTS" or "last_checkpoint".
-        resume: go on with the finished batches in OUTPUT_DIR.
+        resume: keep the finished batches in OUTPUT_DIR and continue after them.
 
     Raises:
         JournalMismatch: `resume`, and they are of another evaluation.

@@ -1,4 +1,4 @@
-"""ImageNet classifiers, adversarially trained ones above all, -> weights of our backbone, with an account of every key.
+"""ImageNet classifiers, mostly adversarially trained ones, -> weights of our backbone, with a report of every key.
 
 Two layouts: torchvision's ResNets into detectron2's, and timm's models into `build_timm_backbone`. Wrappers are taken
 off: DistributedDataParallel, the `robustness` library (Engstrom et al., 2019), a normalisation in front of the network.

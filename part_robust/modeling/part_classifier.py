@@ -60,7 +60,7 @@ class PartClassifier(nn.Module):
             segmenter: part segmenter, or None for a plain classifier.
             head: class head, or None for segmentation only.
             pixel_mean: three values, RGB, 0..255.
-            pixel_std: likewise.
+            pixel_std: three values, RGB, 0..255.
             seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
             label_smoothing: of the class cross-entropy, 0..1.
             full_gradient_attacks: attacks see the gradient that the segmenter cuts in training.
@@ -244,7 +244,7 @@ class PartClassifier(nn.Module):
         learned = training_targets(batched_inputs, self.device, self._target_fields, self.head is not None)
         targets, labels, clean = learned.parts, learned.labels, learned.clean
         on_clean, on_attacked = self.objective.part_weights()
-        if clean is None:  # nothing was attacked, or nobody asks for what was before
+        if clean is None:  # the batch has no clean copy
             on_attacked = 1.0
         part_losses: dict[str, Tensor] = {}
         clean_logits, like = None, None
@@ -278,7 +278,7 @@ class PartClassifier(nn.Module):
         """Return the denominators of the part losses in a batch, for a caller that splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
-        # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
+        # Counted on the host, where the labels are: the caller that splits the batch copies the few numbers.
         return self.segmenter.label_counts(
             part_targets(batched_inputs, torch.device("cpu"), self.segmenter.target_fields)
         )

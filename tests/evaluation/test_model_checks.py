@@ -290,7 +290,7 @@ def test_one_step_that_beats_many():
         context = subject_of(view, pgd(EPS=8.0), images=models.grey(5))
         result = strength.check_effort(context, 20)
     assert result.status == "fail" and result.value == 100.0
-    assert "5 of 5 images stand against 20 steps, 0 against 1 step" in result.sentence
+    assert "5 of 5 images are right under 20 steps, 0 under 1 step" in result.sentence
 
 
 def test_attack_that_has_not_converged():

@@ -98,8 +98,8 @@ class DinoSegmenter(QuerySegmenter):
             position_offset: of `sine_position`.
             label_book_size: part labels the denoising embedding has room for; one more row is never used.
             denoising_number: of `make_denoising_queries`.
-            label_noise: likewise.
-            box_noise: likewise.
+            label_noise: of `make_denoising_queries`.
+            box_noise: of `make_denoising_queries`.
             detach_references: see `Decoder`; also of the boxes that the encoder selects.
             max_detections: boxes per image in `inference`.
             criterion: the losses.
@@ -222,7 +222,7 @@ class DinoSegmenter(QuerySegmenter):
         last = len(self.decoder.layers) - 1
         heads = [self.bbox_embed[min(i, len(self.bbox_embed) - 1)] for i in range(last + 1)]
         contents, starts = self.decoder(content, reference, memory, tokens, heads, attention_mask)
-        # Losses are asked for all layers, everything else for the last one.
+        # Losses use all layers, everything else the last one.
         layers = range(last + 1) if targets is not None else [last]
         sets = [self._predict(i, contents[i], starts[i]) for i in layers]
         ordinary = slice(0 if denoising is None else denoising.content.shape[1], None)

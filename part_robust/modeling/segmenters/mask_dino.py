@@ -105,8 +105,8 @@ class MaskDinoSegmenter(QuerySegmenter):
                 mask that is predicted for it ("bitmask"; "mask2box" leaves out the last row and column).
             initial_prediction: parts are also predicted, and learned, from the queries before the first layer.
             denoising_number: of `make_unified_denoising_queries`.
-            label_noise: likewise.
-            box_noise: likewise.
+            label_noise: of `make_unified_denoising_queries`.
+            box_noise: of `make_unified_denoising_queries`.
             detach_references: see `Decoder`; also of boxes and content that the encoder selects.
             max_detections: instances per image in `inference`.
             outputs: of `inference`: "semantic", "instance" or both.
@@ -261,7 +261,7 @@ class MaskDinoSegmenter(QuerySegmenter):
                 output.query_masks = PredictedMasks(self.mask_embed(last)[None], pixels).logits()[0]
             return output
 
-        # Losses are asked for all layers, everything else for the last one.
+        # Losses use all layers, everything else the last one.
         assert pixels is not None
         every = torch.stack(contents)
         boxes = refine(torch.stack(starts), self.bbox_embed(every), EPS)
@@ -347,7 +347,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         return dense_log_scores(output.query_logits, masks, self.num_parts)
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """`sem_seg` as of `dense_logits`; `instances` as of `find_instances`."""
+        """Return `sem_seg` of `dense_logits` and `instances` of `find_instances`."""
         assert output.query_logits is not None and output.query_boxes is not None
         masks = _resize(self.masks(output), image_size)
         results: list[dict] = [{} for _ in masks]
