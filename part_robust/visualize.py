@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from part_robust.utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -89,6 +91,22 @@ def legend_patches(labels: Sequence[np.ndarray], part_names: Sequence[str]) -> l
     colors = part_colors(len(part_names)) / 255.0
     present = sorted({int(value) for label_map in labels for value in np.unique(label_map)})
     return [Patch(color=colors[i], label=part_names[i]) for i in present if i < len(part_names)]
+
+
+def check_picture(path: str | Path, count: int = 1) -> None:
+    """Checks what a tool is to draw, before it computes anything.
+
+    Args:
+        path: to write to.
+        count: number of images.
+
+    Raises:
+        UserError: the ending is not that of a PNG or JPEG, the path is a folder, or there is nothing to draw.
+    """
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg") or Path(path).is_dir():
+        raise UserError(f"--output must be a file that ends in .png or .jpg, got {path}")
+    if count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
 
 
 def save_grid(

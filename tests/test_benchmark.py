@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -15,17 +16,8 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    for name in (
-        "timing",
-        "bench_attack",
-        "bench_attention",
-        "bench_data",
-        "bench_dino",
-        "bench_mask_dino",
-        "crosscheck_attacks",
-        "bench_gpu",
-    ):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "crosscheck_attacks")]:
+        monkeypatch.delitem(sys.modules, name)
     spec = importlib.util.spec_from_file_location("benchmark", TOOLS / "benchmark.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "benchmark", module)
@@ -41,7 +33,17 @@ def test_data(benchmark, capsys):
     assert lines[0] == "2 photographs (first 64 x 64) at 32 pixels, 12.0 parts each"
     names = [line.split("  ")[0] for line in lines[1:5]]
     assert names[0] == "ours" and names[1] == "detectron2, our geometry" and names[3] == "decoding alone"
-    assert all("ours is" in line for line in lines[2:4]) and lines[5].startswith("images per second and core: ")
+    assert all("ours is" in line for line in lines[2:4]) and lines[6].startswith("images per second and core: ")
+
+
+def test_data_of_windows(benchmark, capsys):
+    """As PACO's records, which are cut out of their photographs while loading."""
+    benchmark.main(["data", "--photos", "2", "--side", "64", "--window", "40", "--size", "32", "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 photographs (first 40 x 40) at 32 pixels, 12.0 parts each"
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["ours", "decoding alone", "decoding, JPEG draft mode"]
+    assert lines[4].startswith("images per second and core: ")
+    assert re.match(r"draft mode changes [1-9]\d*% of the pixels", lines[5])
 
 
 def test_dino(benchmark, capsys):
@@ -73,7 +75,7 @@ def test_attention(benchmark, capsys):
 
 @pytest.mark.parametrize(("command", "name"), [("dino", "DINO"), ("mask_dino", "MaskDINO")])
 def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path, command, name):
-    with pytest.raises(FileNotFoundError, match=f"no checkout of IDEA-Research/{name}"):
+    with pytest.raises(FileNotFoundError, match=f"not a checkout of IDEA-Research/{name}"):
         benchmark.main([command, "--official", str(tmp_path), "--layers", "1", "--queries", "20"])
 
 
@@ -104,4 +106,4 @@ def test_pyautoattack_that_is_missing_is_named(benchmark, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     images = torch.zeros(1, 3, 8, 8)
     with pytest.raises(SystemExit, match=r"pip install part_robust\[aa\]"):
-        sys.modules["bench_attack"]._beside_autoattack(None, images, torch.zeros(1), 1.0, None)
+        sys.modules["benchmarks.attack"]._beside_autoattack(None, images, torch.zeros(1), 1.0, None)

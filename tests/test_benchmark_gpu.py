@@ -11,22 +11,19 @@ import pytest
 import torch
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-MODULES = ("timing", "bench_mask_dino", "bench_gpu", "bench_gpu_rows", "bench_gpu_models", "benchmark")
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The module `bench_gpu`, whose command `run` calls."""
+    """The module `benchmarks.gpu`, whose command `run` calls."""
     monkeypatch.syspath_prepend(str(TOOLS))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module = importlib.import_module("bench_gpu")
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "benchmark")]:
+        monkeypatch.delitem(sys.modules, name)
+    module = importlib.import_module("benchmarks.gpu")
     benchmark = importlib.import_module("benchmark")
     small = ["--device", "cpu", "--size", "small"]
     module.command = lambda folder, *options: benchmark.main(["gpu", "--out", str(folder), *small, *options])
     yield module
-    for name in MODULES:
-        sys.modules.pop(name, None)
     torch.set_flush_denormal(False)
     torch.set_num_threads(1)
 
@@ -88,7 +85,7 @@ def test_the_whole_battery_is_listed(bench):
 
 
 def test_a_device_that_computes_wrong_is_found(bench, monkeypatch, tmp_path):
-    models = sys.modules["bench_gpu_models"]
+    models = sys.modules["benchmarks.gpu_models"]
     numbers, calls = models._numbers, []
 
     def wrong(case, dtype):

@@ -15,11 +15,11 @@ from detectron2.modeling import build_model
 from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_attack
 from part_robust.config import attack_spec, find_config, get_part_robust_cfg
 from part_robust.engine import train
-from part_robust.engine.robust_evaluation import build_tiers
 from part_robust.engine.trainer import PartTrainer
+from part_robust.evaluation.plan import build_tiers
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.run_config import import_modules
-from tests.attacks.check_models import Honest, make_images
+from tests.evaluation.check_models import Honest, make_images
 from tests.toy import ADVERSARIAL, run_cfg
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -35,6 +35,7 @@ REGISTRIES = (CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY, ATTACK_REGISTRY)
 def my_parts(tmp_path, monkeypatch):
     """The page's pieces as a user's module, taken out of the registries afterwards."""
     before = [dict(registry._obj_map) for registry in REGISTRIES]
+    objectives = dict(OBJECTIVES)
     (tmp_path / "my_parts.py").write_text("\n\n".join(PIECES))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "my_parts"
@@ -42,6 +43,8 @@ def my_parts(tmp_path, monkeypatch):
     for registry, entries in zip(REGISTRIES, before, strict=True):
         registry._obj_map.clear()
         registry._obj_map.update(entries)
+    OBJECTIVES.clear()
+    OBJECTIVES.update(objectives)
 
 
 def test_they_train_and_are_attacked(my_parts, toy_data, tmp_path):
@@ -67,7 +70,7 @@ def with_settings_of_the_page(cfg, folder):
     return cfg
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "margin", "probability"])
 def test_the_attack_is_one(my_parts, tmp_path, objective):
     cfg = get_part_robust_cfg(None, ["IMPORTS", [my_parts], "MODEL.PART_CLASSIFIER.HEAD", "LinearHead"])
     import_modules(cfg)
@@ -85,9 +88,9 @@ def test_the_attack_is_one(my_parts, tmp_path, objective):
             attack = build_attack(spec, EARLY_STOP=early, EPS=1.0, STEP_SIZE=0.3, OBJECTIVE=objective, COMPACT_EVERY=2)
             with torch.enable_grad():
                 found[early] = attack(view, images, labels, keys=torch.arange(12))  # verifies the threat model
-        assert 0 < found[False].fooled.sum() < 12
-        assert torch.equal(found[True].fooled, found[False].fooled) and found[True].forwards < found[False].forwards
-        assert torch.equal(view(found[False].images).argmax(dim=1) != labels, found[False].fooled)
+        assert 0 < found[False].success.sum() < 12
+        assert torch.equal(found[True].success, found[False].success) and found[True].forwards < found[False].forwards
+        assert torch.equal(view(found[False].images).argmax(dim=1) != labels, found[False].success)
 
 
 def test_a_module_that_is_not_there_is_named():
@@ -141,4 +144,4 @@ def test_pieces_of_the_attack_page_run(tmp_path):
     images = make_images(4)
     names = {"model": Honest(), "images": images, "labels": torch.tensor([0, 1, 2, 3])}
     exec(piece, names)
-    assert names["result"].fooled.all() and names["result"].forwards > 0
+    assert names["result"].success.all() and names["result"].forwards > 0

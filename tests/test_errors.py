@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import errno
 import json
 from pathlib import Path
@@ -13,13 +14,19 @@ import torch
 
 from part_robust.attacks import AttackError
 from part_robust.cli import COMMANDS
+from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.hooks import BestCheckpoint
+from part_robust.engine.safe_loading import load_state
 from part_robust.evaluation.adversarials import load_adversarials
-from part_robust.evaluation.compare import load_evaluated
+from part_robust.evaluation.compare import NotComparable, load_evaluated
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.record_schema import check_record
+from part_robust.evaluation.run_record import measured, results_table
+from part_robust.evaluation.verification import recorded_config
 from part_robust.utils.errors import PREPARATION, UserError, as_user_errors, sentence, user_errors
 from part_robust.utils.files import read_json
+from part_robust.visualize import check_picture
 
 TRACEBACK = "Traceback (most recent call last):"
 PACKAGE = Path(__file__).resolve().parent.parent / "part_robust"
@@ -118,14 +125,157 @@ def test_an_empty_record_of_the_best_checkpoint(tmp_path):
     hook.trainer = Trainer()
     with pytest.raises(UserError, match=r"best_checkpoint\.json must be json, got an empty file: delete it"):
         hook.before_train()
+    for content in ("[]", '{"value": 3}'):
+        (tmp_path / "best_checkpoint.json").write_text(content)
+        with pytest.raises(UserError, match="must be a json object with metric, value, iteration, got .*: delete it"):
+            hook.before_train()
+
+
+def test_a_damaged_name_of_the_last_checkpoint(tmp_path):
+    checkpointer = PartCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    assert checkpointer.get_checkpoint_file() == ""
+    path = tmp_path / "last_checkpoint"
+    for content, words in ((b"", "got an empty file"), (b"\xff\xfe", "got 2 bytes")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{path} must be the name of a checkpoint beside it, {words}"):
+            checkpointer.resume_or_load("", resume=True)
+    checkpointer.save("model_0000001")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="got a folder"):
+        checkpointer.get_checkpoint_file()
+
+
+def test_a_journal_that_is_no_object(tmp_path):
+    (tmp_path / "journal.json").write_text("[]")
+    with pytest.raises(UserError, match=r"journal\.json must be a json object, got a list: .*without --resume"):
+        Journal.open(tmp_path, {"a": "b"}, resume=True)
+
+
+RECORD = {
+    "results": {"d": {"classification": {"accuracy": None}}},
+    "checkpoint": {"path": "", "sha256": None},
+    "evaluation": {"d": {"clean": None, "headline": "t", "tiers": {"t": {"robust": {"accuracy": 1.0}}}, "files": {}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ((), [], r"\[\], which is not a group"),
+        (("evaluation",), "x", "'x' as evaluation, which must be a group of entries"),
+        (("evaluation", "d"), None, "None as evaluation.d, which"),
+        (("evaluation", "d", "clean"), {"accuracy": "many"}, "'many' as evaluation.d.clean.accuracy, .* a number"),
+        (("evaluation", "d", "tiers", "t", "robust"), {"accuracy": True}, "True as .*robust.accuracy, .* a number"),
+        (("evaluation", "d", "checks"), [{"id": "C1"}, 3], r"3 as evaluation.d.checks\[1\], which must be a group"),
+        (("evaluation", "d", "headline"), "u", "'u' as evaluation.d.headline, which must be one of its tiers"),
+        (("checkpoint",), "x", "'x' as checkpoint"),
+        (("warnings",), {"d": 3}, "3 as warnings.d, which must be a list"),
+    ],
+)
+def test_records_with_entries_of_another_type(keys, value, words, tmp_path):
+    record = copy.deepcopy(RECORD)
+    check_record(record, "a record that is right")
+    node = record
+    for key in keys[:-1]:
+        node = node[key]
+    if keys:
+        node[keys[-1]] = value
+    (tmp_path / "robustness.json").write_text(json.dumps(record if keys else value))
+    for read in (load_evaluated, lambda folder: recorded_config(folder, "")):
+        with pytest.raises(UserError, match=rf"robustness\.json must be the record of an evaluation, got {words}"):
+            read(tmp_path)
+
+
+def test_damaged_arrays_beside_a_record(tmp_path):
+    record = copy.deepcopy(RECORD)
+    record["evaluation"]["d"]["files"]["flags"] = "flags.npz"
+    (tmp_path / "robustness.json").write_text(json.dumps(record))
+    path, ids = tmp_path / "flags.npz", np.arange(3)
+    for content in (b"", b"PK\x03\x04", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"flags\.npz must be a whole file of flags of an evaluation, got \d bytes"):
+            load_evaluated(tmp_path)
+    with open(path, "wb") as file:
+        np.save(file, ids)  # one array alone
+    with pytest.raises(UserError, match="a whole file of flags"):
+        load_evaluated(tmp_path)
+    for arrays, words in (
+        ({"label": ids}, "must hold image_id, label"),
+        ({"image_id": ids, "label": ids, "clean_correct": ids[:2]}, "a flag for each image"),
+        ({"image_id": ids[:0], "label": ids[:0]}, "of 0 images"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(NotComparable, match=words):
+            load_evaluated(tmp_path)
+
+
+def test_what_was_not_measured_is_no_number():
+    results = {"d": {"part_seg": {"mIoU": float("nan"), "pixel_accuracy": 50.0, "num_images": 3.0}}}
+    assert measured(results) == {"d": {"part_seg": {"mIoU": None, "pixel_accuracy": 50.0, "num_images": 3.0}}}
+    table = results_table(results, {})
+    assert "nan" not in table
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["d", "clean", "-", "50.00", "-", "-", "-", "3"]
 
 
 def test_a_cut_file_of_attacked_images(tmp_path):
     path = tmp_path / "batch_0.npz"
     with open(path, "wb") as file:
-        np.savez(file, image_id=np.arange(2), images=np.zeros((2, 3, 8, 8), np.float32))
+        arrays = {"image_id": np.arange(2), "label": np.arange(2), "eps": np.array(8.0), "norm": np.array("linf")}
+        np.savez(file, **arrays, images=np.zeros((2, 3, 8, 8), np.float32))
     whole = path.read_bytes()
     for cut in (0, 100, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=rf"batch_0\.npz must be a whole file.* got {cut} bytes"):
             list(load_adversarials(tmp_path))
+    for change, words in (
+        ({"images": np.zeros((2, 3, 8), np.float32)}, r"must hold 2 images \(3, H, W\) of float32"),
+        ({"images": np.zeros((1, 3, 8, 8), np.float32)}, "must hold 2 images"),
+        ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, "got uint8"),
+        ({"label": None}, "one without label"),
+    ):
+        changed = {**arrays, "images": np.zeros((2, 3, 8, 8), np.float32), **change}
+        np.savez(path, **{name: value for name, value in changed.items() if value is not None})
+        with pytest.raises(UserError, match=words):
+            list(load_adversarials(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"model": "x"}, "a str in model"),
+        ({"model": {0: torch.zeros(1)}}, "the name 0 in model"),
+        ({"average": 3}, "a int in average"),
+        ({0: torch.zeros(1)}, "the name 0 in it"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a tensor a that is sparse"),
+        ({"model": {"a": torch.zeros(1, device="meta")}}, "without values in model"),
+        ({"a": torch.zeros(1, dtype=torch.complex64)}, "complex"),
+        ({"model": {}, "iteration": "x"}, "its iteration as a whole number, got 'x'"),
+    ],
+)
+def test_weights_that_are_none(state, words, tmp_path):
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=words):
+        load_state(tmp_path / "weights.pth")
+
+
+def test_weights_that_are_cut_early(tmp_path):
+    """A part of a zip file, which torch.load takes for its older format."""
+    torch.save({"model": {"a": torch.zeros(10**5)}}, tmp_path / "whole.pth")
+    path = tmp_path / "cut.pth"
+    for size in (100, 5000, 300000):
+        path.write_bytes((tmp_path / "whole.pth").read_bytes()[:size])
+        with pytest.raises(UserError, match=rf"cut\.pth must be a checkpoint, got {size} bytes .*the file is cut off"):
+            load_state(path)
+
+
+def test_what_is_to_be_drawn(tmp_path):
+    check_picture(tmp_path / "a.PNG", 1)
+    (tmp_path / "b.png").mkdir()
+    for path in (tmp_path, tmp_path / "a.xyz", tmp_path / "b.png"):
+        with pytest.raises(UserError, match=r"--output must be a file that ends in \.png or \.jpg"):
+            check_picture(path)
+    with pytest.raises(UserError, match="--count must be at least 1, got 0"):
+        check_picture("a.jpg", 0)

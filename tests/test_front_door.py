@@ -22,10 +22,10 @@ from part_robust import model_zoo
 from part_robust.cli import convert_checkpoint
 from part_robust.config import default_cfg, find_config, get_part_robust_cfg
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.phases import phase_arguments
 from part_robust.engine.setup import setup
-from part_robust.engine.verification import recorded_config
+from part_robust.evaluation.verification import recorded_config
 from part_robust.modeling import PartClassifier
+from part_robust.runs.phases import phase_arguments
 from part_robust.utils.files import file_sha256
 from tests.data.builtin_names import builtin_below
 from tests.toy import MODELS, TINY, write_toy

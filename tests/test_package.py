@@ -35,8 +35,8 @@ SOURCES = [
 ]
 # Imported where it is needed, by the extra that brings it.
 OPTIONAL = {"timm": "timm", "pyautoattack": "aa", "onnxruntime": "onnx", "imagecorruptions": "corruptions"}
-# No package registry has detectron2 (README.md); triton comes with torch where torch uses it.
-UNDECLARED = {"detectron2", "triton"}
+# No package registry has detectron2 (README.md); torch brings typing_extensions, and triton where it uses it.
+UNDECLARED = {"detectron2", "triton", "typing_extensions"}
 # Every config loads, and the command finds one by its name: it goes as far as the data, which are not there.
 SCRIPT = """
 import part_robust
@@ -47,6 +47,17 @@ for name in names:
     part_robust.get_part_robust_cfg(name)
 print(len(names))
 main(["train", "--config-file", "paco/mask_dino_simple.yaml", "MODEL.DEVICE", "cpu"])
+"""
+
+# The first run of somebody who has nothing but the wheel.
+FIRST_RUN = """
+from part_robust.cli import main
+config, output = "quick_schedules/resnet50_instant_test.yaml", "output/quick_schedules/resnet50_instant_test"
+short = ["SOLVER.MAX_ITER", "2", "INPUT.SIZE", "32", "INPUT.TEST_RESIZE", "32", "DATALOADER.NUM_WORKERS", "0"]
+main(["make-part-shapes", "--train", "8", "--val", "4", "--test", "4", "--size", "32"])
+main(["train", "--config-file", config, *short])
+main(["train", "--config-file", config, "--eval-only", *short, "MODEL.WEIGHTS", f"{output}/model_final.pth"])
+main(["report", output])
 """
 
 
@@ -98,19 +109,38 @@ def test_the_sdist_holds_what_citing_and_building_need(wheel):
     assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "requirements.txt", "setup.py"} <= names
 
 
-def test_from_an_empty_folder(wheel, tmp_path):
-    site, folder = tmp_path / "site", tmp_path / "empty"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """The folder that the wheel is installed in."""
+    folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as file:
-        file.extractall(site)
+        file.extractall(folder)
+    return folder
+
+
+def run_in(folder: Path, site: Path, script: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "data"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_train_evaluate_and_report_from_an_empty_folder(site, tmp_path):
+    done = run_in(tmp_path, site, FIRST_RUN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = Path("output/quick_schedules/resnet50_instant_test")
+    assert done.stdout.splitlines()[-2:] == [str(output / "report.md"), str(output / "report.html")]
+    names = {"config.yaml", "log.txt", "model_best.pth", "robustness.json", "report.md", "report.html"}
+    assert names <= {path.name for path in (tmp_path / output).iterdir()}
+    assert len(done.stdout.splitlines()) < 150, done.stdout
+
+
+def test_from_an_empty_folder(site, tmp_path):
+    done = run_in(tmp_path, site, SCRIPT)
     package = str(site / "part_robust" / "__init__.py")
     assert done.stdout.splitlines() == [package, str(len(list_configs()))], done.stderr
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "data/paco/annotations/train.json does not exist" in done.stderr.splitlines()[-1]
     assert "part-robust prepare-paco --output data/paco" in done.stderr.splitlines()[-1]
-    assert not list(folder.iterdir()), "nothing is written before the data are there"
+    assert not list(tmp_path.iterdir()), "nothing is written before the data are there"
 
 
 def test_everything_imported_is_declared_and_nothing_else(wheel):

@@ -36,6 +36,12 @@ def test_the_workflow_runs_make_test():
     assert job["strategy"]["matrix"]["python"] == [allowed[1], f"3.{int(allowed[2]) - 1}"]
 
 
+def test_types_are_checked_for_the_oldest_python():
+    settings, setup = (ROOT / "pyproject.toml").read_text(), (ROOT / "setup.py").read_text()
+    (checked,) = re.findall(r'^python_version = "(.+?)"', settings, re.MULTILINE)
+    assert f'python_requires=">={checked},' in setup
+
+
 def test_citation_and_changelog_have_the_package_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == part_robust.__version__ and citation["license"] == "Apache-2.0"

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from bench_attack import attack
-from bench_attention import attention
-from bench_data import data
-from bench_dino import dino
-from bench_gpu import add_command
-from bench_mask_dino import mask_dino
-from timing import CLOCKS
+from benchmarks.attack import attack
+from benchmarks.attention import attention
+from benchmarks.data import data
+from benchmarks.dino import dino
+from benchmarks.gpu import add_command
+from benchmarks.mask_dino import mask_dino
+from benchmarks.timing import CLOCKS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loading.add_argument("--image-root", type=Path, help="of that json")
     loading.add_argument("--photos", type=int, default=32, help="how many are loaded")
     loading.add_argument("--side", type=int, default=512, help="of drawn pictures, in pixels")
+    loading.add_argument("--window", type=int, default=0, help="side of the part of a drawn picture that is one image")
     loading.add_argument("--size", type=int, default=224, help="side in pixels that the model sees")
     loading.set_defaults(run=data)
     for each in (command, mask, attend, attacks, loading):

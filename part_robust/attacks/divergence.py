@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from part_robust.attacks.base import Attack, AttackResult
+from part_robust.attacks.attackable import AttackInputs
 from part_robust.attacks.model_view import attack_batch
-from part_robust.attacks.objective import Objective
+from part_robust.attacks.objective import ClassObjective
 
 
 def kl_from(logits: Tensor, clean: Tensor) -> Tensor:
@@ -25,20 +22,22 @@ def prediction_changed(logits: Tensor, clean: Tensor) -> Tensor:
     return logits.argmax(dim=1) != clean.argmax(dim=1)
 
 
-KL_DIVERGENCE = Objective("kl_divergence", "class_logits", kl_from, prediction_changed)
+class DivergenceObjective(ClassObjective):
+    """A divergence of class logits from those of the clean images, both (N, C)."""
+
+    # The divergence of an image from itself is zero, which is its minimum.
+    zero_at_start = True
+
+    @property
+    def of_class_labels(self) -> bool:
+        return False
+
+    def targets(self, inputs: AttackInputs) -> Tensor:
+        with torch.no_grad():
+            return inputs.class_forward()(inputs.images)
 
 
-def attack_training_batch(
-    attack: Attack, inner: Any, batched_inputs: list[dict], keys: Tensor
-) -> tuple[AttackResult, Tensor | None]:
-    """`attack_batch`, and for an attack whose objective is `KL_DIVERGENCE` with the clean logits as its targets.
+KL_DIVERGENCE = DivergenceObjective("kl_divergence", kl_from, prediction_changed)
 
-    The divergence of an image from itself is 0 and so is its gradient: such an attack must not start there.
-    """
-    if attack.objective is not KL_DIVERGENCE:
-        return attack_batch(attack, inner, batched_inputs, keys)
-    images, padding = inner.preprocess(batched_inputs)
-    forward = functools.partial(getattr(inner, "attack_class_logits", lambda: inner.class_logits)(), padding=padding)
-    with torch.no_grad():
-        clean = forward(images)
-    return attack(forward, images, clean, keys=keys, padding=padding), padding
+# Old name, of when attacks with this objective needed another function.
+attack_training_batch = attack_batch

@@ -17,7 +17,6 @@ from tabulate import tabulate
 from part_robust.evaluation.compare import Evaluated, compare, load_evaluated, right_images
 from part_robust.evaluation.statistics import wilson_interval
 from part_robust.utils.errors import PREPARATION, user_errors
-from part_robust.utils.markdown import dead_text
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def row(evaluated: Evaluated, tier: str) -> list:
-    cells: list = [dead_text(str(evaluated.folder))]
+    cells: list = [str(evaluated.folder)]
     for name in dict.fromkeys(("clean", tier)):
         right = right_images(evaluated, name)
         low, high = wilson_interval(int(right.sum()), len(right))

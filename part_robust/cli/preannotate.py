@@ -17,7 +17,7 @@ from part_robust.data.export import FORMATS, write_annotations
 from part_robust.data.image_file import find_image_files
 from part_robust.engine.demo import run_files
 from part_robust.engine.preannotation import preannotate
-from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.errors import PREPARATION, UserError, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with user_errors(*PREPARATION):
+        if args.output.is_dir():
+            raise UserError(f"--output must be a file to write, got the folder {args.output}")
         paths = find_image_files(args.images)
         config, weights = run_files(args.run)
         cfg = load_config(config, args.opts)

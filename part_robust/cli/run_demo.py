@@ -20,9 +20,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from part_robust import load_config
+from part_robust.configured_attacks import build_attacks
 from part_robust.data.part_shapes import make_part_shapes
-from part_robust.engine.experiment import Phase, headline, phase_config, run_phase
 from part_robust.evaluation.report import write_report
+from part_robust.runs.experiment import Phase, headline, phase_config, run_phase
 from part_robust.runs.passes import expected_passes, passes_counted
 from part_robust.utils.errors import PREPARATION, sentence, user_errors
 
@@ -89,7 +90,7 @@ def run(steps: Sequence[Step]) -> list[dict]:
     with tqdm(total=left, bar_format=BAR, disable=None, leave=False) as bar:
         for number, step in enumerate(steps, 1):
             log = Path(step.cfg.OUTPUT_DIR) / "log.txt"
-            bar.set_description(step.phase.title)
+            bar.set_description_str(step.phase.title)
             say(f"[{number}/{len(steps)}] {step.phase.title}, log in {log}")
             counted: list[int] = []
 
@@ -105,7 +106,7 @@ def run(steps: Sequence[Step]) -> list[dict]:
             done += sum(counted)
             left -= step.passes
             seconds = (time.time() - start) * left / done if done else 0
-            rest = f"; about {seconds / 60:.0f} min left" if left and done else ""
+            rest = f"; about {tqdm.format_interval(seconds)} left" if left and done else ""
             say(f"      {'done' if counted else 'done before'}: {numbers(records[-1])}{rest}")
     return records
 
@@ -145,7 +146,7 @@ def summarize(steps: Sequence[Step], records: Sequence[dict], opts: Sequence[str
     best, _ = max(zip(steps, records, strict=True), key=lambda pair: headline(pair[1])["robust accuracy"] or 0.0)
     report = write_report(Path(best.cfg.OUTPUT_DIR) / "robustness.json")[1]
 
-    threat = f"PGD-{cfg.ATTACK.SPECS[attack].STEPS}, L-inf 8/255"
+    threat = f"PGD-{build_attacks(cfg, [attack])[attack].steps}, L-inf 8/255"
     headers = [
         "model",
         "training",

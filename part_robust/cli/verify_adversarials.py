@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from part_robust.engine.verification import note_in_record, recorded_config, verify
+from part_robust.engine import PartCheckpointer, PartTrainer
 from part_robust.evaluation.report import write_report
+from part_robust.evaluation.verification import note_in_record, recorded_config, verify
 from part_robust.utils.errors import PREPARATION, user_errors
 
 SHOWN = 20
@@ -31,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg, record = recorded_config(args.folder, args.weights)
         if args.device:
             cfg.MODEL.DEVICE = args.device
-        results = verify(args.folder, cfg, record)
-    note_in_record(args.folder, results)
-    write_report(args.folder / "robustness.json")
+        model = PartTrainer.build_model(cfg)
+        PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+        results = verify(args.folder, cfg, model, record)
+        note_in_record(args.folder, results)
+        write_report(args.folder / "robustness.json")
     for result in results:
         accuracy = "" if result.accuracy is None else f", {result.accuracy:.2f} % right"
         print(f"{result.dataset} {result.tier}: {len(result.right)} images{accuracy}, {len(result.problems)} problems")

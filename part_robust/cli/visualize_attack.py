@@ -14,11 +14,11 @@ from detectron2.modeling import build_model
 
 from part_robust import load_config
 from part_robust.attacks import attack_batch, attack_view
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks
-from part_robust.utils.errors import PREPARATION, user_errors
-from part_robust.visualize import Panel, amplify, legend_patches, overlay_parts, save_grid
+from part_robust.utils.errors import PREPARATION, UserError, user_errors
+from part_robust.visualize import Panel, amplify, check_picture, legend_patches, overlay_parts, save_grid
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -33,6 +33,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def draw(cfg: CfgNode, attack_name: str, count: int, output: str) -> str:
     """Writes the picture of `count` images of DATASETS.TEST under one attack; returns its path."""
+    check_picture(output, count)
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST must name a data set to draw images of, got none")
     attack = build_attacks(cfg, [attack_name])[attack_name]
     name = cfg.DATASETS.TEST[0]
     taxonomy = get_taxonomy(name)
@@ -77,4 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors(*PREPARATION):
         cfg = load_config(args.config_file, args.opts)
         attack = args.attack or next(iter(cfg.ATTACK.EVAL), "")
+        if not attack:
+            raise UserError("--attack must name an attack of ATTACK.SPECS, as ATTACK.EVAL is empty")
         print(draw(cfg, attack, args.count, args.output))

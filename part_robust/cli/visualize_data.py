@@ -15,7 +15,14 @@ from detectron2.data import DatasetCatalog
 from part_robust import load_config
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.utils.errors import PREPARATION, user_errors
-from part_robust.visualize import Panel, legend_patches, overlay_parts, save_class_distribution, save_grid
+from part_robust.visualize import (
+    Panel,
+    check_picture,
+    legend_patches,
+    overlay_parts,
+    save_class_distribution,
+    save_grid,
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,6 +60,7 @@ def draw(args: argparse.Namespace) -> None:
     Raises:
         OSError, KeyError, ValueError: the config or the data are not as they should be.
     """
+    check_picture(args.output, args.count)
     # The data set that is drawn says the numbers of classes and parts.
     cfg = load_config(args.config_file, ["DATASETS.TRAIN", (args.dataset,), *args.opts] if args.dataset else args.opts)
     if args.distribution:

@@ -74,7 +74,7 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
-    # (docs/data_format.md). The names can then stand in TRAIN, VAL and TEST.
+    # (docs/data_format.md). The names can then be used in TRAIN, VAL and TEST.
     cfg.DATASETS.REGISTER = ()
 
 
@@ -86,10 +86,10 @@ def _add_training(cfg: CfgNode) -> None:
     # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Float32 matrix products and convolutions of training steps use TF32 on CUDA (10 bits of mantissa, from Ampere on):
-    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION says so, always compute in float32.
+    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION is set, always compute in float32.
     cfg.SOLVER.TF32 = False
     # Weights and feature maps of convolutions are kept with the channels last ("channels_last"), which suits the tensor
-    # cores of NVIDIA GPUs, above all with bfloat16 or TF32. Results change by rounding alone.
+    # cores of NVIDIA GPUs, mostly with bfloat16 or TF32. Results change by rounding alone.
     cfg.SOLVER.CHANNELS_LAST = False
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
@@ -177,7 +177,7 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
     try:
         cfg.merge_from_list(_pairs(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
-        raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
+        raise KeyError(f"{error} (flags such as --eval-only must come before the KEY VALUE pairs)") from error
     return cfg
 
 
@@ -234,11 +234,19 @@ def config_text(cfg: CfgNode) -> str:
 
 
 def config_values(text: str) -> dict[str, object]:
-    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it."""
+    """Values by dotted key ("SOLVER.BASE_LR") of a config as `dump` writes it.
+
+    Raises:
+        UserError: the text is not a config.
+    """
 
     def walk(node: object, prefix: str) -> dict[str, object]:
         if not isinstance(node, dict):
             return {prefix: node}
         return {k: v for key, value in node.items() for k, v in walk(value, f"{prefix}.{key}".strip(".")).items()}
 
-    return walk(yaml.load(text, LOADER) or {}, "")
+    try:
+        content = yaml.load(text, LOADER)
+    except yaml.YAMLError as error:
+        raise UserError(f"a config that a run has noted must be yaml, got {text[:40]!r}") from error
+    return walk(content or {}, "")

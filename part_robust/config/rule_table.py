@@ -1,6 +1,6 @@
 """The rule of every config key whose type alone does not say what it may be: choices and ranges.
 
-Meaning, unit and source of a key of ours stand where its default is: __init__.py, models.py and attacks.py. A key
+The meaning, unit and source of a key are documented at its default: __init__.py, models.py and attacks.py. A key
 without a rule takes any value of its default's type. Names in registries are added by `part_robust.run_config`.
 """
 
@@ -105,6 +105,11 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.CHECKS.SEED": SEED,
 }
 
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
+
+
 _DATA: dict[str, Rule] = {
     "INPUT.FORMAT": one_of("RGB"),
     "INPUT.SIZE": SIDE,
@@ -122,7 +127,7 @@ _DATA: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": WORKERS,
     "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
     "DATALOADER.REPEAT_THRESHOLD": WEIGHT,
-    "IMPORTS": list_of(NAME, "names of modules"),
+    "IMPORTS": list_of(Rule("a module", _is_module), "names of modules"),
     "OUTPUT_DIR": NAME,
     # NumPy seeds its generators with 32 bits.
     "SEED": whole(high=2**32 - 1),

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from part_robust.data.mapper import read_image
-from part_robust.data.part_json import crop_of, image_record, import_id, parse_json
+from part_robust.data.part_json import crop_of, image_record, import_id, other_spelling, parse_json
 from part_robust.data.taxonomy import taxonomy_from_json
 from part_robust.data.validation import violations
 from part_robust.utils.errors import user_errors
@@ -26,7 +26,7 @@ def check_images(data: dict, image_root: Path) -> list[str]:
     for index, image in enumerate(tqdm(data["images"], desc="images", unit="image", disable=None)):
         path = image_root / image["file_name"]
         if not path.is_file():
-            found.append(f"images[{index}] (id {image['id']}): {path} does not exist")
+            found.append(f"images[{index}] (id {image['id']}): {path} does not exist{other_spelling(path)}")
             continue
         try:
             read_image(image_record(image, image_root))
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.image_root.is_dir():
             found = check_images(data, args.image_root)
         else:
-            found = [f"--image-root {args.image_root}: is no folder"]
+            found = [f"--image-root {args.image_root}: is not a folder"]
     for text in found:
         print(text)
     if found:

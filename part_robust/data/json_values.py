@@ -17,6 +17,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written to a file: json may hold halves of characters, which no file can."""
+    return text.encode("utf-8", "ignore").decode() == text
+
+
 def has_size(image: Mapping) -> bool:
     """Return whether the image's own width and height make sense; where not, that is said once."""
     return all(is_int(image.get(key)) and image[key] > 0 for key in ("width", "height"))

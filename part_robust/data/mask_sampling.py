@@ -125,7 +125,8 @@ def source_indices(transform: Transform, height: int, width: int) -> tuple[np.nd
     They are -1 for padding; None where the transform is made of anything but crops, resizes, flips and padding with
     zeros.
     """
-    rows, columns = np.arange(height), np.arange(width)
+    rows: np.ndarray = np.arange(height)
+    columns: np.ndarray = np.arange(width)
     for step in _steps(transform):
         kind = type(step)
         if kind is CropTransform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -161,6 +162,19 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
     return record
 
 
+def other_spelling(path: str | Path) -> str:
+    """A phrase about the file of the same name in other Unicode characters, capitals or blanks; empty without one."""
+    folder, name = os.path.split(path)
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    twin = next((other for other in names if folded_name(other) == folded_name(name)), None)
+    return "" if twin is None else f" (there is {twin!r}, spelled otherwise: rename one of them)"
+
+
+def folded_name(name: str) -> str:
+    """Return a file name as names are compared: composed letters, lower case, no blanks around it."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
 def _class_index(data: Mapping) -> Callable[[Mapping], int]:
     classes = sorted(data.get("classes") or derive_classes(data["categories"]), key=lambda c: c["id"])
     by_id = {c["id"]: i for i, c in enumerate(classes)}
@@ -177,7 +191,7 @@ def _class_index(data: Mapping) -> Callable[[Mapping], int]:
 def _require_files(records: list[dict], json_file: str | Path) -> None:
     """One directory listing per folder, not one look-up per image: network file systems are slow at those."""
     folders: dict[str, set[str]] = {}
-    missing = []
+    missing: list[str] = []
     for record in records:
         folder, name = os.path.split(record["file_name"])
         if folder not in folders:
@@ -185,7 +199,7 @@ def _require_files(records: list[dict], json_file: str | Path) -> None:
         if name not in folders[folder]:
             missing.append(record["file_name"])
     if missing:
-        shown = ", ".join(missing[:3])
+        shown = ", ".join(f"{name}{other_spelling(name)}" for name in missing[:3])
         raise FileNotFoundError(
             f"{len(missing)} of {len(records)} images of {json_file} do not exist, first: {shown}. "
             "Is image_root the folder that the json's file_name is relative to?"

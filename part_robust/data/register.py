@@ -50,7 +50,7 @@ def register_from_config(cfg: CfgNode) -> None:
     """Registers what DATASETS.REGISTER lists; the same entry may come again, as when a process runs twice.
 
     Raises:
-        ValueError: an entry is not [name, json, image root], or its name stands for other files already.
+        ValueError: an entry is not [name, json, image root], or its name is registered for other files already.
     """
     for entry in cfg.DATASETS.REGISTER:
         if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
@@ -108,8 +108,11 @@ def get_taxonomy(name: str) -> PartTaxonomy:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("part_robust", False):
         if name not in DatasetCatalog.list():
-            raise KeyError(f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first")
-        raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
+            raise KeyError(
+                f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first, or name its "
+                "json in DATASETS.REGISTER"
+            )
+        raise ValueError(f"dataset {name!r} is not a part dataset: use part_robust.data.register_part_dataset")
     if not metadata.get("object_classes"):
         DatasetCatalog.get(name)
     return PartTaxonomy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from part_robust.data.json_values import has_size, is_int, is_number
+from part_robust.data.json_values import has_size, is_int, is_number, is_unicode
 from part_robust.data.mask_validation import check_agreement, check_rle, check_segmentation, is_normalised
 from part_robust.data.taxonomy import derive_classes
 
@@ -77,6 +77,8 @@ def _check_entries(entries: list, key: str, unique_names: tuple[str, ...]) -> It
         for field in unique_names:
             if not isinstance(entry.get(field), str) or not entry[field]:
                 yield f"{key}[{index}]: {field} must be a non-empty string, is {entry.get(field)!r}"
+            elif field == "name" and not is_unicode(entry[field]):
+                yield f"{key}[{index}]: name must be text that can be written as UTF-8, is {entry[field]!r}"
         for field, values in seen.items():
             value = entry.get(field)
             if is_int(value) or isinstance(value, str):
@@ -115,7 +117,7 @@ def _check_classes(data: Mapping, category_ids: set) -> Iterator[str]:
             continue
         unknown = [part for part in parts if not _is_one_of(part, category_ids)]
         if unknown:
-            yield f"classes[{index}]: part_category_ids {unknown} are no category ids"
+            yield f"classes[{index}]: part_category_ids {unknown} are not category ids"
         elif len(set(parts)) < len(parts):
             yield f"classes[{index}]: part_category_ids {parts} name a category twice"
 

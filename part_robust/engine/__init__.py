@@ -3,7 +3,6 @@
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.checkpoint import CheckpointMismatch, PartCheckpointer
 from part_robust.engine.launch import launch
-from part_robust.engine.phases import prepare_two_phases
 from part_robust.engine.setup import end_process_group, evaluate, setup, train
 from part_robust.engine.trainer import PartTrainer
 from part_robust.evaluation.journal import JournalMismatch
@@ -17,7 +16,6 @@ __all__ = [
     "end_process_group",
     "evaluate",
     "launch",
-    "prepare_two_phases",
     "setup",
     "train",
 ]

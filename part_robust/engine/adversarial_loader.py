@@ -13,12 +13,11 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor, nn
 
 from part_robust.attacks import (
-    KL_DIVERGENCE,
     Attack,
     AttackError,
     AttackResult,
     ThreatModelViolation,
-    attack_training_batch,
+    attack_batch,
     attack_view,
     training_radius,
 )
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
-# So many batches in a row without any gradient are no accident.
+# This many batches in a row without any gradient are no accident.
 BLIND_LIMIT = 20
 
 
@@ -40,7 +39,7 @@ class AdversarialLoader:
     `precision` says otherwise.
 
     Attributes:
-        iteration: the trainer's, set by `AttackSchedule`; random starts depend on it, so a resumed run goes on as the
+        iteration: the trainer's, set by `AttackSchedule`; random starts depend on it, so a resumed run continues as the
             uninterrupted one would.
     """
 
@@ -77,7 +76,7 @@ class AdversarialLoader:
             raise ValueError(f"ATTACK.TRAIN.FRACTION must lie in 0..1 and not be 0, is {fraction}")
         if precision not in PRECISIONS:
             raise ValueError(f"ATTACK.TRAIN.PRECISION must be {' or '.join(PRECISIONS)}, got {precision!r}")
-        if attack.objective is KL_DIVERGENCE and not getattr(attack, "starts_randomly", True):
+        if attack.objective.zero_at_start and not attack.starts_randomly:
             raise ValueError(
                 "ATTACK.TRAIN.METHOD trades: the divergence has no gradient at the clean image, set "
                 "ATTACK.TRAIN.RANDOM_START True"
@@ -142,7 +141,7 @@ class AdversarialLoader:
                 torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
                 tf32(self.precision == "tf32"),
             ):
-                return attack_training_batch(self.attack, inner, batch, keys)[0]
+                return attack_batch(self.attack, inner, batch, keys)[0]
         except ThreatModelViolation as error:
             files = ", ".join(str(item.get("file_name", "an image")) for item in batch)
             sentence = f"iteration {self.iteration}: the attack failed on one of {files}: {error}"
@@ -152,7 +151,7 @@ class AdversarialLoader:
             return None
 
     def _positions(self, batch: list[dict]) -> Tensor:
-        """Return where the images stand in the stream of training images, if the loader says so.
+        """Return the position of the images in the stream of training images, if the loader has one.
 
         The positions are the same for any number of processes.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from detectron2.config import CfgNode
 
 from part_robust.utils.errors import UserError
@@ -38,7 +40,7 @@ def check_best_metric(cfg: CfgNode) -> None:
         UserError: no evaluation of this training gives TEST.BEST_METRIC.
     """
     watched = watched_datasets(cfg)
-    if not watched or cfg.TEST.EVAL_PERIOD == 0 and cfg.TEST.BEST_METRIC == "auto":
+    if not watched:
         return
     model = cfg.MODEL.PART_CLASSIFIER
     tasks = ["classification"] if model.HEAD else []
@@ -50,8 +52,27 @@ def check_best_metric(cfg: CfgNode) -> None:
         f"{prefix}{task}{suffix}/{metric}"
         for prefix in prefixes for task in tasks for suffix in suffixes for metric in METRICS[task]
     ]  # fmt: skip
+    if len(watched) == 1:
+        check_expected(cfg, [f"{task}{suffix}" for task in tasks for suffix in suffixes])
+    if cfg.TEST.EVAL_PERIOD == 0 and cfg.TEST.BEST_METRIC == "auto":
+        return
     metric = best_metric(cfg)
     task, _, name = metric.rpartition("/")
     if f"{task}/{name.split('-')[0]}" not in known:
         shown = ", ".join(known for known in known if not known.endswith("/IoU"))
         raise UserError(f"TEST.BEST_METRIC must be auto or one of {shown}, got {cfg.TEST.BEST_METRIC!r}")
+
+
+def check_expected(cfg: CfgNode, tasks: Collection[str]) -> None:
+    """Check the names of TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: complete.
+        tasks: that the evaluation of one data set gives.
+
+    Raises:
+        UserError: a task is not among them.
+    """
+    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
+        if task not in tasks:
+            raise UserError(f"TEST.EXPECTED_RESULTS must name tasks ({', '.join(tasks)}), got {task!r}")

@@ -13,7 +13,7 @@ from torch import nn
 
 from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.utils.errors import UserError, as_user_errors
-from part_robust.utils.files import check_file, replacing, write_text
+from part_robust.utils.files import check_file, read_text, replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,20 @@ class PartCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint, as `last_checkpoint` names it; "" where there is none.
+
+        Raises:
+            UserError: that file is damaged.
+        """
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        if not os.path.exists(path):
+            return ""
+        name = read_text(path, "the name of a checkpoint beside it").strip()
+        if not name:
+            raise UserError(f"{path} must be the name of a checkpoint beside it, got an empty file")
+        return os.path.join(self.save_dir, name)
+
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Load a checkpoint, and account for every weight of the model.
 
@@ -70,7 +84,8 @@ class PartCheckpointer(DetectionCheckpointer):
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
             UnsafeCheckpoint: the file holds more than tensors and plain values.
-            NoCheckpoint: the file is no checkpoint, or not whole.
+            NoCheckpoint: the file is not a checkpoint, or not whole.
+            UserError: `strict`, and weights are not finite numbers.
         """
         if path:
             try:
@@ -84,8 +99,11 @@ class PartCheckpointer(DetectionCheckpointer):
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None
         self._resuming = checkpointables is None and not self.strict
-        with as_user_errors():  # such as values that are no tensors
-            return super().load(path, checkpointables)
+        with as_user_errors():  # such as values that are not tensors
+            content = super().load(path, checkpointables)
+        if path and self.strict:
+            check_finite(self.model, path)
+        return content
 
     def _load_file(self, filename: str) -> dict:
         if filename.endswith(".pkl"):

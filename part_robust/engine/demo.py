@@ -1,4 +1,4 @@
-"""Predictions of a trained model for image files that nobody has annotated, before and after an attack.
+"""Predictions of a trained model for image files without annotations, before and after an attack.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -18,12 +18,13 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch, attack_view
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import get_taxonomy
 from part_robust.data.image_file import ImageFileMapper
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.modeling.counts import with_counts
+from part_robust.utils.errors import UserError
 from part_robust.utils.precision import tf32
 from part_robust.visualize import Panel, amplify, legend_patches, overlay_boxes, overlay_parts, save_grid
 
@@ -49,7 +50,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
-        """Return the classes with their probabilities, in words."""
+        """Return the classes with their probabilities, as text."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 
@@ -58,7 +59,7 @@ class Demo:
 
     Attributes:
         class_names: C names; "class 0" and so on where the training set is not there to say them.
-        part_names: P names, likewise.
+        part_names: P names.
     """
 
     def __init__(self, cfg: CfgNode, min_score: float = 0.3) -> None:
@@ -77,6 +78,8 @@ class Demo:
         self.cfg = with_counts(cfg)
         if torch.device(self.cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
             self.cfg.MODEL.DEVICE = "cpu"
+        if not 0 <= min_score <= 1:
+            raise UserError(f"--min-score must be a number from 0 to 1, got {min_score}")
         self.min_score = min_score
         self.class_names, self.part_names = _names(self.cfg)
         self.mapper = ImageFileMapper(self.cfg)
@@ -106,7 +109,7 @@ class Demo:
             attack: also attack every image.
             label: the class an attack leads away from; the predicted one if None.
 
-        A file that cannot be read is yielded with an empty line and the reason in the log; the others go on.
+        A file that cannot be read is yielded with an empty line and the reason in the log; the others continue.
         """
         taken: set[str] = set()
         size = max(self.cfg.DATALOADER.TEST_BATCH_SIZE, 1)

@@ -17,12 +17,16 @@ from torch import nn
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
+from part_robust.engine.begun import BEST
 from part_robust.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 
-_BEST_REMEDY = "delete it, and the next evaluation chooses the best checkpoint anew"
+def _read_best(path: str) -> dict:
+    """Return what `BestCheckpoint` has noted; UserError where it is damaged."""
+    remedy = "delete it, and the next evaluation chooses the best checkpoint anew"
+    return read_json(path, remedy, ("metric", "value", "iteration"))
 
 
 class AttackSchedule(HookBase):
@@ -129,7 +133,7 @@ class BestCheckpoint(HookBase):
         self.metric = metric
         self.eval_period = eval_period
         self.weights = weights
-        self.path = os.path.join(checkpointer.save_dir, "best_checkpoint.json")
+        self.path = os.path.join(checkpointer.save_dir, BEST)
         self.best: float | None = None
         self.best_iteration: int | None = None
 
@@ -140,7 +144,7 @@ class BestCheckpoint(HookBase):
             return
         if not os.path.isfile(self.path):
             return
-        record = read_json(self.path, _BEST_REMEDY)
+        record = _read_best(self.path)
         if (
             record["metric"] == self.metric
             and record["value"] is not None
@@ -199,7 +203,7 @@ class MissedEvaluation(HookBase):
         self.period = period
         self.evaluate = evaluate
         self.best = best
-        self.path = os.path.join(folder, "best_checkpoint.json")
+        self.path = os.path.join(folder, BEST)
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -223,4 +227,4 @@ class MissedEvaluation(HookBase):
         """Return whether the last evaluation is from before; files of earlier versions do not say."""
         if not os.path.isfile(self.path):
             return True
-        return read_json(self.path, _BEST_REMEDY).get("evaluated", iteration) < iteration
+        return _read_best(self.path).get("evaluated", iteration) < iteration

@@ -27,7 +27,7 @@ from torch import distributed, multiprocessing
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.failures import SIGNALS, Preempted
-from part_robust.engine.process_exit import GONE, PATIENCE, REASON, ProcessExit, read_message
+from part_robust.engine.process_exit import GONE, GRACE, REASON, ProcessExit, read_message
 from part_robust.engine.process_group import LaunchError, ProcessInfo, process_from_environment, process_group
 from part_robust.utils.errors import is_fixable, sentence, user_errors
 
@@ -203,7 +203,7 @@ def _wait_for_end(processes: Sequence[Any]) -> list[int]:
             process.join()
             codes.append(process.exitcode)
         if any(codes) and deadline is None:
-            deadline = time.monotonic() + 2 * PATIENCE
+            deadline = time.monotonic() + 2 * GRACE
     return codes if any(codes) else []
 
 
@@ -232,7 +232,7 @@ def _outcome(codes: Sequence[int], store: distributed.Store, received: Sequence[
 
 def _end(processes: Sequence[Any], number: int) -> None:
     """Sends a signal to the processes that do not end by themselves at once, and kills those that ignore it."""
-    for sent, seconds in ((number, 1.0), (signal.SIGKILL, PATIENCE)):
+    for sent, seconds in ((number, 1.0), (signal.SIGKILL, GRACE)):
         deadline = time.monotonic() + seconds
         for process in processes:
             process.join(max(deadline - time.monotonic(), 0.0))

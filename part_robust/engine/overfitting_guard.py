@@ -14,7 +14,7 @@ from part_robust.attacks import (
     PGD,
     Attack,
     ThreatModel,
-    attack_training_batch,
+    attack_batch,
     attack_view,
     get_objective,
     training_radius,
@@ -25,7 +25,7 @@ from part_robust.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-# Percentage points; what a few hundred images show by chance is no collapse.
+# Percentage points; what a few hundred images show by chance is not collapse.
 SMALLEST_FALL = 5.0
 
 
@@ -128,7 +128,7 @@ class OverfittingGuard(HookBase):
                 keys = make_keys(0, comm.get_rank(), place)
                 right[2] += len(batch)
                 for row, attack in enumerate((self.attack, self.pgd)):
-                    result, padding = attack_training_batch(attack, inner, batch, keys)
+                    result, padding = attack_batch(attack, inner, batch, keys)
                     with torch.no_grad():
                         found = inner.class_logits(result.images, padding).argmax(dim=1).cpu()
                     right[row] += (found == labels).sum()

@@ -23,7 +23,7 @@ from part_robust.utils.processes import pass_failure_on
 REASON, GONE = "part_robust/reason", "part_robust/gone"
 ENDED = "part_robust/ended"
 # Seconds for the processes of a job to learn which of them has failed.
-PATIENCE = 5.0
+GRACE = 5.0
 
 
 class ProcessExit:
@@ -34,7 +34,7 @@ class ProcessExit:
     """
 
     def __init__(self, info: ProcessInfo, launcher: distributed.Store | None = None) -> None:
-        """Set who hears of the end of this process.
+        """Set the processes that are notified of the end of this one.
 
         Args:
             info: of this process.
@@ -47,17 +47,17 @@ class ProcessExit:
 
     def join(self, store: distributed.Store) -> None:
         """Adds the store at which all processes of the job meet."""
-        # A connection of its own: that of the process group may be inside a call that waits.
+        # A separate connection: that of the process group may be inside a blocking call.
         self.stores.append(store.clone() if hasattr(store, "clone") else store)
 
     def fail(self, reason: str) -> NoReturn:
-        """Ends this process because of its own error."""
+        """End this process after its own error."""
         self._once()
         self._leave(REASON, f"process {self.info.rank}: {reason}")
         self._exit(self._found(REASON) or reason)
 
     def crash(self, error: Exception) -> NoReturn:
-        """Ends this process because of an error that nobody expected, or that is the end of another process."""
+        """Ends this process because of an unexpected error, or of one that the end of another process has caused."""
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
             self._wait_for_a_reason()
         traceback.print_exc()
@@ -77,8 +77,8 @@ class ProcessExit:
         self._exit("", code=130)
 
     def _wait_for_a_reason(self) -> None:
-        """Ends this process as `lost` does if another process leaves its reason, or is gone, within `PATIENCE`."""
-        deadline = time.monotonic() + PATIENCE
+        """Ends this process as `lost` does if another process leaves its reason, or is gone, within `GRACE`."""
+        deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline:
             if message := self._found(REASON) or self._found(GONE):
                 self.lost(message)
@@ -112,7 +112,7 @@ class ProcessExit:
 
     def _let_others_read(self) -> None:
         """Rank 0 keeps the store that it hosts until the others have read it; those that were killed never do."""
-        deadline = time.monotonic() + 0.2 * PATIENCE
+        deadline = time.monotonic() + 0.2 * GRACE
         with contextlib.suppress(RuntimeError):
             for store in self.stores[-1:]:
                 store.add(ENDED, 1)

@@ -21,8 +21,8 @@ from part_robust.engine.failures import Preempted
 from part_robust.utils.errors import UserError
 from part_robust.utils.processes import abandon_watch, stop_watching, wait_for_all, watch_neighbour
 
-# Seconds between two lines that say which processes have not come yet.
-REMINDER = 30.0
+# Seconds until the first line that says which processes have not come yet, and between two of them.
+FIRST_REMINDER, REMINDER = 10.0, 30.0
 
 
 class LaunchError(UserError):
@@ -104,7 +104,11 @@ def _slurm_process(environment: Mapping[str, str]) -> ProcessInfo:
 
 
 def first_host(nodes: str) -> str:
-    """First name of Slurm's list: "gpu[03-05,9],cpu1" -> "gpu03"."""
+    """Return the first name of Slurm's list, such as "gpu03" of "gpu[03-05,9],cpu1".
+
+    Raises:
+        LaunchError: the list cannot be read.
+    """
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
         raise LaunchError(f"cannot read a host name from {nodes!r}: set MASTER_ADDR")
@@ -229,7 +233,7 @@ def _enter(info: ProcessInfo, store: distributed.Store) -> None:
 
 
 def _wait_for_others(info: ProcessInfo, store: distributed.Store, deadline: float, timeout: timedelta) -> None:
-    reminder = time.monotonic() + REMINDER
+    reminder = time.monotonic() + min(FIRST_REMINDER, REMINDER)
     while (came := store.add("part_robust/came", 0)) < info.world_size:
         if time.monotonic() > deadline:
             raise LaunchError(f"{_missing(info, store, came)} within {timeout.total_seconds():.0f} s")

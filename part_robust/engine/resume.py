@@ -11,6 +11,7 @@ from part_robust.config import config_text, config_values
 from part_robust.engine.begun import STARTED
 from part_robust.engine.fingerprint import different_keys
 from part_robust.utils.errors import UserError
+from part_robust.utils.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,11 @@ def check_resumed(cfg: CfgNode) -> list[str]:
         UserError: keys have changed whose values come from the checkpoint, so that the new ones would have no effect.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    # An evaluation in the folder writes a config.yaml of its own.
+    # An evaluation in the folder writes its config.yaml, too.
     config = next((path for path in (folder / STARTED, folder / "config.yaml") if path.is_file()), folder / STARTED)
     if not (folder / "last_checkpoint").is_file() or not config.is_file():
         return []
-    before = config.read_text()
+    before = read_text(config, "the config of a training")
     # Another training is refused where it matters; keys that only evaluations read do not.
     keys = [key for key in different_keys(before, config_text(cfg)) if key != "OUTPUT_DIR"]
     old, new = config_values(before), config_values(config_text(cfg))

@@ -1,4 +1,4 @@
-"""What a run says: everything in OUTPUT_DIR/log.txt, and on the terminal what its user needs."""
+"""Messages of a run: everything in OUTPUT_DIR/log.txt, and on the terminal what its user needs."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def seed_and_tune(cfg: CfgNode, eval_only: bool) -> None:
 
 def close_log() -> None:
     """Removes the handlers of an earlier run in this process: lines would come twice, and in both folders."""
+    logging.captureWarnings(False)
     for name in ABBREVIATIONS:
         log = logging.getLogger(name)
+        log.propagate = True
         for handler in list(log.handlers):
             for library in LIBRARIES:
                 logging.getLogger(library).removeHandler(handler)
@@ -109,11 +111,12 @@ def _log_libraries(file: logging.Handler) -> None:
     logging.captureWarnings(True)
     for name in LIBRARIES:
         log = logging.getLogger(name)
-        log.propagate = False
-        # TORCH_LOGS asks torch for its log on the terminal.
+        # TORCH_LOGS makes torch log to the terminal.
         if "TORCH_LOGS" not in os.environ:
             for handler in log.handlers:
-                handler.setLevel(logging.ERROR)
+                # Handlers of a program around this run are of other types, and stay as they are.
+                if type(handler) is logging.StreamHandler:
+                    handler.setLevel(logging.ERROR)
         log.addHandler(file)
 
 

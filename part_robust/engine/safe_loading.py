@@ -43,7 +43,7 @@ def check_pickle(path: str | Path) -> None:
 
     Raises:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
-        NoCheckpoint: the file is no pickle, or not whole.
+        NoCheckpoint: the file is not a pickle, or not whole.
     """
     check_file(path, "a checkpoint")
     with open(path, "rb") as file:
@@ -60,15 +60,15 @@ def load_tensors(path: str | Path) -> Any:
 
     Raises:
         UnsafeCheckpoint: the file holds other objects.
-        NoCheckpoint: the file is no checkpoint of PyTorch, or not whole.
+        NoCheckpoint: the file is not a checkpoint of PyTorch, or not whole.
         OSError: it cannot be read.
     """
     check_file(path, "a checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files raise anything, a cut one an OSError without a name
+        if isinstance(error, OSError) and error.filename:
+            raise
         reason = next((line for line in str(error).splitlines() if _FOREIGN.search(line)), "")
         if isinstance(error, pickle.UnpicklingError) and reason and _begin(path).startswith(_MAGIC):
             raise UnsafeCheckpoint(_sentence(path, str(error).splitlines()[0])) from error
@@ -84,7 +84,33 @@ def load_state(path: str | Path) -> dict:
     content = load_tensors(path)
     if not isinstance(content, dict):
         raise NoCheckpoint(f"{path} must be a checkpoint that holds weights by name, got a {type(content).__name__}")
+    for name in ("", *(name for name in CONTAINERS if name in content)):
+        problem = _not_weights(content[name] if name else content)
+        if problem:
+            raise NoCheckpoint(
+                f"{path} must be a checkpoint that holds weights by name, got {problem} in {name or 'it'}"
+            )
+    if not isinstance(content.get("iteration", 0), int):
+        raise NoCheckpoint(f"{path} must hold its iteration as a whole number, got {content['iteration']!r}")
     return content
+
+
+# Where files keep the weights.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "average")
+
+
+def _not_weights(state: Any) -> str | None:
+    """Return the fault of weights by name, as text, or None; other values than tensors may be among them."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    for name, value in state.items():
+        if not isinstance(name, str):
+            return f"the name {name!r}"
+        if isinstance(value, torch.Tensor) and (
+            value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta
+        ):
+            return f"a tensor {name} that is sparse, quantized, complex or without values"
+    return None
 
 
 # Zip files, and pickles of protocol 2 and above.
@@ -114,7 +140,7 @@ def _no_checkpoint(path: str | Path) -> str:
 
 def _sentence(path: str | Path, what: str) -> str:
     return (
-        f"{path} holds objects that run code when they are read ({what}) and is not opened. If you trust whoever made "
-        'it, keep its weights alone: python -c "import torch; '
+        f"{path} holds objects that run code when they are read ({what}) and is not opened. If you trust its author, "
+        'keep its weights alone: python -c "import torch; '
         f"torch.save({{'model': torch.load('{path}', weights_only=False)['model']}}, 'weights.pth')\""
     )

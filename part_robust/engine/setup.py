@@ -16,21 +16,22 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter
 
 from part_robust.config import config_text
+from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
-from part_robust.engine.begun import begin_training
-from part_robust.engine.best_metric import check_best_metric, watched_datasets
-from part_robust.engine.checkpoint import PartCheckpointer, check_finite
-from part_robust.engine.configured_attacks import build_attacks, training_attack
+from part_robust.engine.begun import begin_training, imported_again
+from part_robust.engine.best_metric import check_best_metric, check_expected, watched_datasets
+from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.robust_evaluation import build_curve, build_tiers, evaluate_tiers, resumed_weights
 from part_robust.engine.run_log import seed_and_tune, start_log
-from part_robust.engine.siblings import sibling_folders
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
+from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
+from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
@@ -62,11 +63,12 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
         raise UserError(
             "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
         )
-    resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
+    resumes = args.resume and not args.eval_only
+    told = [*(check_resumed(cfg) if resumes else ()), *imported_again(cfg, resumes)]
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
     seed_and_tune(cfg, args.eval_only)
-    for line in resumed:
+    for line in told:
         logger.warning(line)
     return cfg
 
@@ -191,7 +193,6 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
             return None
         with no_tracebacks():
             trainer.train()
-        trainer.close()
         return getattr(trainer, "_last_eval_results", None)
     finally:
         release_output(cfg.OUTPUT_DIR)
@@ -202,7 +203,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
 
     Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json; with TEST.TIER also
     writes report.md and report.html. With `resume`, weights are those of the last checkpoint, and an interrupted
-    evaluation with tiers goes on, with the weights it began with.
+    evaluation with tiers continues, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
@@ -227,7 +228,6 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
-    check_finite(model, weights)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
     shown, evaluations = attacks, None
     if cfg.TEST.TIER:
@@ -259,6 +259,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     single = next(iter(results.values())) if len(results) == 1 else results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)
+    check_expected(cfg, single)
     verify_results(cfg, single)
     return single
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from detectron2.config import CfgNode
@@ -19,15 +19,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.engine.weight_perturbation import WeightPerturbation
 from part_robust.layers.constants import constant
+from part_robust.structures import LabelCount
 from part_robust.utils.transfer import to_device, to_host
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@runtime_checkable
+class CountsPartLabels(Protocol):
+    """A model with part losses, which are means over other things than images."""
+
+    def part_label_counts(self, batched_inputs: list[dict]) -> dict[str, LabelCount]:
+        """Denominators of the part losses by name, see `PartSegmenter.label_counts`; empty without part losses."""
+        ...
+
+
 class TrainingStep(nn.Module):
     """Batch -> losses, whose sum's gradient is that of the whole batch.
 
-    A batch in several pieces goes forward and backward piece by piece, but for the last piece's backward pass, which
+    A batch in several pieces goes forward and backward piece by piece, except the last piece's backward pass, which
     the trainer does. The trainer must set gradients to zero before it calls this.
 
     Attributes:
@@ -119,15 +129,14 @@ def split(batch: list[dict], pieces: int) -> list[list[dict]]:
 def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str, Tensor | float]]:
     """Factors that turn the mean losses of the pieces into those of the whole batch, when they are added up.
 
-    Class losses, "loss_cls", are means over images. Part losses, "loss_part" but for those that have a name of their
-    own, are means over whatever the model's `part_label_counts` counts: labelled pixels, true parts, queries.
+    Class losses, "loss_cls", are means over images. Part losses, "loss_part" except those that have a name of their
+    own, are means over whatever the model counts (`CountsPartLabels`): labelled pixels, true parts, queries.
     """
     total = sum(len(piece) for piece in pieces)
     shares: list[dict[str, Tensor | float]] = [dict.fromkeys(("loss_cls", "loss_part"), len(p) / total) for p in pieces]
-    part_label_counts = getattr(inner, "part_label_counts", None)
-    if len(pieces) == 1 or part_label_counts is None:
+    if len(pieces) == 1 or not isinstance(inner, CountsPartLabels):
         return shares
-    found = [part_label_counts(piece) for piece in pieces]
+    found = [inner.part_label_counts(piece) for piece in pieces]
     if not found[0]:
         return shares
     names = list(found[0])
@@ -150,7 +159,7 @@ class _QuietOnSkip:
     def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
         if not self.skipped:
             # One copy for all losses, where detectron2 makes one for each.
-            super()._write_metrics(to_host(loss_dict), *args, **kwargs)  # type: ignore[misc]
+            super()._write_metrics(to_host(loss_dict), *args, **kwargs)  # type: ignore[misc]  # of the trainer
 
 
 class StepTrainer(_QuietOnSkip, SimpleTrainer):

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, defaults, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -20,13 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from part_robust.attacks import Attack
+from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data import PartDatasetMapper
 from part_robust.data.sample import evaluated_records
+from part_robust.data.test_loader import build_test_loader
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.batch_norm import check_batch_norm
 from part_robust.engine.best_metric import best_metric, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks, training_attack
 from part_robust.engine.data_stream import begin_at, build_stream_loader
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
 from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
@@ -62,7 +62,8 @@ class PartTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
-        # The parent builds its own trainer and checkpointer just before it asks for hooks, with no seam to choose them.
+        # The parent builds its own trainer and checkpointer just before it calls build_hooks, with no seam to choose
+        # them.
         model = self._trainer.model
         self._trainer = build_step_trainer(cfg, model, self._trainer.data_loader, self._trainer.optimizer)
         self.finite_steps = FiniteSteps(self._trainer, cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_LIMIT)
@@ -164,9 +165,16 @@ class PartTrainer(DefaultTrainer):
         loader = self.data_loader
         begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
 
-    def close(self) -> None:
-        """Ends the data-loading workers of the training; they would live until the trainer is collected as garbage."""
-        self._trainer._data_loader_iter_obj = None
+    def train(self) -> OrderedDict | None:
+        """Train, and end the data-loading workers, however the training ends.
+
+        A loader's iterator that is collected as garbage together with its queues cannot tell the workers to end: it
+        waits 5 s for each before it kills them.
+        """
+        try:
+            return super().train()
+        finally:
+            self._trainer._data_loader_iter_obj = None
 
     def run_step(self) -> None:
         perturbation = self._trainer.model.perturbation
@@ -199,16 +207,8 @@ class PartTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:
-        """Build the loader of a data set, or of those of its `records` that are given."""
-        mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
-        batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
-        if records is None and not mapper.num_parts:
-            # detectron2 prints a table of the parts of a name's data set, and divides by their number.
-            records = DatasetCatalog.get(dataset_name)
-        if records is None:
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
-        workers = cfg.DATALOADER.NUM_WORKERS
-        return build_detection_test_loader(records, mapper=mapper, batch_size=batch_size, num_workers=workers)
+        """Same as `part_robust.data.test_loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name, records)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -288,7 +288,7 @@ def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
 
     It takes the local rank for the device's index, which DistributedDataParallel refuses on a CPU, and which is wrong
     where a process sees its own GPU alone. DistributedDataParallel waits for the gradients of a frozen backbone unless
-    it is asked to look which ones come.
+    it detects the unused ones.
     """
     original = defaults.create_ddp_model
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"

@@ -8,8 +8,6 @@ float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from part_robust.attacks import ThreatModel
 from part_robust.evaluation.attacked_batch import AttackedBatch, label_counts
 from part_robust.evaluation.conversion import host_outputs
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import check_file, replacing
+from part_robust.utils.files import check_file, read_arrays, replacing
 
 MODES = ("", "npz", "png")
 
@@ -82,15 +80,15 @@ def save_adversarials(
             _save_png(folder / f"{image_id}.png", image)
     else:
         arrays["images"] = images.float().cpu().numpy()
-    arrays.update(verdict(outputs, batch.items, batch.num_parts))
+    arrays.update(outputs_to_compare(outputs, batch.items, batch.num_parts))
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
     path = folder / f"batch_{digest}.npz"
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     return arrays.get("prediction") if mode == "png" else None
 
 
-def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
+def outputs_to_compare(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
     """Return what is compared when images are scored again: `prediction` (N,) and `pixels_right` (N,), if predicted."""
     arrays = {}
     outputs = host_outputs(outputs)
@@ -114,17 +112,18 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
             f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
         )
     for path in paths:
-        check_file(path, "a file of attacked images")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            raise UserError(
-                f"{path} must be a whole file of attacked images, got {path.stat().st_size} bytes that cannot be read: "
-                "evaluate again"
-            ) from error
+        arrays = read_arrays(path, "attacked images")
+        missing = [name for name in ("image_id", "label", "eps", "norm") if name not in arrays]
+        if missing:
+            raise UserError(f"{path} must be a whole file of attacked images, got one without {missing[0]}")
         if "images" not in arrays:
             arrays["images"] = _load_pngs(folder, arrays["image_id"].tolist())
+        number, images = len(arrays["image_id"]), arrays["images"]
+        if images.ndim != 4 or len(images) != number or images.dtype.kind != "f":
+            raise UserError(
+                f"{path} must hold {number} images (3, H, W) of float32, got {images.dtype} {images.shape}: evaluate "
+                "again"
+            )
         yield arrays
 
 

@@ -1,19 +1,14 @@
 """A finished batch as a flat dict of arrays, which is all that the evaluation's numbers are computed from; and back.
 
-Names say what an array is, `<row>` being "clean", a tier or a part attack:
-
-- `images.<name>`: one entry per image; `images.image_id` first of all.
-- `counts.<row>.<name>`: pixels by image and label that occur in the image.
-- `evaluators.<row>.<number>.<name>`: what each evaluator saw, its `partial`.
-- `costs.<attack>.<name>`: of each attack on the whole batch.
-- `pictures.<name>`: images for people, few of them.
+Fields and names of the arrays: part_robust/evaluation/named_arrays.py. Besides, `evaluators.<row>.<number>.<name>` are
+what each evaluator saw, its `partial`.
 
 Letters: N images, C classes, K = P + 1 labels (background last).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +24,19 @@ from part_robust.evaluation.attacked_batch import (
     sum_of_losses,
 )
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.named_arrays import (
+    AttackArrays,
+    ClassArrays,
+    CostArrays,
+    CurveArrays,
+    ImageArrays,
+    Kind,
+    LabelArrays,
+    PictureArrays,
+    PixelArrays,
+    TierArrays,
+    TotalCost,
+)
 from part_robust.evaluation.pictures import picture_arrays
 from part_robust.evaluation.tiers import Tier, TierResult
 from part_robust.utils.transfer import to_host
@@ -50,49 +58,50 @@ def describe_batch(
         evaluators: used, and left reset.
         sample: image ids that get a picture, under the first tier.
     """
-    arrays: BatchArrays = {
-        "images.image_id": batch.keys.numpy(),
-        "images.label": batch.labels.numpy(),
-        "images.object_share": object_share(batch.items, batch.num_parts),
-        "costs.evaluation.forwards": np.array(batch.forwards),
-    }
+    images = ImageArrays(batch.keys.numpy(), batch.labels.numpy(), object_share(batch.items, batch.num_parts))
+    arrays = CostArrays(forwards=np.array(batch.forwards)).write("evaluation")
     counts: dict[str, LabelCounts] = {}
     for row, outputs in _rows(batch, results):
-        arrays.update(_evaluated(row, outputs, batch, evaluators))
+        arrays |= _evaluated(row, outputs, batch, evaluators)
         if batch.has_classes:
             logits = torch.stack([output["class_logits"] for output in outputs])
-            arrays[f"images.prediction.{row}"] = logits.argmax(dim=1).cpu().numpy()
-            arrays[f"images.margin.{row}"] = margins(logits, batch.labels)[0].cpu().numpy()
+            margin, _ = margins(logits, batch.labels)
+            arrays |= ClassArrays(logits.argmax(dim=1).cpu().numpy(), margin.cpu().numpy()).write(row)
         if batch.has_parts:
             known = next((result.counts[row] for result in results.values() if row in result.counts), None)
             counts[row] = known or label_counts(outputs, batch.items, batch.num_parts)
-            arrays[f"images.pixels_right.{row}"] = counts[row].right.cpu().numpy()
-            arrays.update(_occurring(row, counts[row], batch.keys.numpy()))
+            arrays |= PixelArrays(counts[row].right.cpu().numpy()).write(row)
+            arrays |= _occurring(counts[row], images.image_id).write(row)
     if batch.has_parts:
-        arrays["images.pixels"] = counts["clean"].pixels.cpu().numpy()
+        images.pixels = counts["clean"].pixels.cpu().numpy()
+    fooled: BatchArrays = {}
     for tier, result in results.items():
-        arrays[f"images.broken_by.{tier.name}"] = result.broken_by.cpu().numpy()
-        for name, fooled in result.fooled.items():
-            earlier = arrays.get(f"images.fooled.{name}", False)
-            arrays[f"images.fooled.{name}"] = fooled.cpu().numpy() | earlier
+        arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name)
+        for name, found in result.fooled.items():
+            fooled[name] = found.cpu().numpy() | fooled.get(name, False)
     for eps, standing in curve.items():
-        arrays[f"images.curve.{eps:g}"] = standing.cpu().numpy()
+        arrays |= CurveArrays(standing.cpu().numpy()).write(f"{eps:g}")
+    for name, flags in fooled.items():
+        arrays |= AttackArrays(fooled=flags).write(name)
+    arrays |= _attacks(batch)
+    if results:
+        arrays |= picture_arrays(batch, next(iter(results.values())), sample)
+    return {**images.write(), **arrays}
+
+
+def _attacks(batch: AttackedBatch) -> BatchArrays:
+    """Arrays of each attack on the whole batch, and its cost."""
+    arrays: BatchArrays = {}
     measured = to_host(_measured_on_device(batch))
     for name, outcome in batch.outcomes.items():
-        arrays[f"images.done.{name}"] = outcome.done.cpu().numpy()
-        if outcome.distance is not None:
-            arrays[f"images.distance.{name}"] = measured[f"{name}.distance"].numpy()
-        cost = outcome.cost
-        arrays[f"costs.{name}.images"] = np.array(cost.images)
-        arrays[f"costs.{name}.forwards"] = np.array(cost.forwards)
-        arrays[f"costs.{name}.backwards"] = np.array(cost.backwards)
-        arrays[f"costs.{name}.blind"] = np.array(cost.blind)
-        arrays[f"costs.{name}.seconds"] = np.array(cost.seconds)
+        distance = None if outcome.distance is None else measured[f"{name}.distance"].numpy()
+        arrays |= AttackArrays(done=outcome.done.cpu().numpy(), distance=distance).write(name)
+        cost, history = outcome.cost, None
         if cost.histories:
             sums = [sum_of_losses(measured[f"{name}.{i}"], cost.steps) for i in range(len(cost.histories))]
-            arrays[f"costs.{name}.history"] = np.sum(sums, axis=0)
-    if results:
-        arrays.update(picture_arrays(batch, next(iter(results.values())), sample))
+            history = np.sum(sums, axis=0)
+        totals = {field: np.array(getattr(cost, field)) for field in CostArrays.names() if field != "history"}
+        arrays |= CostArrays(**totals, history=history).write(name)
     return arrays
 
 
@@ -123,21 +132,19 @@ def _evaluated(row: str, outputs: list[dict], batch: AttackedBatch, evaluators: 
     arrays = {
         f"evaluators.{row}.{number}.{name}": array
         for number, evaluator in enumerate(evaluators._evaluators)
-        for name, array in evaluator.partial().items()  # type: ignore[attr-defined]
+        for name, array in evaluator.partial().items()
     }
     evaluators.reset()
     return arrays
 
 
-def _occurring(row: str, counts: LabelCounts, image_ids: np.ndarray) -> BatchArrays:
-    """PACO has hundreds of parts, an image a few: only labels that occur are kept."""
+def _occurring(counts: LabelCounts, image_ids: np.ndarray) -> LabelArrays:
+    """Return the counts of the labels that occur."""
     image, label = ((counts.truth > 0) | (counts.predicted > 0)).nonzero(as_tuple=True)
-    arrays = {
-        "image_id": image_ids[image.cpu().numpy()],
-        "label": label.cpu().numpy(),
-        **{name: getattr(counts, name)[image, label].cpu().numpy() for name in ("hits", "truth", "predicted")},
-    }
-    return {f"counts.{row}.{name}": array for name, array in arrays.items()}
+    hits, truth, predicted = (
+        values[image, label].cpu().numpy() for values in (counts.hits, counts.truth, counts.predicted)
+    )
+    return LabelArrays(image_ids[image.cpu().numpy()], label.cpu().numpy(), hits, truth, predicted)
 
 
 class Merged:
@@ -159,7 +166,8 @@ class Merged:
         names = [name for name in batches[0] if name.startswith("images.")]
         names += sorted({name for batch in batches for name in batch if name.startswith("images.")} - set(names))
         # Sorted by image id: the same for any number of processes and any order.
-        self.images = {name.removeprefix("images."): self._stacked(name)[order] for name in names}
+        self._arrays = {name: self._stacked(name)[order] for name in names}
+        self.images = {name.removeprefix("images."): array for name, array in self._arrays.items()}
 
     def _stacked(self, name: str) -> np.ndarray:
         """Batches in which an attack had nothing to do have no entry for it."""
@@ -175,13 +183,47 @@ class Merged:
     def __len__(self) -> int:
         return len(self.images["image_id"])
 
-    def concatenated(self, prefix: str) -> dict[str, np.ndarray]:
-        """Arrays whose names begin with `prefix`, one batch after the other, under the rest of their names."""
-        names = sorted({name for batch in self.batches for name in batch if name.startswith(prefix)})
-        return {
-            name.removeprefix(prefix): np.concatenate([batch[name] for batch in self.batches if name in batch])
-            for name in names
-        }
+    @property
+    def image(self) -> ImageArrays:
+        """The images, ascending image ids, as all results of images."""
+        return ImageArrays.read(self._arrays)
+
+    def find(self, kind: type[Kind], name: str) -> Kind | None:
+        """Results of images, of a row, tier, attack or radius; None where there are none.
+
+        Args:
+            kind: of the results.
+            name: of the row, tier, attack or radius.
+        """
+        return kind.find(self._arrays, name)
+
+    def read(self, kind: type[Kind], name: str) -> Kind:
+        """Same as `find`.
+
+        Raises:
+            KeyError: there are none.
+        """
+        return kind.read(self._arrays, name)
+
+    def labels(self, row: str) -> LabelArrays:
+        """Pixels of the images of a row by label, one batch after the other."""
+        return LabelArrays.read(self._concatenated(LabelArrays.names(row).values()), row)
+
+    def pictures(self) -> PictureArrays | None:
+        """Images that may become pictures, one batch after the other; None where there are none."""
+        return PictureArrays.find(self._concatenated(PictureArrays.names().values()))
+
+    def cost(self, name: str) -> TotalCost:
+        """Cost of an attack, or of everything else as "evaluation"."""
+        totals = {field: self.total(key) for field, key in CostArrays.names(name).items()}
+        history, seconds = totals.pop("history"), totals.pop("seconds")
+        numbers = {field: int(total) for field, total in totals.items()}
+        return TotalCost(**numbers, seconds=float(seconds), history=history if np.ndim(history) else None)
+
+    def _concatenated(self, names: Iterable[str]) -> BatchArrays:
+        """The arrays of these names that any batch has, one batch after the other."""
+        found = {name: [batch[name] for batch in self.batches if name in batch] for name in names}
+        return {name: np.concatenate(arrays) for name, arrays in found.items() if arrays}
 
     def total(self, name: str) -> np.ndarray:
         """Sum over the batches; 0 where none has it."""
@@ -196,5 +238,5 @@ class Merged:
                 {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
                 for batch in self.batches
             ]
-            results |= evaluator.score_merged(partials)  # type: ignore[attr-defined]
+            results |= evaluator.score_merged(partials)
         return results

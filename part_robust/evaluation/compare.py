@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from part_robust.evaluation.record_schema import read_record
 from part_robust.evaluation.statistics import Paired, compare_paired
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_arrays
 
 
 class NotComparable(ValueError):
@@ -47,7 +48,7 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
         raise NotComparable(
             f"{path} does not exist: evaluate with tools/train_net.py --eval-only ... TEST.TIER standard"
         )
-    evaluations = read_json(path, "evaluate again").get("evaluation") or {}
+    evaluations = read_record(path).get("evaluation") or {}
     if not evaluations:
         raise NotComparable(f"{path} has no results by image: evaluate with TEST.TIER, such as TEST.TIER standard")
     if dataset is None and len(evaluations) > 1:
@@ -55,11 +56,18 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
     dataset = dataset or next(iter(evaluations))
     if dataset not in evaluations:
         raise NotComparable(f"{path} has no data set {dataset}, only {', '.join(evaluations)}")
-    flags = folder / evaluations[dataset]["files"]["flags"]
+    name = (evaluations[dataset].get("files") or {}).get("flags")
+    if not name:
+        raise NotComparable(f"{path} names no file of flags for {dataset}: evaluate again")
+    flags = folder / name
     if not flags.is_file():
         raise NotComparable(f"{flags} is missing; it belongs to {path}")
-    with np.load(flags, allow_pickle=False) as file:
-        return Evaluated(folder, evaluations[dataset], {name: file[name] for name in file.files})
+    arrays = read_arrays(flags, "flags of an evaluation")
+    if not {"image_id", "label"} <= arrays.keys() or len({len(values) for values in arrays.values()}) > 1:
+        raise NotComparable(f"{flags} must hold image_id, label and a flag for each image: evaluate again")
+    if not len(arrays["image_id"]):
+        raise NotComparable(f"{flags} is of 0 images: there is nothing to compare")
+    return Evaluated(folder, evaluations[dataset], arrays)
 
 
 def right_images(evaluated: Evaluated, tier: str) -> np.ndarray:
@@ -96,7 +104,7 @@ def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
         threats = [
             (e.evaluation["tiers"][tier]["norm"], e.evaluation["tiers"][tier]["eps"])
             for e in (first, second)
-            if tier in e.evaluation["tiers"]
+            if tier in (e.evaluation.get("tiers") or {})
         ]
         if len(set(threats)) > 1:
             raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")

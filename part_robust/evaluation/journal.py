@@ -39,7 +39,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str] | None = None) -> None:
-        """Open the journal of a folder.
+        """Set the folder, and the evaluation whose batches count.
 
         Args:
             folder: of the journal alone.
@@ -91,7 +91,12 @@ class Journal:
         """
         path = self.folder / "journal.json"
         remedy = "the evaluation cannot be resumed, start it anew without --resume"
-        return read_json(path, remedy) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json(path, remedy)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} must be a json object, got a {type(found).__name__}: {remedy}")
+        return found
 
     def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
         """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file."""
@@ -99,7 +104,7 @@ class Journal:
         key = {} if self._key is None else {KEY: np.array(self._key)}
         path = self.folder / f"batch_{digest}.npz"
         with replacing(path, flushed=True) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **batch, **key)  # type: ignore[arg-type]
+            np.savez(file, **batch, **key)  # type: ignore[arg-type]  # no array is called allow_pickle
 
     def batches(self) -> list[BatchArrays]:
         """All batches of this evaluation, in a fixed order.

@@ -15,6 +15,7 @@ from part_robust.attacks.noise import make_keys
 from part_robust.evaluation.attacked_batch import AttackedBatch, margins
 from part_robust.evaluation.conversion import predicted_labels
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.named_arrays import PictureArrays
 from part_robust.evaluation.tiers import TierResult
 from part_robust.utils.transfer import to_host
 
@@ -32,7 +33,7 @@ def picture_sample(image_ids: Sequence[int]) -> frozenset[int]:
 
 
 def picture_arrays(batch: AttackedBatch, result: TierResult, sample: Collection[int]) -> BatchArrays:
-    """`pictures.<name>` of the batch's images that are in the sample; empty where none is."""
+    """Arrays of `PictureArrays`, of the batch's images that are in the sample; empty where none is."""
     rows = [row for row, item in enumerate(batch.items) if item["image_id"] in sample]
     if not rows:
         return {}
@@ -65,7 +66,7 @@ def picture_arrays(batch: AttackedBatch, result: TierResult, sample: Collection[
     else:
         turned = (arrays["parts_before"] != arrays["parts_after"]).reshape(len(rows), -1).mean(axis=1)
         arrays["harm"], arrays["broken"] = turned, turned > 0.5
-    return {f"pictures.{name}": array for name, array in arrays.items()}
+    return PictureArrays(**arrays).write()
 
 
 def _top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -79,18 +80,18 @@ def _top(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def choose_pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def choose_pictures(pictures: PictureArrays | None) -> dict[str, np.ndarray]:
     """Choose at most 12 of the sample, and name their `kind`.
 
     They are the images on which the attack went farthest, those in the middle, and those that held best.
 
     Args:
-        pictures: the arrays of all batches together.
+        pictures: of all batches together; None where there are none.
     """
-    if not pictures:
+    if pictures is None:
         return {}
-    order = np.lexsort((pictures["image_id"], -pictures["harm"]))
-    broken, robust = order[pictures["broken"][order]], order[~pictures["broken"][order]]
+    order = np.lexsort((pictures.image_id, -pictures.harm))
+    broken, robust = order[pictures.broken[order]], order[~pictures.broken[order]]
     chosen: list[tuple[int, str]] = [(row, "worst") for row in broken[: KINDS["worst"]]]
     held = [(row, "robust") for row in robust[::-1][: KINDS["robust"]]]
     taken = {row for row, _ in chosen + held}
@@ -98,5 +99,5 @@ def choose_pictures(pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     free = [order[rank] for rank in middle if order[rank] not in taken][: KINDS["median"]]
     chosen += [(row, "median") for row in free] + held
     rows = np.array([row for row, _ in chosen], dtype=np.int64)
-    arrays = {name: array[rows] for name, array in pictures.items()}
+    arrays = {name: array[rows] for name, array in sorted(vars(pictures).items()) if array is not None}
     return {**arrays, "kind": np.array([kind for _, kind in chosen])}

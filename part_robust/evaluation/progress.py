@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.named_arrays import ClassArrays, ImageArrays
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,11 @@ class Progress:
 
     def count(self, batch: BatchArrays) -> None:
         """Takes a batch's accuracies in."""
-        if f"images.prediction.{self.headline}" in batch:
-            self._clean.append(batch["images.prediction.clean"] == batch["images.label"])
-            self._robust.append(batch[f"images.prediction.{self.headline}"] == batch["images.label"])
+        attacked = ClassArrays.find(batch, self.headline)
+        if attacked is not None:
+            labels = ImageArrays.read(batch).label
+            self._clean.append(ClassArrays.read(batch, "clean").prediction == labels)
+            self._robust.append(attacked.prediction == labels)
 
     def update(self, images: int) -> None:
         """So many images more are done."""

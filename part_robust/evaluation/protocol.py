@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,61 +16,19 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 
-from part_robust.attacks import Attack, attack_view
-from part_robust.evaluation.adversarials import MODES, save_adversarials
+from part_robust.attacks import attack_view
+from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import Merged, describe_batch
-from part_robust.evaluation.eps_curve import curve_attack_name, run_curve
+from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
+from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.progress import Progress
-from part_robust.evaluation.tiers import Tier, run_tier
+from part_robust.evaluation.tiers import run_tier
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Plan of an evaluation.
-
-    Attributes:
-        tiers: the strongest first; its images are those that breakdowns and pictures show.
-        class_names: of the data set.
-        part_names: likewise, without background.
-        curve: attacks by eps, for robust accuracy against eps; may be empty.
-        save_adversarials: "", "npz" or "png".
-        sample: ids of images that may become pictures.
-    """
-
-    tiers: Sequence[Tier]
-    class_names: Sequence[str]
-    part_names: Sequence[str]
-    curve: Mapping[float, Attack] = field(default_factory=dict)
-    save_adversarials: str = ""
-    sample: Collection[int] = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.save_adversarials not in MODES:
-            raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
-        rows = ["clean", *(tier.name for tier in self.tiers)]
-        clash = {name for tier in self.tiers for name in tier.attacks} & {*rows, *map(curve_attack_name, self.curve)}
-        if clash or len(set(rows)) < len(rows):
-            raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
-
-    @property
-    def headline(self) -> Tier:
-        """The first tier, whose accuracy is the headline of the record."""
-        return self.tiers[0]
-
-    def attacks(self) -> dict[str, Attack]:
-        """Every attack of the tiers, then those of the curve, by name."""
-        found = {name: attack for tier in self.tiers for name, attack in tier.attacks.items()}
-        return found | {curve_attack_name(eps): attack for eps, attack in self.curve.items() if eps > 0}
-
-    def rows(self) -> list[str]:
-        """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
-        of_parts = [name for tier in self.tiers if tier.kind == "parts" for name in tier.attacks]
-        return list(dict.fromkeys(["clean", *(tier.name for tier in self.tiers), *of_parts]))
 
 
 def run_plan(
@@ -101,7 +59,7 @@ def run_plan(
     """
     prepare_to_wait()
     earlier = journal.batches() if comm.is_main_process() else []
-    finished = {int(image_id) for batch in earlier for image_id in batch["images.image_id"]}
+    finished = {int(image_id) for batch in earlier for image_id in ImageArrays.read(batch).image_id}
     done: set[int] = comm.all_gather(finished)[0]
     if done:
         logger.info("Going on: %d of %d images are done (%s)", len(done), num_images, journal.folder)
@@ -112,7 +70,7 @@ def run_plan(
     try:
         for items in make_loader(done) if len(done) < num_images else ():
             arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
-            journal.write(arrays, arrays["images.image_id"].tolist())
+            journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
             own.append(arrays)
             progress.count(arrays)
             progress.update(len(items))
@@ -155,6 +113,5 @@ def _run_batch(
         arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
     for name, prediction in rounded.items():
         if prediction is not None:
-            arrays[f"images.prediction_8bit.{name}"] = prediction
-    arrays["costs.evaluation.seconds"] = np.array(time.perf_counter() - start)
-    return arrays
+            arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)
+    return arrays | CostArrays(seconds=np.array(time.perf_counter() - start)).write("evaluation")

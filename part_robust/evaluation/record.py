@@ -17,8 +17,9 @@ from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
+from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
-from part_robust.evaluation.protocol import Plan
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import replacing
 
@@ -49,27 +50,27 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         results: of `metrics_of`.
         device: in words.
     """
-    images = merged.images
-    headline = plan.headline
+    image, headline = merged.image, plan.headline
+    costs = {name: merged.cost(name) for name in plan.attacks()}
+    rest = merged.cost("evaluation")
     record: dict[str, Any] = {
         "num_images": len(merged),
-        "image_list_sha256": image_list_sha256(images["image_id"].tolist()),
+        "image_list_sha256": image_list_sha256(image.image_id.tolist()),
         "classes": list(plan.class_names),
         "parts": list(plan.part_names),
         "headline": headline.name,
         "eps": headline.threat_model.eps,
         "norm": headline.threat_model.norm,
         "seeds": {name: attack.seed for name, attack in plan.attacks().items()},
-        "seconds": float(merged.total("costs.evaluation.seconds")),
+        "seconds": rest.seconds,
         "device": device,
-        "forwards": int(merged.total("costs.evaluation.forwards"))
-        + sum(int(merged.total(f"costs.{name}.forwards")) for name in plan.attacks()),
-        "backwards": sum(int(merged.total(f"costs.{name}.backwards")) for name in plan.attacks()),
+        "forwards": rest.forwards + sum(cost.forwards for cost in costs.values()),
+        "backwards": sum(cost.backwards for cost in costs.values()),
         "clean": None,
         "worst_case": None,
         "tiers": {tier.name: _tier(tier, plan, merged) for tier in plan.tiers},
         "attack_matrix": _attack_matrix(plan, results),
-        "eps_curve": [{"eps": eps, **share(images[f"curve.{eps:g}"])} for eps in sorted(plan.curve)],
+        "eps_curve": [{"eps": eps, **share(merged.read(CurveArrays, f"{eps:g}").curve)} for eps in sorted(plan.curve)],
         "convergence": _convergence(plan, merged),
         "per_class": [],
         "per_part": _per_part(plan, merged),
@@ -77,29 +78,29 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         "clean_to_attacked": None,
         "fab_distances": _distances(plan, merged),
     }
-    if "prediction.clean" in images:
+    if merged.find(ClassArrays, "clean") is not None:
         clean = right(merged, "clean")
         record["clean"] = share(clean)
         record["worst_case"] = share(_right_under_everything(plan, merged))
-        robust, attacked = holds(merged, headline), images[f"prediction.{headline.name}"]
-        record["per_class"] = by_class(images["label"], clean, robust, plan.class_names)
-        record["by_size"] = by_size(images["object_share"], clean, robust)
-        matrix = clean_to_attacked(images["label"][clean], attacked[clean], len(plan.class_names))
+        robust, attacked = holds(merged, headline), merged.read(ClassArrays, headline.name).prediction
+        record["per_class"] = by_class(image.label, clean, robust, plan.class_names)
+        record["by_size"] = by_size(image.object_share, clean, robust)
+        matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
         record["clean_to_attacked"] = matrix.tolist()
-    elif "pixels" in images:
-        record["clean"] = pixel_share(images["pixels_right.clean"], images["pixels"])
+    elif image.pixels is not None:
+        record["clean"] = pixel_share(merged.read(PixelArrays, "clean").pixels_right, image.pixels)
     return record
 
 
 def right(merged: Merged, row: str) -> np.ndarray:
     """Return bool (N,), whether the class is right on a row's images."""
-    return merged.images[f"prediction.{row}"] == merged.images["label"]
+    return merged.read(ClassArrays, row).prediction == merged.image.label
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
     final = right(merged, tier.name)
-    return final & (merged.images[f"broken_by.{tier.name}"] < 0) if tier.kind == "class" else final
+    return final & (merged.read(TierArrays, tier.name).broken_by < 0) if tier.kind == "class" else final
 
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
@@ -114,12 +115,14 @@ def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
             for row in rows:
                 result &= right(merged, row)
             for name in tier.attacks:
-                result &= ~merged.images.get(f"fooled.{name}", np.zeros(len(merged), dtype=bool))
+                fooled = merged.read(AttackArrays, name).fooled
+                if fooled is not None:
+                    result &= ~fooled
     return result
 
 
 def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
-    images = merged.images
+    image, costs = merged.image, {name: merged.cost(name) for name in tier.attacks}
     record: dict[str, Any] = {
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
@@ -129,44 +132,51 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
                 "name": name,
                 "backend": attack.backend,
                 **_accuracies(tier, index, name, merged),
-                "forwards": int(merged.total(f"costs.{name}.forwards")),
-                "backwards": int(merged.total(f"costs.{name}.backwards")),
-                "seconds": float(merged.total(f"costs.{name}.seconds")),
+                "forwards": costs[name].forwards,
+                "backwards": costs[name].backwards,
+                "seconds": costs[name].seconds,
             }
             for index, (name, attack) in enumerate(tier.attacks.items())
         ],
     }
     if tier.kind != "parts":
         record["robust"] = share(holds(merged, tier))
-        if f"prediction_8bit.{tier.name}" in images:
-            record["robust_8bit"] = share(images[f"prediction_8bit.{tier.name}"] == images["label"])
+        saved = merged.read(TierArrays, tier.name).prediction_8bit
+        if saved is not None:
+            record["robust_8bit"] = share(saved == image.label)
         return record
-    record["robust"] = pixel_share(images[f"pixels_right.{tier.name}"], images["pixels"])
-    counts = [merged.concatenated(f"counts.{row}.") for row in ("clean", *tier.attacks)]
+    record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, _pixels(merged))
+    counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
     return record
 
 
+def _pixels(merged: Merged) -> np.ndarray:
+    pixels = merged.image.pixels
+    assert pixels is not None, "the model predicts no parts"
+    return pixels
+
+
 def _accuracies(tier: Tier, index: int, name: str, merged: Merged) -> dict[str, Any]:
     """Percent after the first attacks of a tier and after one alone, where that is known of all images."""
-    images = merged.images
-    broken_by = images[f"broken_by.{tier.name}"]
-    done = images.get(f"done.{name}", np.zeros(len(merged), dtype=bool))
+    broken_by = merged.read(TierArrays, tier.name).broken_by
+    attack = merged.read(AttackArrays, name)
+    done = np.zeros(len(merged), dtype=bool) if attack.done is None else attack.done
     if tier.kind == "parts":
-        pixels, rows = images["pixels"], ["clean", *list(tier.attacks)[: index + 1]]
-        worst = np.min([images[f"pixels_right.{row}"] for row in rows], axis=0)
+        pixels, rows = _pixels(merged), ["clean", *list(tier.attacks)[: index + 1]]
+        worst = np.min([merged.read(PixelArrays, row).pixels_right for row in rows], axis=0)
         return {
             "attacked_images": int(done.sum()),
-            "accuracy_alone": percent(images[f"pixels_right.{name}"].sum(), pixels.sum()),
+            "accuracy_alone": percent(merged.read(PixelArrays, name).pixels_right.sum(), pixels.sum()),
             "accuracy_after": percent(worst.sum(), pixels.sum()),
         }
     before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
-    fooled = images[f"fooled.{name}"]
+    assert attack.fooled is not None
     attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
     after = before & ~((broken_by >= 0) & (broken_by <= index))
     # What was skipped because an earlier attack broke it is unknown of this one.
-    alone = percent((before & ~fooled).sum(), len(merged)) if done[before].all() else None
+    alone = percent((before & ~attack.fooled).sum(), len(merged)) if done[before].all() else None
     return {
         "attacked_images": int(attacked.sum()),
         "accuracy_alone": alone,
@@ -181,7 +191,7 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
         heads[tier.name] = "part" if tier.kind == "parts" else "class"
         if tier.kind == "parts":
             for name, attack in tier.attacks.items():
-                heads[name] = "joint" if attack.objective.name.startswith("joint") else "part"
+                heads[name] = "joint" if attack.objective.needs_class else "part"
     rows = []
     for row in plan.rows():
         suffix = "" if row == "clean" else f"_{row}"
@@ -208,24 +218,24 @@ def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
     """Mean loss at each step of the first run, by attack; images that left keep the last loss they had."""
     curves = {}
     for name in plan.attacks():
-        images, total = int(merged.total(f"costs.{name}.images")), merged.total(f"costs.{name}.history")
-        if images and np.ndim(total):
-            curves[name] = (total / images).tolist()
+        cost = merged.cost(name)
+        if cost.images and cost.history is not None:
+            curves[name] = (cost.history / cost.images).tolist()
     return curves
 
 
 def _per_part(plan: Plan, merged: Merged) -> list[dict]:
-    if "pixels" not in merged.images:
+    if merged.image.pixels is None:
         return []
     row = next((tier.name for tier in plan.tiers if tier.kind == "parts"), plan.headline.name)
-    clean, attacked = merged.concatenated("counts.clean."), merged.concatenated(f"counts.{row}.")
-    return by_part(clean, attacked, [*plan.part_names, "background"])
+    clean, attacked = merged.labels("clean"), merged.labels(row)
+    return by_part(vars(clean), vars(attacked), [*plan.part_names, "background"])
 
 
 def _distances(plan: Plan, merged: Merged) -> list[float]:
     """Smallest perturbations that were found, ascending, from the first attack that looks for them."""
     for name in plan.attacks():
-        if (found := merged.images.get(f"distance.{name}")) is not None:
+        if (found := merged.read(AttackArrays, name).distance) is not None:
             return np.sort(found[np.isfinite(found)]).tolist()
     return []
 
@@ -241,15 +251,15 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "better under it than under ours"
         )
     for name, attack in plan.attacks().items():
-        blind, total = int(merged.total(f"costs.{name}.blind")), int(merged.total(f"costs.{name}.images"))
-        if blind and attack.uses_gradient:
+        cost = merged.cost(name)
+        if cost.blind and attack.uses_gradient:
             sentences.append(
-                f"{name}: {blind} of {total} images had an all-zero gradient at every step; "
+                f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
                 "the attack was blind there and robust accuracy is overestimated"
             )
     for tier in plan.tiers:
         if tier.kind == "class":
-            mended = int((right(merged, tier.name) & (merged.images[f"broken_by.{tier.name}"] >= 0)).sum())
+            mended = int((right(merged, tier.name) & (merged.read(TierArrays, tier.name).broken_by >= 0)).sum())
             if mended:
                 sentences.append(
                     f"{tier.name}: {mended} images that an attack had broken were right when scored once more; "
@@ -262,26 +272,28 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
 
 def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
     """The arrays of flags_<dataset>.npz, one entry per image, ascending image ids."""
-    images = merged.images
-    flags = {name: images[name] for name in ("image_id", "label", "object_share")}
-    if "prediction.clean" in images:
-        flags["clean_prediction"] = images["prediction.clean"]
+    image, clean = merged.image, merged.find(ClassArrays, "clean")
+    flags = {"image_id": image.image_id, "label": image.label, "object_share": image.object_share}
+    if clean is not None:
+        flags["clean_prediction"] = clean.prediction
         flags["clean_correct"] = right(merged, "clean")
-        flags["attacked_prediction"] = images[f"prediction.{plan.headline.name}"]
+        flags["attacked_prediction"] = merged.read(ClassArrays, plan.headline.name).prediction
         for tier in plan.tiers:
-            # Of a tier on parts the flag is no result of its own: the attacks aimed at something else.
+            # Of a tier on parts the flag is not a result of its own: the attacks aimed at something else.
             prefix = "class_right" if tier.kind == "parts" else "robust"
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
-            flags[f"margin_{tier.name}"] = images[f"margin.{tier.name}"]
-            flags[f"broken_by_{tier.name}"] = images[f"broken_by.{tier.name}"]
+            flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin
+            flags[f"broken_by_{tier.name}"] = merged.read(TierArrays, tier.name).broken_by
             for name in tier.attacks:
-                flags[f"fooled_{name}"] = images[f"fooled.{name}"]
+                fooled = merged.read(AttackArrays, name).fooled
+                assert fooled is not None
+                flags[f"fooled_{name}"] = fooled
     for eps in plan.curve:
-        flags[f"robust_{curve_attack_name(eps)}"] = images[f"curve.{eps:g}"]
-    if "pixels" in images:
-        flags["pixels"] = images["pixels"]
+        flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
+    if image.pixels is not None:
+        flags["pixels"] = image.pixels
         for row in plan.rows():
-            flags[f"pixels_right_{row}"] = images[f"pixels_right.{row}"]
+            flags[f"pixels_right_{row}"] = merged.read(PixelArrays, row).pixels_right
     return flags
 
 
@@ -291,7 +303,7 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
     _save(folder / str(files["flags"]), flags_of(plan, merged))
     if plan.save_adversarials:
         files["adversarials"] = f"{adversarials.relative_to(folder)}/"
-    pictures = choose_pictures(merged.concatenated("pictures."))
+    pictures = choose_pictures(merged.pictures())
     if pictures:
         files["pictures"] = f"pictures_{dataset}.npz"
         _save(folder / str(files["pictures"]), pictures)
@@ -300,4 +312,4 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle

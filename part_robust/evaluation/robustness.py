@@ -42,6 +42,15 @@ class AttackedModel(nn.Module):
                 return inner.inference(result.images, padding)
 
 
+def log_attack(name: str, attack: Attack) -> None:
+    """Logs which attack begins: its threat model and steps for the terminal, every setting for log.txt."""
+    threat = attack.threat_model
+    logger.info(
+        "Attack %s: %s, %s %g/255, %d steps", name, type(attack).__name__, threat.norm, threat.eps, attack.steps
+    )
+    logger.debug("Settings of attack %s: %s", name, attack.describe())
+
+
 def evaluate_under_attacks(
     model: nn.Module,
     data_loader: Iterable[list[dict]],
@@ -64,7 +73,7 @@ def evaluate_under_attacks(
     results: OrderedDict = OrderedDict(inference_on_dataset(model, data_loader, evaluator) or {})
     warnings = []
     for name, attack in attacks.items():
-        logger.info("Attack %s: %s", name, attack.describe())
+        log_attack(name, attack)
         attacked = AttackedModel(model, attack)
         for task, metrics in (inference_on_dataset(attacked, data_loader, evaluator) or {}).items():
             results[f"{task}_{name}"] = metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def build_record(
         pretraining: what the weights had learned from before, in words.
     """
     total, trainable = parameters or (None, None)
-    dataset = next(iter(results), "")
+    dataset, results = next(iter(results), ""), measured(results)
     return {
         "schema": SCHEMA,
         **robustbench_fields(name, architecture, dataset, results.get(dataset, {}), attacks, evaluations or {}),
@@ -116,10 +117,21 @@ def robustbench_fields(
     }
 
 
+def measured(value: Any) -> Any:
+    """A number, None where there was nothing to measure it on, which evaluators say as NaN; JSON has no NaN.
+
+    Args:
+        value: or a mapping of such values at any depth.
+    """
+    if isinstance(value, Mapping):
+        return {key: measured(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def results_table(results: Mapping[str, Mapping], attacks: Mapping[str, Attack]) -> str:
     """One row per data set and attack: accuracy, pixel accuracy, mIoU, AP and AP50 of part boxes, images."""
     rows = []
-    for dataset, tasks in results.items():
+    for dataset, tasks in measured(results).items():
         for name in ("", *attacks):
             suffix = f"_{name}" if name else ""
             classes = tasks.get(f"classification{suffix}", {})

@@ -7,46 +7,11 @@ L pixels or points, B pairs of all sets and images together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from part_robust.losses.matcher import Matching
-
-
-@dataclass
-class PredictedMasks:
-    """Masks of T sets, not multiplied out: the loss needs the gradient of few of them.
-
-    Attributes:
-        embedding: (T, N, Q, E), of queries.
-        pixels: (N, E, h, w).
-    """
-
-    embedding: Tensor
-    pixels: Tensor
-
-    def logits(self, query: Tensor | None = None) -> Tensor:
-        """(T, N, Q, h, w), or (T, N, R, h, w) of the queries int64 (T, N, R)."""
-        embedding = self.embedding
-        if query is not None:
-            embedding = embedding.gather(2, query[..., None].expand(-1, -1, -1, embedding.shape[-1]))
-        return torch.einsum("tnqe,nehw->tnqhw", embedding, self.pixels)
-
-
-@dataclass
-class TrueMasks:
-    """True masks where they are compared.
-
-    Attributes:
-        values: float, 0..1, 0 where nothing counts: (N, G, L), or (N, G, H, W).
-        counted: float, 0..1, how much a pixel counts: (N, L), or (N, H, W).
-    """
-
-    values: Tensor
-    counted: Tensor
+from part_robust.structures import Matching, PredictedMasks, TrueMasks
 
 
 class DenseMaskLoss:

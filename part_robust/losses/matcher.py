@@ -6,8 +6,6 @@ Letters: T sets of predictions (decoder layers), N images, Q queries, K part cla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,50 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, pairwise_generalized_iou
+from part_robust.structures import Matching, PartBoxes
 from part_robust.utils.transfer import to_device
-
-if TYPE_CHECKING:
-    from part_robust.losses.mask_losses import TrueMasks
-
-
-@dataclass
-class PartBoxes:
-    """True parts of a batch, padded to the same number.
-
-    Attributes:
-        labels: int64 (N, G), 0..K-1; 0 where there is none.
-        boxes: (N, G, 4) cxcywh, 0..1 of the image without its padding.
-        present: bool (N, G).
-        known: bool (N,), False for images without part labels, which teach nothing.
-        complete: bool (N,), False where parts may be missing: there a prediction without a true part is not wrong.
-        masks: of the same parts, for models that predict masks.
-        counts: present parts of each image, known on the host; None: counted on the device where they are needed.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    present: Tensor
-    known: Tensor
-    complete: Tensor
-    masks: TrueMasks | None = None
-    counts: tuple[int, ...] | None = None
-
-    def count(self) -> tuple[int, ...]:
-        """Present parts of each image."""
-        return tuple(self.present.sum(dim=1).tolist()) if self.counts is None else self.counts
-
-
-@dataclass
-class Matching:
-    """Assignment of queries to true parts.
-
-    Attributes:
-        query: int64 (T, N, G), the query of each true part.
-        matched: bool (T, N, G), False for padding and for parts that found no query.
-    """
-
-    query: Tensor
-    matched: Tensor
 
 
 def pad_part_boxes(

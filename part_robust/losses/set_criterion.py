@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,41 +15,16 @@ from torchvision.ops import sigmoid_focal_loss
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, paired_generalized_iou
 from part_robust.layers.constants import constant
-from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss, PredictedMasks
-from part_robust.losses.matcher import HungarianMatcher, Matching, PartBoxes
+from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss
+from part_robust.losses.matcher import HungarianMatcher
 from part_robust.losses.part_segmentation import global_mean_weight
-
-
-@dataclass
-class PredictedParts:
-    """Predictions of T sets: logits (T, N, Q, K), boxes (T, N, Q, 4) cxcywh, and masks where the model has them."""
-
-    logits: Tensor
-    boxes: Tensor
-    masks: PredictedMasks | None = None
-
-    def of(self, sets: slice, queries: slice = slice(None)) -> PredictedParts:
-        """Some of the sets and queries."""
-        masks = self.masks
-        if masks is not None:
-            masks = PredictedMasks(masks.embedding[sets, :, queries], masks.pixels)
-        return PredictedParts(self.logits[sets, :, queries], self.boxes[sets, :, queries], masks)
-
-    @staticmethod
-    def cat(predictions: Sequence[PredictedParts]) -> PredictedParts:
-        """All sets, of the same images, as one."""
-        masks = [p.masks for p in predictions if p.masks is not None]
-        return PredictedParts(
-            torch.cat([p.logits for p in predictions]),
-            torch.cat([p.boxes for p in predictions]),
-            PredictedMasks(torch.cat([m.embedding for m in masks]), masks[0].pixels) if masks else None,
-        )
+from part_robust.structures import Matching, PartBoxes, PredictedParts
 
 
 class SetCriterion:
     """Class loss of all queries; L1 and generalised IoU of matched boxes; losses of matched masks.
 
-    Unweighted sums per image come first, so that one image's loss can be told from its neighbours'.
+    Unweighted sums per image come first, so that the loss of each image is known.
 
     Attributes:
         weights: of the terms "class", "box", "giou", and with masks "mask" and "dice".

@@ -15,11 +15,10 @@ from part_robust.modeling.registry import (
     CLASS_HEAD_REGISTRY,
     PART_SEGMENTER_REGISTRY,
     ClassHead,
-    PartOutput,
     PartSegmenter,
-    PartTargets,
 )
 from part_robust.modeling.segmenters import deeplab, dino, mask_dino  # noqa: F401  (registration)
+from part_robust.structures import PartOutput, PartTargets
 
 __all__ = [
     "CLASS_HEAD_REGISTRY",

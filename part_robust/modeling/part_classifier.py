@@ -19,16 +19,10 @@ from part_robust.modeling.counts import with_counts
 from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
-from part_robust.modeling.registry import (
-    ClassHead,
-    LabelCount,
-    PartSegmenter,
-    PartTargets,
-    build_class_head,
-    build_part_segmenter,
-)
-from part_robust.modeling.segmenters.query_segmenter import Assignment, QuerySegmenter
+from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter, check_fit
+from part_robust.structures import Assignment, LabelCount, PartTargets
 from part_robust.utils.devices import check_device
+from part_robust.utils.errors import UserError
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,6 +76,8 @@ class PartClassifier(nn.Module):
             raise ValueError("a model needs MODEL.PART_CLASSIFIER.SEGMENTER, MODEL.PART_CLASSIFIER.HEAD, or both")
         if head is not None and head.needs_parts and segmenter is None:
             raise ValueError(f"{type(head).__name__} reads parts: set MODEL.PART_CLASSIFIER.SEGMENTER")
+        if segmenter is not None and head is not None:
+            check_fit(segmenter, head)
         if not 0.0 <= seg_loss_weight <= 1.0:
             raise ValueError(f"MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT must lie in 0..1, is {seg_loss_weight}")
         self.backbone = backbone
@@ -102,7 +98,7 @@ class PartClassifier(nn.Module):
                 f"ATTACK.TRAIN.METHOD {self.objective.method} compares class predictions, this model has no head: use "
                 "METHOD adversarial, and PART_LOSS_ON both to learn parts from clean images too"
             )
-        if segmenter is not None and self.objective.match_on == "clean" and not isinstance(segmenter, QuerySegmenter):
+        if segmenter is not None and self.objective.match_on == "clean" and not segmenter.uses_queries:
             raise ValueError(
                 f"ATTACK.TRAIN.MATCH_ON clean: {type(segmenter).__name__} assigns no queries to parts, use attacked"
             )
@@ -133,7 +129,7 @@ class PartClassifier(nn.Module):
         return self.pixel_mean.device
 
     def class_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """The shortest differentiable path from pixels to classes; what attacks maximise a loss of.
+        """Return class logits, differentiable with respect to `images`; attacks take their loss from these.
 
         Args:
             images: float (N, 3, H, W), RGB, 0..255.
@@ -141,10 +137,13 @@ class PartClassifier(nn.Module):
 
         Returns:
             (N, C) logits.
+
+        Raises:
+            ValueError: the model has no class head.
         """
         if self.head is None:
             raise ValueError("this model has no class head (MODEL.PART_CLASSIFIER.HEAD is empty)")
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         parts = None
         if self.head.needs_parts:
             assert self.segmenter is not None
@@ -160,11 +159,19 @@ class PartClassifier(nn.Module):
         return self._compiled
 
     def part_logits(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Dense part scores (N, P + 1, H, W), background last, differentiable; arguments as of `class_logits`."""
+        """Return dense part scores (N, P + 1, H, W), background last, differentiable with respect to `images`.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding.
+
+        Raises:
+            ValueError: the model has no part segmenter, or one that predicts no dense parts.
+        """
         if self.segmenter is None:
             raise ValueError("this model has no part segmenter (MODEL.PART_CLASSIFIER.SEGMENTER is empty)")
         height, width = images.shape[-2:]
-        output = self.segmenter(self.backbone(self.normalize(images)), (height, width), padding)
+        output = self.segmenter(self.features(images), (height, width), padding)
         return self.segmenter.dense_logits(output, (height, width))
 
     def attack_gradient(self) -> AbstractContextManager[None]:
@@ -185,9 +192,34 @@ class PartClassifier(nn.Module):
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
         """Return the function of images that an attack on the model's own part loss maximises.
 
-        Same as `part_robust.modeling.part_loss_view.part_loss_view`.
+        Args:
+            batched_inputs: with the true parts.
+            images: (N, 3, H, W) before the attack.
+            padding: bool (N, H, W), True on letterbox padding.
+            joint: class and part loss, weighted as in training, instead of the part loss.
+            fixed: keep the matching of queries and true parts that `images` have.
+
+        Returns:
+            Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
+
+        Raises:
+            UserError: the model has no such loss.
         """
-        return part_loss_view(self, batched_inputs, images, padding, joint, fixed)
+        if self.segmenter is None:
+            raise UserError("attack objectives part_loss and joint need a model that learns parts: use cross_entropy")
+        if joint and self.head is None:
+            raise UserError("attack objective joint needs a class head: use part_loss")
+        return part_loss_view(
+            self.features,
+            self.segmenter,
+            self.head if joint else None,
+            training_targets(batched_inputs, self.device, self.segmenter.target_fields, classes=joint),
+            images,
+            padding,
+            class_weight=self.class_loss_weight,
+            part_weight=self.part_loss_weight,
+            fixed=fixed,
+        )
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""
@@ -196,6 +228,10 @@ class PartClassifier(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Return images (N, 3, H, W) of 0..255 with the mean and the deviation of the backbone's training taken out."""
         return (images - self.pixel_mean) / self.pixel_std
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Backbone features of images (N, 3, H, W), 0..255 RGB."""
+        return self.backbone(self.normalize(images))
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         images, padding = self.preprocess(batched_inputs)
@@ -264,27 +300,25 @@ class PartClassifier(nn.Module):
         """Compute class logits (N, C), part losses, and the assignment of queries to true parts, as far as they exist.
 
         Computes what is wanted and no more. `like` is an assignment to keep.
-
-        Computes what is wanted and no more. `like` is an assignment to keep.
         """
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         segmenter, head = self.segmenter, self.head if class_wanted else None
         parts, losses = None, {}
         if segmenter is not None and targets is not None and parts_wanted:
-            options = {"denoise": False} if isinstance(segmenter, QuerySegmenter) and not denoise else {}
+            options = {} if denoise or not segmenter.uses_queries else {"denoise": False}
             parts = segmenter(features, images.shape[-2:], padding, targets, **options)
-            if isinstance(segmenter, QuerySegmenter) and like is not None:
+            if like is not None:
                 segmenter.assign(parts, like)
             losses = segmenter.losses(parts, targets)
         elif segmenter is not None and head is not None and head.needs_parts:
             parts = segmenter(features, images.shape[-2:], padding, class_only=True)
         logits = None if head is None else head(features, parts).float()
-        return logits, losses, None if parts is None else parts.aux.get("assignment")
+        return logits, losses, None if parts is None else parts.assignment
 
-    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment:
-        assert isinstance(self.segmenter, QuerySegmenter)
+    def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment | None:
+        assert self.segmenter is not None
         with only_looking(self):
-            features = self.backbone(self.normalize(images))
+            features = self.features(images)
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 
     def inference(self, images: Tensor, padding: Tensor | None) -> list[dict]:
@@ -294,7 +328,7 @@ class PartClassifier(nn.Module):
             images: float (N, 3, H, W), RGB, 0..255.
             padding: bool (N, H, W), True on letterbox padding; None where there is none.
         """
-        features = self.backbone(self.normalize(images))
+        features = self.features(images)
         height, width = images.shape[-2:]
         parts = None
         results: list[dict] = [{} for _ in images]

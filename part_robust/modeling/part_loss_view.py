@@ -6,68 +6,65 @@ Letters: N images, C classes, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from part_robust.modeling.preprocess import training_targets
-from part_robust.modeling.registry import PartOutput
-
-if TYPE_CHECKING:
-    from part_robust.modeling.part_classifier import PartClassifier
+from part_robust.modeling.preprocess import TrainingTargets
+from part_robust.modeling.registry import ClassHead, PartSegmenter
+from part_robust.structures import PartOutput
 
 
 def part_loss_view(
-    model: PartClassifier,
-    batched_inputs: list[dict],
+    features: Callable[[Tensor], dict[str, Tensor]],
+    segmenter: PartSegmenter,
+    head: ClassHead | None,
+    learned: TrainingTargets,
     images: Tensor,
     padding: Tensor | None,
-    joint: bool,
-    fixed: bool,
+    *,
+    class_weight: float = 1.0,
+    part_weight: float = 1.0,
+    fixed: bool = False,
 ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
     """Return the function of images that an attack on the model's part loss maximises.
 
     Args:
-        model: in eval mode.
-        batched_inputs: with the true parts.
+        features: images (N, 3, H, W) -> backbone features, of a model in eval mode.
+        segmenter: the model's.
+        head: the model's, for class and part loss together; None for the part loss alone.
+        learned: the true parts, and with a head the labels.
         images: (N, 3, H, W) before the attack.
         padding: bool (N, H, W), True on letterbox padding.
-        joint: class and part loss, weighted as in training, instead of the part loss.
-        fixed: keep the assignment of queries to true parts that `images` have; dense parts have none to keep.
+        class_weight: of the class loss, with a head.
+        part_weight: of the part loss, with a head.
+        fixed: keep the matching of queries and true parts that `images` have; dense parts have none to keep.
 
     Returns:
-        Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
+        Images -> class logits (N, C), None without a head, and the loss (N,), each image for itself.
 
     Raises:
-        ValueError: the model has no such loss.
+        UserError: with `fixed` here, otherwise when it is called: the segmenter has no such loss.
     """
-    segmenter, head = model.segmenter, model.head
-    image_losses, match = getattr(segmenter, "image_losses", None), getattr(segmenter, "match", None)
-    if segmenter is None or image_losses is None or match is None:
-        raise ValueError("attack objectives part_loss and joint need a model that learns parts: use cross_entropy")
-    if joint and head is None:
-        raise ValueError("attack objective joint needs a class head: use part_loss")
-    learned = training_targets(batched_inputs, model.device, segmenter.target_fields, classes=joint)
     targets, labels = learned.parts, learned.labels
 
     def parts_of(images: Tensor) -> tuple[dict[str, Tensor], PartOutput]:
-        features = model.backbone(model.normalize(images))
-        return features, segmenter(features, images.shape[-2:], padding, targets)
+        found = features(images)
+        return found, segmenter(found, images.shape[-2:], padding, targets)
 
     matching = None
     if fixed:
         with torch.no_grad():
-            matching = match(parts_of(images)[1])
+            matching = segmenter.match(parts_of(images)[1])
 
     def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
-        features, parts = parts_of(images)
-        loss = image_losses(parts, matching)
+        found, parts = parts_of(images)
+        loss = segmenter.image_losses(parts, matching)
         if head is None or labels is None:
             return None, loss
-        logits = head(features, parts)
+        logits = head(found, parts)
         class_loss = F.cross_entropy(logits.float(), labels, reduction="none")
-        return logits, model.class_loss_weight * class_loss + model.part_loss_weight * loss
+        return logits, class_weight * class_loss + part_weight * loss
 
     return view

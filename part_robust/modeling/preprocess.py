@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from part_robust.modeling.registry import PaddedParts, PartTargets
+from part_robust.structures import PaddedParts, PartTargets
 from part_robust.utils.transfer import to_device
 
 

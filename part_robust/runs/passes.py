@@ -14,8 +14,8 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.engine.best_metric import watched_datasets
-from part_robust.engine.configured_attacks import build_attacks, training_attack
 
 
 def expected_passes(cfg: CfgNode) -> int:

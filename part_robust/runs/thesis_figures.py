@@ -19,12 +19,12 @@ from detectron2.structures import Instances
 
 from part_robust.attacks import attack_batch, attack_view
 from part_robust.config import get_part_robust_cfg
+from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
-from part_robust.engine.configured_attacks import build_attacks
-from part_robust.engine.experiment import measured
 from part_robust.evaluation.conversion import predicted_boxes, predicted_labels
 from part_robust.run_config import complete
+from part_robust.runs.experiment import measured
 from part_robust.visualize import Panel, legend_patches, overlay_parts, part_colors, save_grid
 
 # First found is drawn. The thesis's figure 2.4 shows what segmenter and detector learn from boxes.

@@ -7,9 +7,13 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from part_robust.utils.errors import UserError
 
@@ -23,7 +27,7 @@ _KINDS = (
 
 
 def check_file(path: str | Path, what: str = "a file") -> None:
-    """Refuses what has no end to be read to: reading a named pipe waits for a writer, and a device may go on forever.
+    """Refuse files without an end: reading a named pipe waits for a writer, and a device may never end.
 
     Args:
         path: of what is to be read; links are followed.
@@ -93,12 +97,55 @@ def file_sha256(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
-def read_json(path: str | Path, remedy: str) -> Any:
+def read_text(path: str | Path, what: str) -> str:
+    """Read a file of UTF-8 text.
+
+    Args:
+        path: of a file that exists.
+        what: what it holds, for the message.
+
+    Raises:
+        UserError: it is no file, or no text.
+        OSError: it cannot be read.
+    """
+    check_file(path, f"a file of {what}")
+    content = Path(path).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be {what}, got {len(content)} bytes that begin with {content[:40]!r}") from error
+
+
+def read_arrays(path: str | Path, what: str) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz file.
+
+    Args:
+        path: of a file that exists.
+        what: what it holds, for the message.
+
+    Raises:
+        UserError: the file is empty, cut off, damaged or no file.
+        OSError: it cannot be read.
+    """
+    check_file(path, f"a file of {what}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    # Of damaged files, and of those that hold one array alone or another kind of content.
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} must be a whole file of {what}, got {Path(path).stat().st_size} bytes that cannot be read: "
+            "evaluate again"
+        ) from error
+
+
+def read_json(path: str | Path, remedy: str, keys: Collection[str] = ()) -> Any:
     """Read a json file.
 
     Args:
         path: of a file that exists.
         remedy: what to do where it is damaged, a clause.
+        keys: that it must have, as an object.
 
     Raises:
         UserError: the file is empty, cut off, no json or no file.
@@ -107,7 +154,10 @@ def read_json(path: str | Path, remedy: str) -> Any:
     check_file(path, "a json file")
     content = Path(path).read_bytes()
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         found = f"{len(content)} bytes that begin with {content[:40]!r}" if content else "an empty file"
         raise UserError(f"{path} must be json, got {found}: {remedy}") from error
+    if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
+        raise UserError(f"{path} must be a json object with {', '.join(keys)}, got {content[:40]!r}: {remedy}")
+    return value

@@ -99,7 +99,7 @@ def watch_neighbour(lost: Callable[[str], NoReturn]) -> None:
 
 
 def abandon_watch() -> None:
-    """Stop minding what happens to the others, as this process is about to end with an error."""
+    """Stop watching the other processes, as this one is about to end with an error."""
     if _watch is not None:
         _watch.leaving = True
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from part_robust.attacks import Attack, attack_view, build_attack
-from part_robust.attacks.base import AttackResult
+from part_robust.attacks import Attack, AttackResult, attack_view, build_attack
 
 ATTACKS = {
     "pgd": {"NAME": "PGD", "STEP_SIZE": 1.0, "KEEP": "best", "STEPS": 8},

@@ -17,8 +17,8 @@ from part_robust.config.rule_table import RULES
 from part_robust.config.rules import leaves
 from part_robust.engine.adversarial_loader import PRECISIONS
 from part_robust.engine.fingerprint import same_run, same_training
-from part_robust.engine.robust_evaluation import BACKENDS as TEST_BACKENDS
 from part_robust.evaluation.adversarials import MODES
+from part_robust.evaluation.plan import BACKENDS as TEST_BACKENDS
 from part_robust.layers.ms_deform_attn import BACKENDS
 from part_robust.losses.adversarial import MATCH_ON, METHODS, PART_LOSS_ON
 from part_robust.modeling.activation_checkpointing import KINDS
@@ -158,6 +158,7 @@ def test_the_defaults_and_all_numbers_as_yaml_writes_them_are_right(tmp_path):
         (["MODEL.RESNETS.NORM", "Batch"], "MODEL.RESNETS.NORM must be '', BN, .* got 'Batch'"),
         (["SOLVER.STEPS", (5, 3)], "SOLVER.STEPS must be a list of .* in ascending order, got"),
         (["DATALOADER.NUM_WORKERS", 10**4], "DATALOADER.NUM_WORKERS must be a whole number from 0 to 1024, got 10000"),
+        (["IMPORTS", ["..mine"]], "IMPORTS must be a list of names of modules, got"),
         (["SEED", 2**40], "SEED must be a whole number up to 4294967295, got"),
         (["TEST.EXPECTED_RESULTS", [["x"]]], r"EXPECTED_RESULTS must be a list of entries \[task, metric, .*got"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], r"OUT_FEATURES must name features .*res2, res3, .* got 'res9'"),

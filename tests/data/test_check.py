@@ -13,6 +13,7 @@ from PIL import Image
 
 from part_robust.data.check import main
 from part_robust.data.mapper import read_image
+from part_robust.data.part_json import load_part_json
 from tests.toy import SIZE, write_toy
 
 
@@ -124,11 +125,11 @@ def noise(*shape: int) -> Image.Image:
 def test_missing_unreadable_and_wrong_sizes(toy, capsys):
     path, root = toy
     (root / "2.png").unlink()
-    (root / "3.png").write_text("this is no image")
+    (root / "3.png").write_text("this is not an image")
     content = (root / "4.png").read_bytes()
     (root / "4.png").write_bytes(content[: len(content) // 2])
     noise(SIZE, SIZE + 1, 3).save(root / "5.png")
-    noise(SIZE, SIZE).save(root / "6.png")  # grey is no fault
+    noise(SIZE, SIZE).save(root / "6.png")  # grey is not a fault
     code, lines = run(capsys, path, "--image-root", root)
     assert code == 1
     assert lines[0] == f"images[1] (id 2): {root / '2.png'} does not exist"
@@ -186,7 +187,7 @@ def test_windows_must_lie_in_their_file(toy, capsys):
 
 def test_image_root_that_is_no_folder(toy, capsys):
     path, root = toy
-    expected = [f"--image-root {root / 'nowhere'}: is no folder", f"{path}: 1 violation"]
+    expected = [f"--image-root {root / 'nowhere'}: is not a folder", f"{path}: 1 violation"]
     assert run(capsys, path, "--image-root", root / "nowhere") == (1, expected)
 
 
@@ -300,3 +301,16 @@ def test_a_picture_too_large_for_pillow_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"image .*x\.png \(image_id 3\): .*decompression bomb"):
         read(tmp_path / "x.png", 60, 50)
+
+
+def test_other_spellings_of_a_file_name_are_named(tmp_path, capsys):
+    json_file, root = write_toy(tmp_path)
+    data = json.loads(json_file.read_text())
+    name = data["images"][0]["file_name"]
+    (root / name).rename(root / f"cafe\u0301 {name.upper()} ")
+    data["images"][0]["file_name"] = f"caf\u00e9 {name}"
+    json_file.write_text(json.dumps(data))
+    assert main([str(json_file), "--image-root", str(root)]) == 1
+    assert f"(there is 'cafe\u0301 {name.upper()} ', spelled otherwise" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="spelled otherwise: rename one of them"):
+        load_part_json(json_file, root)

@@ -60,6 +60,7 @@ def test_csv_without_a_row(tmp_path):
         ("", "must have the columns"),
         ("file_name,class\na.png,x\na.png,y\n", "a.png is both 'x' and 'y'"),
         ("file_name,class\na.png,\n", "line 2: file_name and class must not be empty"),
+        ("file_name,class,class\na.png,x,y\n", "has the column class twice"),
     ],
 )
 def test_broken_csv(tmp_path, text, message):

@@ -100,6 +100,13 @@ def test_given_splits_are_kept_and_leaks_told(tmp_path):
     assert counted(report)["duplicate_of_given_split"] == 2
     assert sum(report["images"]["train"].values()) + sum(report["images"]["val"].values()) == 38
     assert not {"one/photos/desk/00.png", "one/photos/lamp/01.png"} & set(membership(tmp_path / "out2"))
+    # The very file of a given split gives way as well; one file in two given splits is refused.
+    both = [Source(test.json_file, test.image_root), given_test]
+    again = run(both, tmp_path / "out3", class_from_folder, fractions=("0", "0", "1"))
+    assert counted(again)["duplicate_of_given_split"] == 3 and list(again["images"]) == ["test"]
+    with pytest.raises(ValueError, match="x.png is in the splits train and test"):
+        given = Source(test.json_file, test.image_root, "train")
+        run([given, given_test], tmp_path / "out4", class_from_folder)
     # File names are relative to the common folder of both image roots.
     for split in ("train", "val", "test"):
         load_part_json(tmp_path / f"out2/annotations/{split}.json", tmp_path / "out2" / report["image_root"])
@@ -119,7 +126,7 @@ def test_groups_by_name(tmp_path, group_by):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"group_by": "(a"}, "no regular expression"),
+        ({"group_by": "(a"}, "not a regular expression"),
         ({"group_by": "a"}, r"with a \(group\)"),
         ({"group_by": "(zzz)"}, "finds nothing in 8 file names"),
         ({"fractions": ("0.8", "0.1", "0.2")}, "sum to 1"),

@@ -260,3 +260,21 @@ def test_huge_picture_is_counted(tmp_path, command, monkeypatch):
     save(tmp_path / "photos" / "0.png", pixels(0, size=(60 * W, H)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H)
     assert run(command, tmp_path, data) == 0 and report(tmp_path, command)["unreadable_image"] == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("orientation", "square"), [(2, False), (3, False), (4, False), (6, True), (6, False)])
+def test_a_rotation_that_keeps_the_size_is_not_guessed(tmp_path, command, orientation, square, capsys):
+    data, size = coco(tmp_path), (W, W if square else H)
+    tags = Image.Exif()
+    tags[274] = orientation
+    Image.fromarray(pixels(0, size=size)).save(tmp_path / "photos" / "0.png", exif=tags)
+    data["images"][0].update(height=size[1])
+    assert run(command, tmp_path, data) == 0
+    skipped = orientation != 6 or square
+    assert all_right(tmp_path, command, 2 if skipped else 3)
+    assert report(tmp_path, command).get("ambiguous_rotation", 0) == skipped
+    data["images"], data["annotations"] = data["images"][:1], data["annotations"][:2]
+    capsys.readouterr()
+    assert run(command, tmp_path, data, "--force") == skipped
+    assert ("save the images as a viewer shows them" in capsys.readouterr().err) == skipped

@@ -9,34 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from part_robust.cli import import_parts
-from part_robust.data import check
-from tests.commands import exit_code
-from tests.data.coloured import DOOR, WHEEL, H, W, measured, pixels, save
+from tests.data.coloured import DOOR, WHEEL, H, W, pixels, save
+from tests.data.tool_files import command, mask, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def command(*arguments: object) -> int:
-    common = ("--workers", "1", "--ratios", "1", "0", "0")
-    return exit_code(import_parts.main, [*map(str, arguments), *common])
-
-
-def result(out: Path, images: Path) -> dict[str, dict]:
-    path = out / "annotations" / "train.json"
-    assert check.main([str(path), "--image-root", str(images)]) == 0
-    return measured(path, images.resolve())
-
-
-def mask(box) -> np.ndarray:
-    x, y, w, h = box
-    found = np.zeros((H, W), dtype=np.uint8)
-    found[y : y + h, x : x + w] = 1
-    return found
-
-
-def right(found: dict, supervision: str = "full", parts=("wheel", "door"), label: str = "car") -> bool:
-    return found["supervision"] == supervision and found["class"] == label and all(found[p] == (1, 1) for p in parts)
 
 
 # --- label maps ---

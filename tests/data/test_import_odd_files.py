@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from part_robust.cli import import_parts
+from part_robust.data.part_json import load_part_json
 from tests.commands import exit_code
-from tests.data.annotation_tools import command, label_studio, line, percent, result, right
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
+from tests.data.tool_files import command, label_studio, line, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 BY_NAME = ("--class-from", "name:([a-z]+)[^/]*$")
@@ -34,7 +35,7 @@ def test_cvat_points_lines_and_several_tags(tmp_path):
         "polyline": '<polyline label="door" points="1,1;9,9"/>',
         "skeleton": '<skeleton label="door"><points label="a" points="3,3"/></skeleton>',
         "cuboid": '<cuboid label="wheel" xtl1="1" ytl1="1" xbr1="5" ybr1="5"/>',
-        "landmark": '<points label="mirror" points="2,2"/>',  # nobody draws a mirror: it is no part
+        "landmark": '<points label="mirror" points="2,2"/>',  # nobody draws a mirror: it is not a part
         "tags": '<tag label="bus"/>',
     }
     labels = "".join(f"<label><name>{n}</name><type>{t}</type></label>" for n, t in (
@@ -55,7 +56,35 @@ def test_cvat_points_lines_and_several_tags(tmp_path):
     assert all(right(found[f"{name}.png"], "partial" if name in lost else "full") for name in marks)
     assert counted(tmp_path / "out") == {"shape_kind": 4, "several_classes": 1, "image_with_lost_parts": 3}
     names = [c["name"] for c in json.loads((tmp_path / "out/annotations/train.json").read_text())["categories"]]
-    assert names == ["wheel", "door"], "a class that no image has is no part"
+    assert names == ["wheel", "door"], "a class that no image has is not a part"
+
+
+def test_broken_values_are_counted_or_named(tmp_path, capsys):
+    """Runs that would fill the memory, sizes of no picture, an image without a name, an encoding that nobody knows."""
+    mask = '<mask label="door" rle="{}" left="0" top="0" width="{}" height="1"/>'
+    polygon_of_wheel = '<polygon label="wheel" points="4,8;14,8;14,14;4,14"/>'
+    head = "<?xml version='1.0' encoding='{}'?><annotations><version>1.1</version>"
+    image = f'<image id="0" name="{{}}" width="{W}" height="{H}"><tag label="car"/>{polygon_of_wheel}{{}}</image>'
+    save(tmp_path / "photos" / "0.png", pixels(0))
+
+    def run(text: str) -> int:
+        (tmp_path / "a.xml").write_text(f"{text}</annotations>")
+        images = tmp_path / "photos"
+        return command(
+            "cvat", "--file", tmp_path / "a.xml", "--images", images, "--output", tmp_path / "out", "--force"
+        )
+
+    broken = mask.format("99999999999", 1) + mask.format("0,90000000000", 90000000000) + mask.format("-1,2", 1)
+    assert run(head.format("utf-8") + image.format("0.png", broken)) == 0
+    assert right(result(tmp_path / "out", tmp_path / "photos")["0.png"], "partial", ["wheel"])
+    assert counted(tmp_path / "out")["no_shape"] == 3
+    nameless = '<polygon points="1,1;3,1;3,3"/>'
+    assert run(head.format("utf-8") + image.format("0.png", nameless)) == 0
+    assert right(result(tmp_path / "out", tmp_path / "photos")["0.png"], "partial", ["wheel"])
+    assert counted(tmp_path / "out")["no_label"] == 1
+    capsys.readouterr()
+    assert run(head.format("utf-8") + image.format("", "")) == 1 and "1 of 1 images" in capsys.readouterr().err
+    assert run(head.format("klingon") + image.format("0.png", "")) == 1 and "not valid XML" in capsys.readouterr().err
 
 
 # --- Label Studio 1.x ---
@@ -78,6 +107,7 @@ def test_label_studio_regions_and_annotators(tmp_path):
         "twice": [annotation(wheel, label_studio("rectanglelabels", percent(WHEEL), ["tyre"]), door)],
         "nameless": [annotation(wheel, {**outline, "id": "z", "value": percent((1, 1, 3, 3))}, door)],
         "turned": [annotation(wheel, {**door, "image_rotation": 90})],
+        "code": [annotation(wheel, label_studio("brushlabels", {"rle": [-1, 2]}, ["door"]))],
         "classes": [annotation({**car, "value": {"choices": ["car", "bus"]}}, wheel, door)],
     }
     tasks = []
@@ -90,15 +120,24 @@ def test_label_studio_regions_and_annotators(tmp_path):
     assert command(*arguments, "--output", tmp_path / "out") == 0
     found = result(tmp_path / "out", tmp_path / "photos")
     for name in annotations:
-        parts = ["wheel"] if name == "turned" else ["wheel", "door"]
-        assert right(found[f"{name}.png"], "partial" if name in ("nameless", "turned") else "full", parts), name
+        parts = ["wheel"] if name in ("turned", "code") else ["wheel", "door"]
+        lost = name in ("nameless", "turned", "code")
+        assert right(found[f"{name}.png"], "partial" if lost else "full", parts), name
     assert counted(tmp_path / "out") == {
-        "further_annotations": 1, "no_label": 1, "turned_view": 1, "file_name_repaired": 7, "several_labels": 1,
-        "several_classes": 1, "image_with_lost_parts": 2, "box_only": 13,
+        "further_annotations": 1, "no_label": 1, "turned_view": 1, "no_shape": 1, "file_name_repaired": 8,
+        "several_labels": 1, "several_classes": 1, "image_with_lost_parts": 3, "box_only": 14,
     }  # fmt: skip
     output = (*arguments, "--output", tmp_path / "states", "--class-from", "attribute:state")
     assert command(*output) == 0
     assert set(result(tmp_path / "states", tmp_path / "photos")) == {"region.png"}
+
+
+def test_label_studio_json_min_is_refused(tmp_path, capsys):
+    save(tmp_path / "0.png", pixels(0))
+    (tmp_path / "min.json").write_text(json.dumps([{"image": "0.png", "label": [percent(WHEEL)], "id": 1}]))
+    arguments = ("label-studio", "--file", tmp_path / "min.json", "--images", tmp_path, "--output", tmp_path / "out")
+    assert command(*arguments) == 1
+    assert 'export the project as "JSON", not as "JSON-MIN"' in capsys.readouterr().err
 
 
 # --- LabelMe 5.x and 6, X-AnyLabeling ---
@@ -216,7 +255,7 @@ def test_yolo_lists_of_folders(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
     (tmp_path / "labels/a/car_0.txt").write_bytes("0 0.5 0.5 0.1 0.1 é".encode("latin-1"))
     yaml.write_text("train: images/a\nnames: [wheel, door]\n")
-    assert command(*arguments, tmp_path / "no") == 1 and "is no text in UTF-8" in capsys.readouterr().err
+    assert command(*arguments, tmp_path / "no") == 1 and "is not text in UTF-8" in capsys.readouterr().err
 
 
 # --- Roboflow: augmented copies of one picture ---
@@ -249,3 +288,30 @@ def test_augmented_copies_are_never_divided(tmp_path, capsys):
     roboflow(tmp_path / "one", "valid", 2, 1, 500)  # of the same two pictures
     assert run(tmp_path / "one", tmp_path / "given") == 0
     assert "2 images made of one picture in two given splits" in capsys.readouterr().out
+
+
+def test_augmented_copies_in_yolo_folders_are_never_divided(tmp_path):
+    yolo(tmp_path, "train", 12)
+    for folder in ("images", "labels"):
+        for path in sorted((tmp_path / folder / "train").iterdir()):
+            number = int(path.stem.split("_")[1])
+            path.rename(path.with_name(f"car_{number // 3}_png.rf.{number:032x}{path.suffix}"))
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [wheel, door]\n")
+    arguments = ("yolo", "--yaml", tmp_path / "data.yaml", *BY_NAME, "--workers", "1", "--output", tmp_path / "out")
+    assert exit_code(import_parts.main, [*map(str, arguments), "--split-fractions", "0.5", "0.25", "0.25"]) == 0
+    groups = [
+        {i["file_name"].split(".rf.")[0] for i in json.loads(path.read_text())["images"]}
+        for path in (tmp_path / "out" / "annotations").glob("*.json")
+    ]
+    assert len(groups) > 1 and sum(map(len, groups)) == len(set.union(*groups)) == 4
+
+
+def test_copies_are_where_the_json_says(tmp_path):
+    yolo(tmp_path / "made", "car", 2)
+    (tmp_path / "made" / "data.yaml").write_text("train: images/car\nnames: [wheel, door]\n")
+    arguments = ("yolo", "--yaml", tmp_path / "made" / "data.yaml", *BY_NAME, "--copy-images")
+    assert command(*arguments, "--output", tmp_path / "out") == 0
+    (tmp_path / "made").rename(tmp_path / "gone")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    records, _ = load_part_json(tmp_path / "moved" / "annotations" / "train.json")
+    assert {Path(record["file_name"]).parent for record in records} == {tmp_path / "moved" / "images"}

@@ -11,17 +11,10 @@ import pytest
 from PIL import Image
 
 from part_robust.data.importers.label_studio import brush_mask
-from tests.data.annotation_tools import command, label_studio, line, percent, result, right
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
+from tests.data.tool_files import brush, command, label_studio, line, mask, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def mask(box) -> np.ndarray:
-    x, y, w, h = box
-    found = np.zeros((H, W), dtype=np.uint8)
-    found[y : y + h, x : x + w] = 1
-    return found
 
 
 # --- CVAT 2.x, "CVAT for images 1.1" ---
@@ -82,33 +75,13 @@ def test_cvat_xml(tmp_path, capsys):
     assert on > 0.98 and share == pytest.approx(np.pi / 4, abs=0.03), "an ellipse inside the door"
     assert found["a/3.png"]["supervision"] == "none", "its only mask is broken"
     names = json.loads((tmp_path / "out/annotations/train.json").read_text())["categories"]
-    assert [c["name"] for c in names] == ["door", "wheel"], "tags are no parts"
+    assert [c["name"] for c in names] == ["door", "wheel"], "tags are not parts"
     (tmp_path / "annotations.xml").write_text(CVAT.replace("<image", "<track").replace("</image", "</track"))
     assert command(*arguments, "--output", tmp_path / "no") == 1
     assert 'export the task as "CVAT for images 1.1"' in capsys.readouterr().err
 
 
 # --- Label Studio 1.x, JSON ---
-
-
-def brush(found: np.ndarray) -> list[int]:
-    """Label Studio's run-length code of an RGBA picture, by runs of equal values."""
-    values = np.repeat(found.ravel() * 255, 4)
-    bits = f"{values.size:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
-    start = 0
-    while start < values.size:
-        end = start + 1
-        while end < values.size and values[end] == values[start] and end - start < 1 << 16:
-            end += 1
-        length = end - start
-        if length > 1:
-            width = next(i for i, size in enumerate((3, 4, 8, 16)) if length <= 1 << size)
-            bits += "1" + f"{width:02b}" + f"{length - 1:0{(3, 4, 8, 16)[width]}b}" + f"{values[start]:08b}"
-        else:
-            bits += "0" + "00" + "000" + f"{values[start]:08b}"
-        start = end
-    bits += "0" * (-len(bits) % 8)
-    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
 
 
 def test_brush_code_is_decoded():
@@ -290,4 +263,4 @@ def test_roboflow(tmp_path):
     found = result(tmp_path / "out", tmp_path)
     assert len(found) == 2 and all(right(entry) for entry in found.values())
     names = [c["name"] for c in json.loads((tmp_path / "out/annotations/val.json").read_text())["categories"]]
-    assert names == ["door", "wheel"], "the root category is no part"
+    assert names == ["door", "wheel"], "the root category is not a part"

@@ -17,6 +17,7 @@ from part_robust.config import get_part_robust_cfg
 from part_robust.data import get_taxonomy, register_builtin, register_part_dataset
 from part_robust.data.builtin import BUILTIN, SPLITS
 from part_robust.data.part_json import load_part_json
+from part_robust.modeling.part_to_class import part_metadata
 from tests.toy import CLASSES, PARTS, write_toy
 
 
@@ -184,10 +185,15 @@ def test_taxonomy_of_a_file_without_any_part_is_read_once_too(mine):
 
 
 def test_taxonomy_of_other_names(catalog):
-    with pytest.raises(KeyError, match="dataset 'nobody' is not registered: call .*register_part_dataset first"):
-        get_taxonomy("nobody")
+    for read, sentence in (
+        (get_taxonomy, "dataset 'nobody' is not registered: call .*register_part_dataset first"),
+        (part_metadata, "must name registered data sets, got 'nobody'"),
+    ):
+        with pytest.raises(KeyError, match=sentence) as error:
+            read("nobody")
+        assert "coco_2017" not in str(error.value), "detectron2's own names are not part data sets"
     DatasetCatalog.register("foreign", list)
-    with pytest.raises(ValueError, match="dataset 'foreign' is no part dataset: use .*register_part_dataset"):
+    with pytest.raises(ValueError, match="dataset 'foreign' is not a part dataset: use .*register_part_dataset"):
         get_taxonomy("foreign")
 
 

@@ -15,9 +15,9 @@ from detectron2.utils.env import seed_all_rng
 
 from part_robust.attacks import Official, ThreatModel
 from part_robust.engine import JournalMismatch, evaluate
-from part_robust.engine.robust_evaluation import build_curve, build_tiers
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.compare import load_evaluated
+from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, metrics_of, plan_warnings
 from part_robust.evaluation.tiers import Tier
 from part_robust.modeling.part_classifier import with_counts

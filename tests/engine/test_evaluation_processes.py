@@ -15,8 +15,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from part_robust.engine import PartTrainer, evaluate, robust_evaluation
-from part_robust.evaluation import AttackedModel
+from part_robust.engine import PartTrainer, evaluate
+from part_robust.evaluation import AttackedModel, run
 from part_robust.modeling.counts import with_counts
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
@@ -135,7 +135,7 @@ def test_the_runs_differ_in_what_they_write(folders):
 def _main_process_takes_longer(configs: list[str]) -> None:
     if comm.is_main_process():
         AttackedModel.forward = after_a_pause(AttackedModel.forward)
-        robust_evaluation.add_checks = after_a_pause(robust_evaluation.add_checks)
+        run.add_checks = after_a_pause(run.add_checks)
     _evaluate_all(configs)
 
 

@@ -11,10 +11,10 @@ from detectron2.utils.env import seed_all_rng
 
 from part_robust.config import config_text, get_part_robust_cfg
 from part_robust.engine.begun import begin_training
-from part_robust.engine.experiment import Phase, finished_record, run_phase
 from part_robust.engine.fingerprint import WEIGHTS_SHA256, different_keys, fingerprint, same_run, same_training
-from part_robust.engine.phases import OtherRun, train_phase
-from part_robust.engine.suite import plan, states
+from part_robust.runs.experiment import Phase, finished_record, run_phase
+from part_robust.runs.phases import OtherRun, train_phase
+from part_robust.runs.suite import plan, states
 from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 # Written out once more: a key that moves from one side to the other should not do so unseen.
@@ -132,7 +132,7 @@ def test_another_evaluation_keeps_the_training(phase, tmp_path, monkeypatch):
     assert attacks(run_phase(phase())) == {"fgsm"}
     weights = (tmp_path / "run" / "model_best.pth").read_bytes()
     trained = []
-    monkeypatch.setattr("part_robust.engine.phases.train", lambda cfg, resume: trained.append(resume))
+    monkeypatch.setattr("part_robust.runs.phases.train", lambda cfg, resume: trained.append(resume))
     noise = phase("ATTACK.EVAL", ["noise"])
     assert finished_record(noise) is None and states(plan([noise])) == ["trained, evaluates again"]
     assert attacks(run_phase(noise)) == {"noise"} == attacks(finished_record(noise))
@@ -200,7 +200,7 @@ def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_
         trained.append((resume, (tmp_path / "last_checkpoint").is_file()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("part_robust.engine.phases.train", killed)
+    monkeypatch.setattr("part_robust.runs.phases.train", killed)
     other = run_cfg(tmp_path, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.5)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -210,7 +210,7 @@ def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_
 
 
 def test_other_weights_are_refused_by_name(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("part_robust.engine.phases.train", begin_training)
+    monkeypatch.setattr("part_robust.runs.phases.train", begin_training)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
     folder = tmp_path / "run"

@@ -9,8 +9,8 @@ from torch import nn
 
 from part_robust.attacks import KL_DIVERGENCE, AttackError
 from part_robust.config import get_part_robust_cfg
+from part_robust.configured_attacks import training_attack
 from part_robust.engine import PartTrainer
-from part_robust.engine.configured_attacks import training_attack
 from part_robust.losses.adversarial import TrainingObjective
 from tests.commands import ROOT
 from tests.toy import QUIET, RESNET_50, run_cfg

@@ -16,8 +16,8 @@ from detectron2.utils.env import seed_all_rng
 from part_robust.cli import verify_adversarials
 from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
-from part_robust.engine.robust_evaluation import build_curve, build_tiers, tier_names
 from part_robust.evaluation.compare import load_evaluated
+from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
 from tests.commands import call, succeeded
 from tests.evaluation.record_fixture import comparable

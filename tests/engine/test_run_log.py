@@ -16,11 +16,10 @@ ARGS = default_argument_parser().parse_args([])
 
 @pytest.fixture(autouse=True)
 def _own_logs():
-    """Warnings go where pytest looks for them again; an earlier run in this process may have taken them."""
-    logging.captureWarnings(False)
+    """An earlier run in this process may have left its log, and this one must not."""
+    close_log()
     yield
     close_log()
-    logging.captureWarnings(False)
 
 
 def test_the_terminal_has_what_differs_and_the_log_everything(tmp_path, capsys):
@@ -57,6 +56,17 @@ def test_details_and_warnings_of_libraries_are_in_the_log_alone(tmp_path, capsys
     assert all(word in printed for word in words) and len(printed.splitlines()) == len(words) and not errors
     log = (tmp_path / "log.txt").read_text()
     assert all(log.count(word) == 1 for word in words + hidden)
+
+
+def test_handlers_of_a_program_around_it_stay_as_they_are(tmp_path, caplog):
+    for name in ("torch", "py.warnings"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    start_log(tiny_cfg("resnet", "OUTPUT_DIR", str(tmp_path)), ARGS)
+    close_log()
+    logging.getLogger("part_robust.x").warning("after the run")
+    assert "after the run" in caplog.text and logging.getLogger("part_robust").handlers == []
+    for name in ("torch", "py.warnings"):
+        logging.getLogger(name).removeHandler(caplog.handler)
 
 
 def test_a_level_and_a_second_run_in_the_process(tmp_path, capsys):

@@ -10,17 +10,17 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.attacks import attack_view, build_attack
-from part_robust.attacks.checks import CATALOGUE
 from part_robust.attacks.open_queries import open_queries
 from part_robust.evaluation.checks import (
+    CATALOGUE,
     CheckSettings,
     check_untouched,
-    fingerprint,
     record_checks,
     run_checks,
+    tensor_hashes,
     wilson,
 )
-from tests.attacks import check_models as models
+from tests.evaluation import check_models as models
 from tests.evaluation import record_fixture
 from tests.toy import SIZE, tiny_cfg
 
@@ -67,7 +67,7 @@ def test_model_that_changes_under_attack(kind):
 
 def test_weights_that_changed_during_the_evaluation_before_the_checks():
     model, images = models.Honest(), models.make_images(3)
-    before = fingerprint(model)
+    before = tensor_hashes(model)
     assert checked(model, images, before=before)["C1"].status == "pass"
     with torch.no_grad():
         model.last.bias += 1e-3
@@ -77,7 +77,7 @@ def test_weights_that_changed_during_the_evaluation_before_the_checks():
 
 def test_weights_modified():
     model = models.Honest().eval()
-    before = fingerprint(model)
+    before = tensor_hashes(model)
     assert check_untouched(model, before).status == "pass"
     model.norm.running_mean[3] += 1e-6
     assert "norm.running_mean" in check_untouched(model, before).sentence
@@ -93,7 +93,7 @@ def test_fingerprint_reads_every_type():
     for index, kind in enumerate((torch.bfloat16, torch.bool, torch.int64, torch.float64)):
         module.register_buffer(f"b{index}", torch.ones(2, 3).to(kind).T)
     module.register_buffer("scalar", torch.tensor(3.0))
-    assert len(set(fingerprint(module).values())) == 5
+    assert len(set(tensor_hashes(module).values())) == 5
 
 
 @pytest.mark.parametrize("audit", [False, True])
@@ -266,7 +266,7 @@ def test_joint_attack_as_strong_as_the_single_ones():
         record_fixture.matrix_row("joint", "joint", 33.8, None, None, 15.4, None),
     ]
     result = record_result(lambda E: put(E, ("attack_matrix",), rows), "C18")
-    assert result.status == "pass", "the tier of parts is no single attack"
+    assert result.status == "pass", "the tier of parts is not a single attack"
 
 
 def test_flags_that_contradict():

@@ -1,107 +1,30 @@
-"""Reports from records: complete, minimal and old ones; they stand alone, show every name as text and can be read by
-machines."""
+"""Reports from records: complete, minimal and old ones; they stand alone and can be read aloud."""
 
 from __future__ import annotations
 
 import copy
-import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from markdown_it import MarkdownIt
 
-from part_robust.attacks.checks import failed
 from part_robust.cli.report import main
+from part_robust.evaluation.checks import failed
 from part_robust.evaluation.report import (
     evaluations,
     find_records,
     load_record,
     write_leaderboard,
-    write_report,
-    write_zoo,
 )
 from part_robust.evaluation.report.content import Cell, make_table, to_text
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.plots import convergence, eps_curve
-from part_robust.evaluation.report.render import escape_markdown, render_html, render_markdown
+from part_robust.evaluation.report.render import render_html, render_markdown
 from part_robust.evaluation.report.sections import build_report
 from tests.evaluation import record_fixture as fixture
-
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks nesting, and collects what the page loads, says and names."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.stack: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.stack, f"never closed: {self.stack}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.stack and self.stack[-1] == tag, f"</{tag}> closes {self.stack[-3:]}"
-        self.stack.pop()
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def write(folder: Path, record: dict, pictures: dict | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "robustness.json"
-    path.write_text(json.dumps(record))
-    if pictures:
-        np.savez(folder / f"pictures_{fixture.DATASET}.npz", **pictures)
-    return path
-
-
-def pages(folder: Path, record: dict, pictures: dict | None = None) -> tuple[str, Page, str]:
-    markdown, html = write_report(write(folder, record, pictures))
-    text = html.read_text()
-    stands_alone(text)
-    return markdown.read_text(), Page(text), text
-
-
-def stands_alone(text: str) -> None:
-    """Nothing is fetched and nothing runs."""
-    page = Page(text)
-    assert "http" not in text
-    assert not page.all("script") and not page.all("link") and not page.all("iframe")
-    assert "@import" not in text
-    sources = [image["src"] for image in page.all("img")]
-    assert all(source.startswith("data:image/") for source in sources)
-    targets = [attributes["href"] for _, attributes in page.tags if attributes.get("href")]
-    targets += re.findall(r"url\(([^)]*)\)", text)
-    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
-    assert len(ids) == len(set(ids)), "two elements share an id"
-    assert targets and all(target.strip("\"'").startswith("#") for target in targets)
-    assert {target.strip("\"'")[1:] for target in targets} <= set(ids)
-    labels = {attributes["aria-labelledby"] for _, attributes in page.tags if attributes.get("aria-labelledby")}
-    assert labels <= set(ids)
+from tests.evaluation.html_pages import Page, pages, rendered, stands_alone, write
 
 
 @pytest.fixture(scope="module")
@@ -122,117 +45,6 @@ def test_a_full_report_has_every_section(full):
     assert len(page.all("svg")) == 3
     for section in ("### Summary", "### Attack matrix", "| square | 401 | - | 33.3 |", "## Provenance"):
         assert section in markdown
-
-
-NAMES = (
-    "<script>alert(1)</script>",
-    "![x](http://example.org/x.png)",
-    "[a](javascript:alert(1))",
-    "\"><img src=x onerror=alert(1)> '",
-    "a|b||",
-    "back\\|slash\\",
-    "`code` **bold** _it_ ~~gone~~ $x^2$ <!-- -->",
-    "[ref]: http://example.org",
-    "[1.0, 2.0](http://example.org) www.example.org",
-    "# not a heading",
-    "- not a list",
-    "1. not a list",
-    "{{ 7 * 7 }} {% raw %} &lt;b&gt;",
-)
-
-
-def renamed(name: str) -> tuple[dict[str, Any], set[str]]:
-    """A record with `name` in each of its texts, with one plot, and what a page must show."""
-    texts = set()
-
-    def text(field: str) -> str:
-        texts.add(f"{name} {field}")
-        return f"{name} {field}"
-
-    record = fixture.record()
-    entry = record["evaluation"].pop(fixture.DATASET)
-    record["evaluation"][text("dataset")] = entry
-    record |= {
-        "name": text("model"),
-        "architecture": text("architecture"),
-        "config": f"# {text('config')}",
-        "results": {},
-    }
-    record["warnings"] = {text("dataset"): [text("warning")]}
-    record["checkpoint"]["path"], record["versions"] = text("checkpoint"), {text("library"): text("version")}
-    record["attacks"] = {
-        text("attack"): {"attack": text("method"), "objective": text("objective"), text("key"): text("value")}
-    }
-    entry |= {"classes": [text(f"class {i}") for i in range(3)], "parts": [text("part 0"), text("part 1")]}
-    entry |= {"headline": text("tier"), "verdict": text("verdict"), "device": text("device")}
-    entry |= {"convergence": {text("attack"): [1.0, 2.0]}, "eps_curve": [], "fab_distances": []}
-    entry["tiers"] = {text("tier"): entry["tiers"]["standard"] | {"objective": text("class accuracy")}}
-    for number, row in enumerate(entry["tiers"][text("tier")]["attacks"]):
-        row["name"] = text(f"attack {number}")
-    for row in entry["attack_matrix"][1:]:
-        row |= {"attack": text("row of the matrix"), "head": text("head")}
-    for row, values in (("per_class", entry["per_class"]), ("per_part", entry["per_part"])):
-        for value in values:
-            value["name"] = text(row)
-    entry["checks"][1] |= {"name": text("check"), "sentence": text("finding"), "remedy": text("remedy")}
-    entry["files"]["flags"] = text("file")
-    return record, texts
-
-
-def rendered(markdown: str) -> Page:
-    """As a reader shows it that knows tables and strikethrough, and lets HTML through."""
-    return Page(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
-
-
-def markup(page: Page) -> set[tuple[str, frozenset[str]]]:
-    """Elements with the names of their attributes, but for the class and style of a cell, which follow its content."""
-    return {(tag, frozenset(attributes) - {"class", "style"}) for tag, attributes in page.tags}
-
-
-def shows(page: Page, texts: set[str]) -> None:
-    assert not {text for text in texts if " ".join(text.split()) not in page.text}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """HTML and Markdown, as read, of a record whose names are plain words."""
-    folder = tmp_path_factory.mktemp("plain")
-    write(folder, {}, fixture.pictures(1))
-    report = build_report(renamed("plain")[0], folder)
-    return Page(render_html(report)), rendered(render_markdown(report))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_text_is_shown_as_text(name, plain, tmp_path):
-    record, texts = renamed(name)
-    path = write(tmp_path / "run", record, fixture.pictures(1))
-    report = build_report(record, path.parent)
-    html, markdown = Page(render_html(report)), rendered(render_markdown(report))
-    shows(html, texts)
-    # Those of the example images alone are not in Markdown.
-    shows(markdown, texts - {f"{name} part 0", f"{name} part 1"})
-    assert markup(html) == markup(plain[0]) and markup(markdown) == markup(plain[1])
-    assert all(link["href"].startswith("#") for link in html.all("a"))
-    assert all(image["src"].startswith("data:image/") for image in html.all("img"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pages_of_many_records_show_text_as_text(name, tmp_path):
-    record, _ = renamed(name)
-    path = write(tmp_path / "run", record)
-    board, html = write_leaderboard([path], tmp_path)
-    zoo = write_zoo([path], tmp_path / "zoo.md")
-    for page in (Page(html.read_text()), rendered(board.read_text()), rendered(zoo.read_text())):
-        shows(page, {f"{name} model", f"{name} dataset"})
-        assert not any(page.all(tag) for tag in ("script", "img", "b", "em", "del"))
-        assert all(link["href"].startswith("#") for link in page.all("a"))
-
-
-def test_markdown_stays_readable():
-    for text in ("33.3 % [30.7, 36.0]", "2 checks: 1 pass, 1 warning (C13)", "-5.0", "-", "output/x.pth", "1,234.5"):
-        assert escape_markdown(text) == text
-    # What GitHub would make a link of.
-    assert "://" not in escape_markdown("http://example.org") and "www." not in escape_markdown("www.example.org")
 
 
 def test_tables_can_be_read_aloud(full):
@@ -368,10 +180,6 @@ def test_plots_are_the_same_twice_and_take_the_colours_of_the_page():
     assert "currentColor" in first and "var(--line)" in first and "http" not in first
     assert not re.search(r"<svg[^>]* (width|height)=", first) and "viewBox" in first
     assert "apgd_ce (100)" in convergence(fixture.evaluation()["convergence"])
-
-
-def test_a_formula_in_the_name_of_an_attack_is_text():
-    assert "$\\frac$ (2)" in convergence({"$\\frac$": [1.0, 2.0]})
 
 
 def test_tables():

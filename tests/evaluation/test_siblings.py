@@ -13,8 +13,8 @@ import torch
 
 from part_robust.attacks import ThreatModel
 from part_robust.engine import evaluate
-from part_robust.engine.siblings import find_siblings, sibling_folders
 from part_robust.evaluation.checks.record import check_siblings
+from part_robust.evaluation.siblings import find_siblings, sibling_folders
 from tests.toy import RESNET_50, tiny_cfg
 
 EPS = 30.0

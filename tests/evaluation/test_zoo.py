@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from part_robust.attacks.checks import failed
 from part_robust.cli.model_zoo import main
 from part_robust.config import get_part_robust_cfg
+from part_robust.evaluation.checks import failed
 from part_robust.evaluation.report import write_zoo
 from part_robust.utils.files import write_json
 from tests.evaluation import record_fixture as fixture

@@ -13,7 +13,8 @@ from part_robust.attacks import build_attack
 from part_robust.evaluation import ClassificationEvaluator, PartSegmentationEvaluator
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.pictures import picture_sample
-from part_robust.evaluation.protocol import Plan, run_plan
+from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.tiers import Tier
 
 CLASSES, PARTS, SIZE = ("a", "b", "c", "d"), ("x", "y"), 10

@@ -107,7 +107,7 @@ def test_instances(batch):
     query = torch.full((1, 2, 3), -5.0)
     query[0, 1, 2] = 3.0
     boxes = torch.tensor([[[0.5, 0.5, 0.1, 0.1], [0.25, 0.5, 0.5, 0.25]]])
-    parts = PartOutput(query_logits=query, query_boxes=boxes, aux={"content_size": torch.tensor([[8.0, 16.0]])})
+    parts = PartOutput(query_logits=query, query_boxes=boxes, content_size=torch.tensor([[8.0, 16.0]]))
     found = model.segmenter.inference(parts, (16, 16))[0]["instances"]
     assert found.pred_classes[0] == 2
     assert found.pred_boxes.tensor[0].tolist() == [0.0, 3.0, 8.0, 5.0], "pixels of the image inside its padding"
@@ -137,7 +137,7 @@ def test_targets_under_padding_are_relative_to_the_image(batch):
     targets = part_targets(batch[:1], model.device)
     output = model.segmenter(model.backbone(model.normalize(images)), (SIZE, SIZE), padding, targets)
     box = targets.instances[0].gt_boxes.tensor[0]
-    x, y, w, h = output.aux["true_parts"].boxes[0, 0].tolist()
+    x, y, w, h = output.sets.true_parts.boxes[0, 0].tolist()
     assert (x - w / 2) * SIZE == pytest.approx(float(box[0])) and (y + h / 2) * 24 == pytest.approx(float(box[3]))
 
 

@@ -104,7 +104,7 @@ def test_the_class_needs_no_masks(batch, name, opts, pixels):
     assert full.query_masks.shape == (6, 10, SIZE // 4, SIZE // 4)
     # Once more to choose pixels.
     assert calls.count("pixels") == pixels and calls.count("classes") == 1 + (name == "mask_dino_instance_segmenter")
-    assert "decoder" not in short.aux and "true_parts" not in short.aux
+    assert short.sets is None
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -174,9 +174,9 @@ def test_targets_under_padding(batch, name):
     targets.sem_seg[padding] = 255
     output = model.segmenter(model.backbone(model.normalize(images)), (SIZE, SIZE), padding, targets)
     box = targets.instances[0].gt_boxes.tensor[0]
-    x, y, w, h = output.aux["true_parts"].boxes[0, 0].tolist()
+    x, y, w, h = output.sets.true_parts.boxes[0, 0].tolist()
     assert (x - w / 2) * SIZE == pytest.approx(float(box[0])) and (y + h / 2) * 24 == pytest.approx(float(box[3]))
-    masks = output.aux["true_parts"].masks
+    masks = output.sets.true_parts.masks
     assert not masks.counted.view(SIZE // 4, SIZE // 4)[6:].any() and masks.counted.view(-1)[:40].all()
     assert all(torch.isfinite(loss) for loss in model.segmenter.losses(output, targets).values())
 

@@ -13,6 +13,7 @@ from part_robust.attacks import (
     Attack,
     AttackResult,
     Official,
+    PartLossObjective,
     attack_batch,
     attack_view,
     build_attack,
@@ -31,13 +32,13 @@ SETTINGS = {
     "apgd_margin": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "margin"},
     "apgd_dlr": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "dlr"},
 }
-DENSE = [name for name, objective in OBJECTIVES.items() if objective.reads == "part_logits"]
-DETECTED = [name for name, objective in OBJECTIVES.items() if objective.reads == "part_losses"]
+DENSE = [name for name, objective in OBJECTIVES.items() if objective.needs_pixels]
+DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objective, PartLossObjective)]
 
 
 def given(result: AttackResult) -> list:
     """What an attack gives, without what it has no value for."""
-    values = [result.images, result.fooled, result.zero_gradient, result.history]
+    values = [result.images, result.success, result.zero_gradient, result.history]
     return [value for value in values if value is not None]
 
 

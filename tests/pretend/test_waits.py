@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase
 
+from part_robust.configured_attacks import build_model_attack
 from part_robust.engine import PartTrainer
-from part_robust.engine.configured_attacks import aimed
-from part_robust.engine.robust_evaluation import build_plan
 from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.plan import build_curve, build_plan, build_tiers
 from part_robust.evaluation.protocol import run_plan
 from part_robust.modeling.counts import with_counts
 from tests.pretend.device import pretend_device
@@ -80,7 +80,7 @@ def of_evaluation(model: str, step: Counter) -> tuple[Counter, Counter]:
         built, evaluator = PartTrainer.build_model(cfg), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
         found = {}
-        for name, attacks in {"clean": {}, "both": {"pgd": aimed(cfg, cfg.ATTACK.TRAIN)}}.items():
+        for name, attacks in {"clean": {}, "both": {"pgd": build_model_attack(cfg, cfg.ATTACK.TRAIN)}}.items():
             counted = []
             for number in (1, 2):
                 with count_waits() as waits:
@@ -98,7 +98,9 @@ def of_tiers(folder: Path, *opts) -> Counter:
         cfg = with_counts(tiny_cfg("deeplab_two_headed", *SMALL, *own, *opts))
         model, evaluator = PartTrainer.build_model(cfg).eval(), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
-        plan = build_plan(cfg, "toy_val", [item for batch in batches for item in batch])
+        plan = build_plan(
+            cfg, "toy_val", [item for batch in batches for item in batch], build_tiers(cfg), build_curve(cfg)
+        )
         for number in (1, 2):
             journal = Journal.open(folder / f"journal_{number}", {}, resume=False)
             with count_waits() as waits:

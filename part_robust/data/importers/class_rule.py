@@ -67,7 +67,11 @@ class ClassRule:
         return list(dict.fromkeys([clause.label for clause in self.clauses] + default))
 
     def check_parts(self, part_names: Sequence[str]) -> None:
-        """Raises ValueError where the rule names a part that no json has."""
+        """Check that the json has every part that the rule names.
+
+        Raises:
+            ValueError: it lacks some.
+        """
         used = {
             part
             for clause in self.clauses

@@ -99,7 +99,7 @@ def class_from_name(pattern: str) -> ClassSource:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--class-from name:{pattern} is no regular expression: {error}") from error
+        raise ValueError(f"--class-from name:{pattern} is not a regular expression: {error}") from error
 
     def find(items: Sequence[Item]) -> list[str | None]:
         found = [expression.search(item.file_name) for item in items]
@@ -203,6 +203,9 @@ def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tupl
     reader = csv.DictReader(text.splitlines())
     if not set(columns) <= set(reader.fieldnames or ()):
         raise ValueError(f"{path} must have the columns {' and '.join(columns)}, has {reader.fieldnames}")
+    twice = next((name for name in columns if list(reader.fieldnames or ()).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has the column {twice} twice, so it is unknown which one counts: remove one")
     return [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
 
 

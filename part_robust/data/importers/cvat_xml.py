@@ -13,7 +13,7 @@ import numpy as np
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import Tally
-from part_robust.data.importers.shapes import ellipse, pasted, turned
+from part_robust.data.importers.shapes import MAX_SIDE, ellipse, pasted, turned
 
 
 def read_cvat_xml(path: Path, tally: Tally) -> Contents:
@@ -31,7 +31,7 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, LookupError, UnicodeDecodeError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"{path} is not valid XML: {error}") from error
     if root.tag != "annotations" or root.find("track") is not None or root.find("image") is None:
         raise ValueError(f'{path} is not CVAT\'s XML for images: export the task as "CVAT for images 1.1"')
@@ -50,7 +50,11 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
                 item.name_class(label, tally)
                 tags.add(label)
                 continue
-            _add_shape(item, shape, label, where, tally)
+            if label:
+                _add_shape(item, shape, label, where, tally)
+            else:
+                tally.add("no_label", where)
+                item.lost += 1
         items.append(item)
     used = {raw["part"] for item in items for raw in item.raw}
     parts = [label for label in labels if label in used or label not in tags]
@@ -100,9 +104,9 @@ def _ellipse(shape: ElementTree.Element) -> list[float]:
 def _mask(shape: ElementTree.Element, item: Item) -> dict:
     left, top, width, height = (int(_number(shape, key)) for key in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape.get("rle", "").split(",")]
-    box = np.repeat(np.arange(len(runs)) % 2, runs)  # raises ValueError for a negative run
-    if box.size != width * height:
+    if min(runs) < 0 or sum(runs) != width * height or max(width, height) > MAX_SIDE:
         raise ValueError("the runs do not fill the box")
+    box = np.repeat(np.arange(len(runs)) % 2, runs)
     return pasted(box.reshape(height, width), left, top, item.height, item.width)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 from part_robust.data.importers.class_rule import shown
 from part_robust.data.importers.items import Item
 from part_robust.data.importers.report import Tally
+from part_robust.data.part_json import folded_name
 
 # Label Studio puts eight digits in front of the names of uploaded files.
 _UPLOAD = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
@@ -38,7 +38,7 @@ class ImageFolder:
         folder, entries = "", self._entries("")
         parts = PurePosixPath(name).parts
         for index, part in enumerate(parts):
-            spelled = entries.get(part, entries.get(_folded(part)))
+            spelled = entries.get(part, entries.get(folded_name(part)))
             if spelled is None:
                 return None
             folder = f"{folder}/{spelled}" if folder else spelled
@@ -50,12 +50,8 @@ class ImageFolder:
         if folder not in self._folders:
             path = self.root / folder
             names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-            self._folders[folder] = {_folded(name): name for name in names} | {name: name for name in names}
+            self._folders[folder] = {folded_name(name): name for name in names} | {name: name for name in names}
         return self._folders[folder]
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def _spellings(file_name: str, root: Path) -> Iterator[str]:
@@ -80,6 +76,8 @@ def _web_spellings(file_name: str, root: Path) -> Iterator[str]:
     candidates.append(address)
     for candidate in candidates:
         parts = [part for part in candidate.split("/") if part not in ("", ".", "..")]
+        if not parts:
+            continue
         foreign = candidate != file_name or candidate.startswith(("/", "../")) or "/../" in candidate or ":" in parts[0]
         if not foreign:
             continue  # a plain relative name means what it says
@@ -117,7 +115,7 @@ def find_files(items: Sequence[Item], root: Path, listed_in: Path, skip_missing:
         if name in owners:
             both = f"{owners[name]!r} and {item.file_name!r} are both the file {name} in {root}"
             if owners[name] == item.file_name:
-                both = f"{name} is listed twice, with annotations of its own each time"
+                both = f"{name} is listed twice, with different annotations"
             raise ValueError(f"{listed_in}: {both}: give each image its own file name, and list it once")
         owners[name] = item.file_name
         found[item.file_name] = name
@@ -138,6 +136,6 @@ def _where_it_lies(root: Path, missing: str) -> str:
     name = glob.escape(PurePosixPath(missing).name)
     places = [(root, "*"), (root, "*/*"), (root, "*/*/*"), (root.parent, "*")] if name else []
     for place, level in places:
-        for path in place.glob(f"{level}/{name}"):
+        for path in filter(Path.is_file, place.glob(f"{level}/{name}")):
             return f"{path} exists: name the folder that the file names are relative to. "
     return "Is it the folder that the json's file_name is relative to? "

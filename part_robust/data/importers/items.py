@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from part_robust.data.importers.report import Tally
 
+_ROBOFLOW_COPY = re.compile(r"(.+)\.rf\.[^./]+\.[^./]+$")
 DIVIDE = "fractions"  # split name of the sources whose images the fractions divide
 
 
 class MaskFile(NamedTuple):
-    """A mask that lies in a file of its own; `read(path, key)` gives it as bool (H, W)."""
+    """A mask in a separate file; `read(path, key)` gives it as bool (H, W)."""
 
     read: Callable[[str, Any], np.ndarray]
     path: str
@@ -124,6 +125,12 @@ def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
         item.raw = [raw for raw in item.raw if not is_background(raw["part"])]
     counts = {"images": len(items), "annotations": sum(len(item.raw) + item.lost for item in items)}
     return Contents(items, names, described=described_items(items), counts=counts | {"categories": len(names)})
+
+
+def origin_of(file_name: str) -> str | None:
+    """Return the picture that Roboflow made an image of: its augmented copies are called NAME.rf.HASH."""
+    found = _ROBOFLOW_COPY.match(PurePosixPath(file_name).name)
+    return found.group(1) if found else None
 
 
 def is_background(name: str) -> bool:

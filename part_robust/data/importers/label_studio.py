@@ -123,7 +123,7 @@ def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Tally
     shape = None
     try:
         shape = None if reason else _shape(_value(results[0]), item, tally, where)
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         reason = "no_shape"
     if reason:
         tally.add(reason, where)
@@ -140,7 +140,7 @@ def _shape(value: Mapping, item: Item, tally: Tally, where: str) -> dict | None:
     """The area that a value describes; None where it has none.
 
     Raises:
-        KeyError, ValueError, TypeError, IndexError: it is broken.
+        KeyError, ValueError, TypeError, IndexError, OverflowError: it is broken.
     """
     if not item.width or not item.height:
         raise ValueError("percent of an unknown size")

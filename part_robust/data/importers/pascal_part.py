@@ -68,7 +68,11 @@ def read_pascal_part(root: Path, classes: tuple[str, ...], tally: Tally) -> Cont
 
 
 def image_folder(root: Path) -> Path:
-    """Raises FileNotFoundError where VOC's images are not."""
+    """Return the folder of VOC's images.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+    """
     for folder in (root / "JPEGImages", root / "VOC2010" / "JPEGImages", root / "VOCdevkit" / "VOC2010" / "JPEGImages"):
         if folder.is_dir():
             return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from part_robust.utils.markdown import dead_text
+from part_robust.utils.markdown import escape
 
 EXAMPLES = 20  # kept per reason
 
@@ -16,14 +16,18 @@ REASONS = {
     "missing_image": ("skipped", "images whose file does not exist"),
     "unreadable_image": ("skipped", "images whose file cannot be decoded"),
     "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
+    "ambiguous_rotation": (
+        "skipped",
+        "images whose EXIF rotation keeps width and height: their parts may be drawn either way up; save them turned",
+    ),
     "unreadable_annotation": ("skipped", "annotation files that cannot be read"),
-    "class_not_wanted": ("skipped", "images of a class that was not asked for"),
+    "class_not_wanted": ("skipped", "images of a class that is not imported"),
     "duplicate_of_given_split": (
         "skipped",
         "images to divide that belong with an image of a given split: same picture or group",
     ),
     "duplicate_image_entry": ("repaired", "images listed more than once: their annotations are joined"),
-    "image_id": ("repaired", "images whose id was no integer from 1 on"),
+    "image_id": ("repaired", "images whose id was not an integer from 1 on"),
     "image_size_added": ("repaired", "images without width and height: read from the file"),
     "backslash_in_file_name": ("repaired", "file names with back-slashes"),
     "file_name_repaired": ("repaired", "file names that mean a file with another spelling or folder"),
@@ -43,9 +47,9 @@ REASONS = {
     ),
     "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
     # categories
-    "background_category": ("skipped", "categories that mean the background, which is no part"),
+    "background_category": ("skipped", "categories that mean the background, which is not a part"),
     "root_category": ("skipped", "categories that are the root of the others (Roboflow's project name), not parts"),
-    "category_id": ("repaired", "categories whose id was no integer from 1 on"),
+    "category_id": ("repaired", "categories whose id was not an integer from 1 on"),
     "duplicate_category": ("repaired", "categories listed more than once under one name: joined"),
     "names_differ_in_case": ("noted", "parts whose name differs from another one in capitals only"),
     "category_without_annotations": ("noted", "parts that no annotation uses: kept, so that the label space is stable"),
@@ -74,7 +78,7 @@ REASONS = {
     ),
     "zero_area": ("skipped", "annotations whose mask covers no pixel"),
     "degenerate_box": ("skipped", "annotations without a mask and without a box inside the image"),
-    "annotation_id": ("repaired", "annotations whose id was no integer from 1 on (COCO's AP misreads id 0)"),
+    "annotation_id": ("repaired", "annotations whose id was not an integer from 1 on (COCO's AP misreads id 0)"),
     "duplicate_annotation_id": ("repaired", "annotations whose id another one has: renumbered"),
     "several_labels": ("noted", "annotations with several labels: the first is taken"),
     "crowd_to_part": ("repaired", "iscrowd 1 taken as an ordinary part (CVAT writes drawn masks so)"),
@@ -149,7 +153,7 @@ def markdown(report: Mapping) -> str:
     lines += [f"| class | {' | '.join(splits)} |", "|---|" + "---:|" * len(splits)]
     for name in report["classes"]:
         counts = " | ".join(str(report["images"][split][name]) for split in splits)
-        lines.append(f"| {dead_text(name)} | {counts} |")
+        lines.append(f"| {escape(name)} | {counts} |")
     totals = [sum(report["images"][split].values()) for split in splits]
     lines.append("| **all** | " + " | ".join(f"**{total}**" for total in totals) + " |")
     for kind, title in (("skipped", "Skipped"), ("repaired", "Repaired"), ("noted", "Noticed")):
@@ -157,10 +161,8 @@ def markdown(report: Mapping) -> str:
         if not report[kind]:
             lines.append("Nothing.")
         for reason, entry in report[kind].items():
-            shown = dead_text("; ".join(entry["examples"][:5]))
+            shown = escape("; ".join(entry["examples"][:5]))
             lines.append(f"- **{entry['count']}** {REASONS[reason][1]} (`{reason}`). First: {shown}")
     lines += ["", f"## Parts of each class ({report['class_parts_from']})", ""]
-    lines += [
-        f"- {dead_text(name)}: {dead_text(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()
-    ]
+    lines += [f"- {escape(name)}: {escape(', '.join(parts)) or 'none'}" for name, parts in report["classes"].items()]
     return "\n".join(lines) + "\n"

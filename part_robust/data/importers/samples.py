@@ -78,7 +78,7 @@ def read_samples(
         contents: what its reader found.
         root: folder above all image roots; names of samples are relative to it.
         class_source: names the classes.
-        needs_parts: whether it looks at the parts.
+        needs_parts: whether the model needs parts.
         settings: see `ImportSettings`.
         tally: receives what was repaired or left out.
         workers: processes that decode images; the result does not depend on it.
@@ -165,6 +165,9 @@ def _read_picture(item: Item, path: Path, tally: Tally) -> Picture | None:
             tally.add("image_size_added", item.file_name)
     if (item.width, item.height) not in (stored, turned):
         tally.add("size_mismatch", f"{item.file_name}: {stored}, the json says {(item.width, item.height)}")
+        return None
+    if picture.rotated and turned == stored and (item.raw or item.lost):
+        tally.add("ambiguous_rotation", item.file_name)
         return None
     if turned != stored and (item.width, item.height) == stored and _fit_only(item, turned, stored):
         item.width, item.height = turned

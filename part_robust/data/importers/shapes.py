@@ -13,6 +13,7 @@ from part_robust.data.importers.report import Tally
 from part_robust.data.preparation.segmentation import encode
 
 _ELLIPSE_POINTS = 48
+MAX_SIDE = 30_000  # pixels; Pillow refuses pictures of more than about 13,000 squared
 
 
 def turned_rectangle(
@@ -76,7 +77,12 @@ def pasted(pixels: np.ndarray, left: int, top: int, height: int, width: int) -> 
         top: of the mask in the image, pixels, may be negative.
         height: of the image, pixels.
         width: of the image, pixels.
+
+    Raises:
+        ValueError: no picture is that large.
     """
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"the file says that the image is {width} x {height} pixels")
     whole = np.zeros((height, width), dtype=np.uint8)
     cut = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
     whole[max(top, 0) : max(top, 0) + cut.shape[0], max(left, 0) : max(left, 0) + cut.shape[1]] = cut

@@ -1,7 +1,7 @@
 """Reads YOLO folders (Ultralytics 8, also as CVAT and Roboflow write them): data.yaml, images and labels.
 
 A line is the number of the part and, as shares of the image's sides, the middle, width and height of a box, or the
-points of a polygon; behind them may stand a score or the number of a track.
+points of a polygon; a score or the number of a track may follow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 from part_robust.data.importers.class_rule import read_declaration
 from part_robust.data.importers.files import IMAGE_ENDINGS, ImageFolder
-from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, plain_name, tool_contents
+from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, origin_of, plain_name, tool_contents
 from part_robust.data.importers.report import Tally
 
 _SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
@@ -34,7 +34,7 @@ def read_yolo(path: Path, tally: Tally) -> list[tuple[Source, Contents]]:
     """
     data = read_declaration(path, "--yaml")
     parts = _parts(path, data)
-    boxes = "kpt_shape" in data  # behind the box of a pose stand its key points
+    boxes = "kpt_shape" in data  # the key points of a pose follow its box
     images: dict[str, list[Path]] = {}
     for key, split in _SPLITS:
         if data.get(key) and split not in images:
@@ -112,11 +112,12 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error.reason}") from error
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason}") from error
 
 
 def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: Tally) -> Item:
     item, label = Item(image.relative_to(root).as_posix(), source_id=image.stem), _label_file(image)
+    item.origin = origin_of(item.file_name)
     if not label.is_file():
         tally.add("no_mask", f"{item.file_name} ({label} does not exist)")
         return item

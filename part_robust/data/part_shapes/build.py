@@ -124,7 +124,11 @@ class _Split:
         }
 
     def is_drawn(self, overwrite: bool) -> bool:
-        """Return whether nothing is left to do; raises ValueError where other files are in the way."""
+        """Return whether nothing is left to do.
+
+        Raises:
+            ValueError: other files are in the way.
+        """
         exists = self.json_file.exists()
         found = self._found_header()
         if found is None:

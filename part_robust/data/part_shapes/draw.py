@@ -171,7 +171,7 @@ def _rasterise(
     canvas = np.zeros((side, side), np.uint8)
     for number, (_, rings) in enumerate(scene, start=1):
         _fill(canvas, [[q * side - 0.5 for q in ring] for ring in rings], number)
-    ink = np.zeros((side, side), np.uint8)
+    ink: np.ndarray = np.zeros((side, side), np.uint8)
     edge = canvas[1:, :] != canvas[:-1, :]
     ink[1:, :][edge] = 255
     edge = canvas[:, 1:] != canvas[:, :-1]

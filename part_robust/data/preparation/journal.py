@@ -36,7 +36,7 @@ class Journal:
     """Results by unit of work. A line is `crc32 json`; a torn last line is cut off on opening."""
 
     def __init__(self, path: Path, settings: dict, root: Path) -> None:
-        """Name the file and what its results depend on.
+        """Open the file, and read what it says is done.
 
         Args:
             path: the file.
@@ -97,7 +97,11 @@ class Journal:
         return sorted(self._offsets)
 
     def results(self) -> Iterator[tuple[str, dict]]:
-        """(unit, result) in the order of the unit names, one at a time in memory."""
+        """Yield (unit, result) in the order of the unit names, one at a time in memory.
+
+        Raises:
+            RuntimeError: the file changed while it was read.
+        """
         with open(self._path, "rb") as file:
             for unit in self.units:
                 file.seek(self._offsets[unit])

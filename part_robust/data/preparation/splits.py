@@ -26,7 +26,11 @@ def split_of_group(group: str, seed: int = 0, ratios: Sequence[float] = RATIOS) 
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
-    """Raises ValueError unless there are three shares that add up to 1."""
+    """Check the shares of train, val and test.
+
+    Raises:
+        ValueError: they are not three shares that add up to 1.
+    """
     if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
         raise ValueError(f"split ratios must be three shares of train, val and test that add up to 1, are {ratios}")
     return tuple(float(ratio) for ratio in ratios)

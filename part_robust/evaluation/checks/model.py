@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from part_robust.attacks.checks import CheckResult, failed, passed
+from part_robust.evaluation.checks.result import FAIL, PASS, Finding
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def double_precision(view: Any, images: Tensor, padding: Tensor | None) -> Class
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> dict[str, str]:
+def tensor_hashes(model: nn.Module) -> dict[str, str]:
     """SHA-256 of every parameter and buffer, also of those that checkpoints leave out."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: _sha256(tensor) for name, tensor in tensors}
@@ -71,21 +71,21 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"").hexdigest()
 
 
-def check_untouched(model: nn.Module, before: dict[str, str]) -> CheckResult:
+def check_untouched(model: nn.Module, before: dict[str, str]) -> Finding:
     """C1: every module is in eval mode, and parameters and buffers are what they were.
 
     Args:
         model: inside `attack_view`.
-        before: its `fingerprint` before the attack.
+        before: its `tensor_hashes` before the attack.
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        return failed("C1", f"in training mode under attack: {_some(training)}", float(len(training)))
-    after = fingerprint(model)
+        return Finding(FAIL, f"in training mode under attack: {_some(training)}", float(len(training)))
+    after = tensor_hashes(model)
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if changed:
-        return failed("C1", f"changed during the evaluation: {_some(changed)}", float(len(changed)))
-    return passed("C1", f"{len(after)} parameters and buffers are what they were, all modules in eval mode", 0.0)
+        return Finding(FAIL, f"changed during the evaluation: {_some(changed)}", float(len(changed)))
+    return Finding(PASS, f"{len(after)} parameters and buffers are what they were, all modules in eval mode", 0.0)
 
 
 def _some(names: list[str]) -> str:

@@ -5,48 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from part_robust.attacks.checks import CheckResult, failed, passed, skipped
+from part_robust.evaluation.checks.result import FAIL, PASS, SKIPPED, Finding
 from part_robust.evaluation.statistics import wilson_interval
 
 BLACK_BOX = ("square",)
 FEW_IMAGES = 1000
-
-
-def record_checks(
-    E: Mapping[str, Any],
-    attacks: Mapping[str, Mapping] | None = None,
-    flags: Mapping[str, np.ndarray] | None = None,
-) -> list[CheckResult]:
-    """C5, C8, C9, C10, C13, C14 and C18 to C21, from the numbers alone.
-
-    Args:
-        E: one data set's evaluation.
-        attacks: the record's `attacks`: what each attack maximised.
-        flags: arrays of its flags file, by name.
-
-    Returns:
-        One result for each check that has something to look at; the others are left out, but for C18 to C20.
-    """
-    attacks = attacks or {}
-    found = [
-        check_flags(E, flags) if flags else None,
-        check_rescored(E),
-        check_losses_alone(E, attacks),
-        check_order(E),
-        check_curves(E),
-        check_square(E, attacks),
-        check_siblings(E),
-        check_heads(E),
-        check_intervals(E),
-        check_size(E),
-        check_matching(E, attacks),
-    ]
-    return [result for result in found if result is not None]
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
@@ -70,8 +38,10 @@ def _accuracies(E: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return tiers
 
 
-def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> CheckResult:
+def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> Finding | None:
     """C5: the flags of the images add up to the numbers, and no image stands that an attack of the tier broke."""
+    if not flags:
+        return None
     findings = []
     numbers = _accuracies(E)
     for name, key in (("clean", "clean_correct"), *((tier, f"robust_{tier}") for tier in class_tiers(E))):
@@ -90,21 +60,20 @@ def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> CheckR
         if both:
             findings.append(f"{both} images count as robust in {tier} although an attack of it broke them")
     if findings:
-        return failed("C5", "; ".join(findings), float(len(findings)))
-    return passed("C5", "the flags of the images add up to the numbers", 0.0)
+        return Finding(FAIL, "; ".join(findings), float(len(findings)))
+    return Finding(PASS, "the flags of the images add up to the numbers", 0.0)
 
 
-def check_rescored(E: Mapping[str, Any]) -> CheckResult | None:
+def check_rescored(E: Mapping[str, Any]) -> Finding | None:
     """C5: saved images, scored in a fresh process, keep their verdicts."""
     found = E.get("rescored")
     if not found:
         return None
     sentence = f"{found['mismatches']} of {found['images']} saved images have another verdict in a fresh process"
-    make: Callable[..., CheckResult] = failed if found["mismatches"] else passed
-    return make("C5", sentence, float(found["mismatches"]))
+    return Finding(FAIL if found["mismatches"] else PASS, sentence, float(found["mismatches"]))
 
 
-def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
     """C8: attacks on the cross-entropy leave at most 5 points more than those on margins.
 
     Where an attack on margins ran only on what others had left, what stood after it counts.
@@ -126,10 +95,10 @@ def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> 
     sentence = (
         f"{min(groups[True]):.1f} % stand against the cross-entropy alone, {min(groups[False]):.1f} % with margins"
     )
-    return (failed if gap > 5.0 else passed)("C8", sentence, gap)
+    return Finding(FAIL if gap > 5.0 else PASS, sentence, gap)
 
 
-def check_order(E: Mapping[str, Any]) -> CheckResult | None:
+def check_order(E: Mapping[str, Any]) -> Finding | None:
     """C9: more eps, more attacks and stronger tiers leave no more images standing."""
     sequences: list[tuple[str, list[float]]] = []
     curve = sorted(E.get("eps_curve") or [], key=lambda point: point["eps"])
@@ -147,11 +116,11 @@ def check_order(E: Mapping[str, Any]) -> CheckResult | None:
         rise = max((b - a for a, b in zip(accuracies, accuracies[1:], strict=False)), default=0.0)
         worst = max(worst, rise)
         if rise > 0.5:
-            return failed("C9", f"along {name} accuracy rises by {rise:.2f} points", rise)
-    return passed("C9", f"accuracy never rises along {' or '.join(name for name, _ in sequences)}", worst)
+            return Finding(FAIL, f"along {name} accuracy rises by {rise:.2f} points", rise)
+    return Finding(PASS, f"accuracy never rises along {' or '.join(name for name, _ in sequences)}", worst)
 
 
-def check_curves(E: Mapping[str, Any]) -> CheckResult | None:
+def check_curves(E: Mapping[str, Any]) -> Finding | None:
     """C10: the last tenth of the steps gains at most 5 % of the range of the mean loss."""
     worst, where = 0.0, ""
     curves = {name: values for name, values in (E.get("convergence") or {}).items() if len(values) >= 10}
@@ -168,11 +137,11 @@ def check_curves(E: Mapping[str, Any]) -> CheckResult | None:
             worst, where = gain, name
     sentence = f"the last tenth of the steps brought at most {100 * worst:.1f} % of the loss's gain"
     if worst > 0.05:
-        return failed("C10", f"{sentence} ({where})", 100 * worst)
-    return passed("C10", sentence, 100 * worst)
+        return Finding(FAIL, f"{sentence} ({where})", 100 * worst)
+    return Finding(PASS, sentence, 100 * worst)
 
 
-def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
     """C13: black-box attacks at the end of a tier break at most 0.2 points more."""
     worst, name = None, ""
     for values in class_tiers(E).values():
@@ -189,10 +158,10 @@ def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckR
     if worst is None:
         return None
     sentence = f"{name} broke {worst:.2f} points of what the attacks before it left standing"
-    return (failed if worst > 0.2 else passed)("C13", sentence, worst)
+    return Finding(FAIL if worst > 0.2 else PASS, sentence, worst)
 
 
-def check_siblings(E: Mapping[str, Any]) -> CheckResult | None:
+def check_siblings(E: Mapping[str, Any]) -> Finding | None:
     """C14: images made for other models break at most half a point of what the headline left standing."""
     found = E.get("transfer")
     if not found:
@@ -201,15 +170,14 @@ def check_siblings(E: Mapping[str, Any]) -> CheckResult | None:
     standing = found["standing"]
     tried = max((row.get("images", standing) for row in found["siblings"]), default=0)
     if not tried:
-        return skipped("C14", f"images made for {who} are of none of the {standing} images left standing")
+        return Finding(SKIPPED, f"images made for {who} are of none of the {standing} images left standing")
     some = f" (at most {tried} were tried)" if tried < standing else ""
     sentence = f"images made for {who} broke {found['broke']} of the {standing} images left standing{some}"
     points = 100.0 * found["broke"] / max(E.get("num_images") or 0, 1)
-    make = failed if found["broke"] > 1 and points > 0.5 else passed
-    return make("C14", sentence, points)
+    return Finding(FAIL if found["broke"] > 1 and points > 0.5 else PASS, sentence, points)
 
 
-def check_heads(E: Mapping[str, Any]) -> CheckResult:
+def check_heads(E: Mapping[str, Any]) -> Finding:
     """C18: class and parts each attacked through their own loss, and a joint one is no weaker than they are."""
     rows = [row for row in E.get("attack_matrix") or () if row.get("head")]
     heads, tiers = {row["head"] for row in rows}, E.get("tiers") or {}
@@ -218,9 +186,9 @@ def check_heads(E: Mapping[str, Any]) -> CheckResult:
         scored = [name for name in names if any(row.get(name) is not None for row in rows)]
         if scored and head not in heads:
             aimed = " and ".join(sorted(heads))
-            return failed("C18", f"{scored[0]} was scored under attacks on {aimed}, none was aimed at the {head} head")
+            return Finding(FAIL, f"{scored[0]} was scored under attacks on {aimed}, none was aimed at the {head} head")
     if not rows:
-        return skipped("C18", "the record has no attack matrix")
+        return Finding(SKIPPED, "the record has no attack matrix")
     # Tiers of parts are the worst of attacks that stand below them, the joint ones among them.
     single = [row for row in rows if row["head"] != "joint" and not (row["head"] == "part" and row["attack"] in tiers)]
     for joint in (row for row in rows if row["head"] == "joint"):
@@ -229,45 +197,45 @@ def check_heads(E: Mapping[str, Any]) -> CheckResult:
                 best = min((r[name] for r in single if r["head"] == head and r.get(name) is not None), default=None)
                 if best is not None and joint[name] > best + 0.5:
                     numbers = f"{joint['attack']} leaves {joint[name]:.1f} % {name}, one on the {head} {best:.1f} %"
-                    return failed("C18", f"{numbers}: its own are no worst case", joint[name] - best)
-    return passed("C18", f"attacks on {' and '.join(sorted(heads))}, each head through its own loss")
+                    return Finding(FAIL, f"{numbers}: its own are not worst case", joint[name] - best)
+    return Finding(PASS, f"attacks on {' and '.join(sorted(heads))}, each head through its own loss")
 
 
-def check_intervals(E: Mapping[str, Any]) -> CheckResult:
+def check_intervals(E: Mapping[str, Any]) -> Finding:
     """C19: every accuracy has its interval, and it is the right one."""
     numbers = _accuracies(E)
     if not numbers:
-        return skipped("C19", "the record has no accuracies")
+        return Finding(SKIPPED, "the record has no accuracies")
     total = E.get("num_images") or 0
     for name, value in numbers.items():
         interval = value.get("interval")
         if not interval:
-            return failed("C19", f"accuracy {name} has no interval")
+            return Finding(FAIL, f"accuracy {name} has no interval")
         if value["correct"] > total:
-            return failed("C19", f"{name} has {value['correct']} of {total} images right")
+            return Finding(FAIL, f"{name} has {value['correct']} of {total} images right")
         expected = wilson(value["correct"], total)
         if max(abs(a - b) for a, b in zip(interval, expected, strict=True)) > 0.1:
             stated = _interval(interval)
-            return failed("C19", f"{name} states {stated}, {value['correct']} of {total} give {_interval(expected)}")
+            return Finding(FAIL, f"{name} states {stated}, {value['correct']} of {total} give {_interval(expected)}")
     name, value = list(numbers.items())[-1]
     half = (value["interval"][1] - value["interval"][0]) / 2
-    return passed("C19", f"{name} {value['accuracy']:.1f} % {_interval(value['interval'])}, Wilson 95 %", half)
+    return Finding(PASS, f"{name} {value['accuracy']:.1f} % {_interval(value['interval'])}, Wilson 95 %", half)
 
 
-def check_size(E: Mapping[str, Any]) -> CheckResult:
+def check_size(E: Mapping[str, Any]) -> Finding:
     """C20: at least 1000 images, of a list that others can have."""
     total = E.get("num_images") or 0
     if not E.get("image_list_sha256"):
-        return failed("C20", "the list of images has no hash, so nobody can evaluate the same ones", float(total))
+        return Finding(FAIL, "the list of images has no hash, so nobody can evaluate the same ones", float(total))
     if total < FEW_IMAGES:
         low, high = wilson(total // 2, total)
-        return failed(
-            "C20", f"{total} images: half right would be known to +-{(high - low) / 2:.1f} points", float(total)
+        return Finding(
+            FAIL, f"{total} images: half right would be known to +-{(high - low) / 2:.1f} points", float(total)
         )
-    return passed("C20", f"{total} images of a fixed list", float(total))
+    return Finding(PASS, f"{total} images of a fixed list", float(total))
 
 
-def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> CheckResult | None:
+def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
     """C21: detectors attacked with the matching solved anew and frozen, the worse reported."""
     pairs: dict[str, dict[bool, Mapping]] = {}
     for row in E.get("attack_matrix") or ():
@@ -280,7 +248,7 @@ def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Chec
     for base, pair in pairs.items():
         if len(pair) == 1:
             other = "solved anew" if True in pair else "frozen"
-            return failed("C21", f"{base} was not attacked with the matching {other}")
+            return Finding(FAIL, f"{base} was not attacked with the matching {other}")
     gaps = [
         abs(pair[True][metric] - pair[False][metric])
         for pair in pairs.values()
@@ -288,7 +256,7 @@ def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Chec
         if all(pair[fixed].get(metric) is not None for fixed in (True, False))
     ]
     gap = max(gaps, default=0.0)
-    return passed("C21", f"matching frozen and anew differ by {gap:.2f} points at most; the worse one counts", gap)
+    return Finding(PASS, f"matching frozen and anew differ by {gap:.2f} points at most; the worse one counts", gap)
 
 
 def _is_black_box(name: str, attacks: Mapping[str, Mapping]) -> bool:

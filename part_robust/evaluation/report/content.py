@@ -1,4 +1,4 @@
-"""What a page consists of, as plain data; the templates beside this file turn it into HTML and Markdown.
+"""The content of a page as plain data, which the templates beside this file turn into HTML and Markdown.
 
 A tone is "", "good", "warning" or "bad"; of a text also "note". All text is plain: the templates escape it.
 """
@@ -86,7 +86,7 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """How each column is laid out: "number", "short", "prose", "long" (words that must be broken) or ""."""
+        """The layout of each column: "number", "short", "prose", "long" (words that must be broken) or ""."""
         return [_kind([row[column].text for row in self.rows], column) for column in range(len(self.columns))]
 
 
@@ -136,7 +136,7 @@ class Page:
 
 
 def make_table(caption: str, rows: Iterable[Mapping[str, Any]], digits: int = 1) -> Table:
-    """A table of rows {column: value}, without the columns in which no row has a value.
+    """Make a table of rows {column: value}, without the columns in which no row has a value.
 
     Args:
         caption: what the table shows, with units.
@@ -153,12 +153,12 @@ def make_table(caption: str, rows: Iterable[Mapping[str, Any]], digits: int = 1)
 
 
 def select(rows: Iterable[Mapping[str, Any]] | None, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows for `make_table` from entries of a record, by {column: key}; a key may be missing."""
+    """Return rows for `make_table` from entries of a record, by {column: key}; a key may be missing."""
     return [{name: row.get(key) for name, key in columns.items()} for row in rows or ()]
 
 
 def to_text(value: Any, digits: int = 1) -> str:
-    """A value in words: floats with `digits` decimals, whole numbers with thousands marked, pairs as an interval.
+    """Return a value as text: floats with `digits` decimals, whole numbers with thousands marked, pairs as an interval.
 
     Nothing (None, "", an empty list, not a number) is "-".
     """

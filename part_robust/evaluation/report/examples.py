@@ -24,7 +24,7 @@ PART_MAPS = {"true_parts": "true parts", "parts_before": "parts, clean", "parts_
 def example_section(
     arrays: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None
 ) -> Section:
-    """The section of example images, empty without any.
+    """Return the section of example images, which is empty without any.
 
     Args:
         arrays: of the pictures file: `clean` (K, 3, H, W), `attacked`, part maps (K, H, W) with -1 where a pixel has
@@ -39,7 +39,7 @@ def example_section(
     shown = {int(part) for key in PART_MAPS if key in arrays for part in np.unique(arrays[key])}
     colors = part_colors(len(parts))
     note = (
-        f"The perturbation is signed: grey is no change, white and black are plus and minus {reach:g} levels. "
+        f"The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
         "Parts are drawn over the image; stripes are pixels without a label."
     )
     return Section(
@@ -53,7 +53,7 @@ def example_section(
 def _example(
     arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str], num_parts: int, reach: float
 ) -> Example:
-    """One image of the arrays; a perturbation of `reach` levels is white or black."""
+    """Return one image of the arrays; a perturbation of `reach` levels is white or black."""
     clean = np.moveaxis(arrays["clean"][index], 0, 2)
     attacked = np.moveaxis(arrays["attacked"][index], 0, 2).astype(np.float32)
     visible = attacked.round().clip(0, 255).astype(np.uint8)
@@ -80,7 +80,7 @@ def _example(
 
 
 def _lines(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> list[str]:
-    """The true class, and the most probable ones before and after the attack."""
+    """Return the true class, and the most probable ones before and after the attack."""
     lines = [f"true class: {_name(classes, int(arrays['label'][index]))}"] if "label" in arrays else []
     for when, words in (("before", "clean"), ("after", "attacked")):
         if f"top3_labels_{when}" in arrays:
@@ -99,7 +99,7 @@ def _name(classes: Sequence[str], label: int) -> str:
 
 
 def _picture(image: np.ndarray, caption: str) -> Picture:
-    """A data URI of uint8 (H, W, 3)."""
+    """Encode an image, uint8 (H, W, 3)."""
     out = io.BytesIO()
     small = max(image.shape[:2]) <= SMALL
     kind, options = ("PNG", {"optimize": True}) if small else ("JPEG", {"quality": 88})

@@ -1,4 +1,4 @@
-"""Reports on disk."""
+"""Writes pages to disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from part_robust.utils.files import write_text
 
 
 def write_report(record_path: str | Path) -> tuple[Path, Path]:
-    """Writes `report.md` and `report.html` beside a record; returns their paths.
+    """Write `report.md` and `report.html` beside a record, and return their paths.
 
     Raises:
         ValueError: the file is not a record.
@@ -26,7 +26,7 @@ def write_report(record_path: str | Path) -> tuple[Path, Path]:
 
 
 def write_leaderboard(record_paths: Sequence[str | Path], folder: str | Path) -> tuple[Path, Path]:
-    """Writes `leaderboard.md` and `leaderboard.html` of several records into a folder; returns their paths.
+    """Write `leaderboard.md` and `leaderboard.html` of several records into a folder, and return their paths.
 
     Raises:
         ValueError: a file is not a record.
@@ -36,7 +36,7 @@ def write_leaderboard(record_paths: Sequence[str | Path], folder: str | Path) ->
 
 
 def write_zoo(record_paths: Sequence[str | Path], output: str | Path, made_by: Sequence[str] = ()) -> Path:
-    """Writes the model zoo of several records as one Markdown page; returns its path.
+    """Write the model zoo of several records as one Markdown page, and return its path.
 
     Args:
         record_paths: of robustness.json files.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import errors, from_record, reportable
+from part_robust.evaluation.checks import errors, from_record, reportable
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.report.content import Cell, Page, Part, Section, Table, Text, make_table
 from part_robust.evaluation.report.records import evaluations, threat_model_text
@@ -32,13 +32,13 @@ class Entry:
     problem: str
 
     def order(self) -> tuple:
-        """Sort key: the most robust under the standard set first, then those without it, unreliable ones last."""
+        """Return the sort key: the most robust under the standard set, then those without it, then unreliable ones."""
         accuracies = [-result["accuracy"] if result else 1.0 for result in (self.standard, self.lowest, self.clean)]
         return (bool(self.problem), *accuracies, self.model)
 
 
 def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page:
-    """The page of several records.
+    """Return the page of several records.
 
     Args:
         records: paths and what is in them; models without a class head are left out.
@@ -59,7 +59,7 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
 
 
 def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Entry | None:
-    """One data set of a record in numbers; None for a model without a class head."""
+    """Return one data set of a record in numbers, None for a model without a class head."""
     tiers = {name: values["robust"] for name, values in class_tiers(evaluation).items() if values.get("robust")}
     matrix = [
         row
@@ -95,7 +95,7 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
 
 
 def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked: Mapping[str, Result]) -> Result | None:
-    """Accuracy under the thesis's attack, by what the attack was and not by its name."""
+    """Return the accuracy under the thesis's attack, by what the attack was and not by its name."""
     wanted = {"attack": "PGD", "objective": "cross_entropy", "steps": 100, "restarts": 5}
     for name, values in attacks.items():
         if name in attacked and all(values.get(key) == value for key, value in wanted.items()):
@@ -125,5 +125,5 @@ def _table(entries: Sequence[Entry]) -> Table:
 
 
 def accuracy(result: Result | None) -> float | None:
-    """Per cent; None without a result."""
+    """Return the accuracy of a result in per cent, None without a result."""
     return result["accuracy"] if result else None

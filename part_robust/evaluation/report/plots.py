@@ -24,7 +24,7 @@ SIZE = (4.4, 2.9)
 
 
 def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None) -> str:
-    """Accuracy against eps, with its interval as a band.
+    """Plot accuracy against eps, with its interval as a band.
 
     Args:
         points: {eps, accuracy, interval}.
@@ -46,7 +46,7 @@ def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None
 
 
 def convergence(curves: Mapping[str, Sequence[float]]) -> str:
-    """Mean loss at each step of each attack; the steps of an attack are spread over the whole width."""
+    """Plot the mean loss at each step of each attack, whose steps are spread over the whole width."""
     figure, axis = _figure()
     for index, (name, values) in enumerate(curves.items()):
         steps = np.linspace(0, 100, len(values)) if len(values) > 1 else [0]
@@ -64,7 +64,7 @@ def convergence(curves: Mapping[str, Sequence[float]]) -> str:
 
 
 def distances(values: Sequence[float], eps: float | None = None) -> str:
-    """Histogram of the distances to the nearest adversarial image, in levels of 255."""
+    """Plot a histogram of the distances to the nearest adversarial image, in levels of 255."""
     figure, axis = _figure()
     axis.hist(np.asarray(values, dtype=float), bins=min(30, max(5, len(values) // 5)), color=SERIES[0], alpha=0.85)
     if eps is not None:
@@ -93,7 +93,7 @@ def _figure() -> tuple[MatplotlibFigure, Axes]:
 
 
 def _svg(figure: MatplotlibFigure, salt: str) -> str:
-    """The <svg> element alone, scalable, with text as text; the same input gives the same bytes."""
+    """Return the <svg> element alone, scalable, with text as text; the same input gives the same bytes."""
     for axis in figure.axes:
         axis.patch.set_visible(False)
     figure.patch.set_visible(False)

@@ -11,13 +11,15 @@ import numpy as np
 
 from part_robust.evaluation.checks import wilson
 from part_robust.evaluation.checks.record import class_tiers
-from part_robust.utils.files import check_file
+from part_robust.evaluation.record_schema import check_record
+from part_robust.evaluation.report.content import to_text
+from part_robust.utils.files import check_file, read_arrays
 
 RECORD_NAME = "robustness.json"
 
 
 def find_records(paths: list[str | Path]) -> list[Path]:
-    """The records among files and folders; a folder stands for its own record, or else for all below it.
+    """Return the records among files and folders; a folder stands for its own record, or else for all below it.
 
     Raises:
         FileNotFoundError: a path does not exist, or has no record in it.
@@ -49,19 +51,20 @@ def load_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid json ({error}): was the evaluation cut off? Run it again") from error
     if not isinstance(record, dict) or not ("results" in record or "evaluation" in record):
         raise ValueError(f"{path} is not the record of an evaluation: it has neither 'results' nor 'evaluation'")
-    return record
+    check_record(record, path)
+    # Bytes of a file's name that are not UTF-8 are surrogates in the record, which no page can show.
+    return json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
 
 
 def load_arrays(folder: Path, name: str | None) -> dict[str, np.ndarray]:
-    """Arrays of an npz file beside the record; empty without one."""
+    """Return the arrays of an npz file beside the record, none without the file."""
     if not name or not (folder / name).is_file():
         return {}
-    with np.load(folder / name, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_arrays(folder / name, "arrays of an evaluation")
 
 
 def evaluations(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """One entry for each data set; those without (schema 1) are made from the plain results."""
+    """Return one entry for each data set; those without (schema 1) are made from the plain results."""
     known = {name: dict(values) for name, values in (record.get("evaluation") or {}).items()}
     for name, results in (record.get("results") or {}).items():
         if name not in known and isinstance(results, Mapping):
@@ -134,8 +137,25 @@ def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | 
     return "", None
 
 
+def headline(entry: Mapping[str, Any]) -> str:
+    """Return the most important numbers in words."""
+    name, result = headline_result(entry)
+    clean, words = entry.get("clean"), []
+    if result:
+        threat = threat_model_text(entry)
+        of_class = name in class_tiers(entry) or entry.get("headline_result")
+        words.append(
+            f"{name}: {result['accuracy']:.1f} % {to_text(result.get('interval'))} "
+            f"{'class' if of_class else 'pixel'} accuracy under attack" + (f" ({threat})" if threat else "")
+        )
+    if clean:
+        words.append(f"clean {clean['accuracy']:.1f} % {to_text(clean.get('interval'))}")
+    words.append(f"{entry.get('num_images') or 0} images")
+    return ", ".join(words)
+
+
 def threat_model_text(values: Mapping[str, Any]) -> str:
-    """The threat model of an entry or of an attack, such as "linf 8/255"; "" without one."""
+    """Return the threat model of an entry or of an attack, such as "linf 8/255"; "" without one."""
     if values.get("eps") is None:
         return ""
     return f"{values.get('norm') or 'linf'} {values['eps']:g}/255"

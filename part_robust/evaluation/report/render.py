@@ -1,4 +1,4 @@
-"""Pages as HTML and Markdown, by the two templates of this package; both escape all text by themselves."""
+"""Renders pages by the two templates of this package, one for HTML and one for Markdown, which escape all text."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from part_robust.utils.markdown import escape
 
 
 def render_html(page: Page) -> str:
-    """A complete document that needs nothing else: no script, no address, plots and pictures inline."""
+    """Return a complete document that needs nothing else: no script, no address, plots and pictures inline."""
     return _environment(False).get_template("page.html.jinja").render(page=page)
 
 
 def render_markdown(page: Page) -> str:
-    """All text and tables of a page; plots and pictures are in the HTML page only."""
+    """Return all text and tables of a page; plots and pictures are in the HTML page only."""
     return _environment(True).get_template("page.md.jinja").render(page=page)
 
 
 def escape_markdown(value: Any) -> Any:
-    """Text that Markdown shows as it is, on one line; what a template marks as safe is left alone."""
+    """Return text that Markdown shows as it is, on one line; what a template marks as safe is left alone."""
     if hasattr(value, "__html__"):
         return value
     return escape(str(value))
 
 
 def fenced(text: str) -> str:
-    """A code block, its fence longer than any in the text."""
+    """Return a code block, its fence longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return "\n".join((fence, text.rstrip(), fence))
 
 
 @functools.cache
 def _environment(markdown: bool) -> Environment:
-    """Every value that a template prints goes through the escape of its language."""
+    """Return an environment that escapes every value a template prints, for its language."""
     environment = Environment(
         loader=PackageLoader("part_robust.evaluation.report"),
         autoescape=not markdown,

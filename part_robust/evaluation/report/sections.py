@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import CheckResult, from_record, reportable, summary, verdict
-from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.checks import CheckResult, from_record, reportable, summary, verdict
 from part_robust.evaluation.report import plots
 from part_robust.evaluation.report.content import (
     Cell,
@@ -28,7 +27,7 @@ from part_robust.evaluation.report.content import (
     to_text,
 )
 from part_robust.evaluation.report.examples import example_section
-from part_robust.evaluation.report.records import evaluations, headline_result, load_arrays, threat_model_text
+from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
 
 Entry = Mapping[str, Any]
 
@@ -84,23 +83,6 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
     return Page(f"Robustness of {name}", ", ".join(words), parts)
 
 
-def headline(entry: Entry) -> str:
-    """The most important numbers in words."""
-    name, result = headline_result(entry)
-    clean, words = entry.get("clean"), []
-    if result:
-        threat = threat_model_text(entry)
-        of_class = name in class_tiers(entry) or entry.get("headline_result")
-        words.append(
-            f"{name}: {result['accuracy']:.1f} % {to_text(result.get('interval'))} "
-            f"{'class' if of_class else 'pixel'} accuracy under attack" + (f" ({threat})" if threat else "")
-        )
-    if clean:
-        words.append(f"clean {clean['accuracy']:.1f} % {to_text(clean.get('interval'))}")
-    words.append(f"{entry.get('num_images') or 0} images")
-    return ", ".join(words)
-
-
 def _summary(entry: Entry, warnings: Sequence[str]) -> Section:
     checks = from_record(entry.get("checks") or [])
     fine = reportable(checks) and entry.get("reportable", True)
@@ -125,7 +107,7 @@ def _accuracy_tiles(entry: Entry) -> list[Tile]:
 
 
 def _tile_detail(result: Mapping[str, Any], entry: Entry) -> str:
-    """Number of correct images or "of pixels", and the interval, whose ends stay on one line."""
+    """Return the number of correct images or "of pixels", and the interval, whose ends stay on one line."""
     images = entry.get("num_images") or 0
     count = f"{result['correct']:,} of {images:,}," if result["correct"] <= images else "of pixels,"
     return f"{count} {to_text(result.get('interval'))}".replace(", ", ",\u00a0").replace(",\u00a0[", ", [")
@@ -216,11 +198,11 @@ def _breakdown(entry: Entry) -> Section:
 
 def _confusion(entry: Entry) -> Section:
     title, counts = "Predictions under attack", entry.get("clean_to_attacked") or []
-    classes = entry.get("classes") or [f"class {index}" for index in range(len(counts))]
+    classes = (entry.get("classes") or [f"class {index}" for index in range(len(counts))])[: len(counts)]
     if len(counts) > MATRIX_CLASSES:
         return Section(title, tables=[_frequent_changes(counts, classes)])
     rows = []
-    for name, row in zip(classes[: len(counts)], counts, strict=True):
+    for name, row in zip(classes, counts, strict=True):
         cells = [Cell(to_text(count), shade=count / max(sum(row), 1)) for count in row]
         rows.append([Cell(to_text(name)), *cells])
     caption = "Images correct without attack, by class (rows) and class predicted under attack (columns)"
@@ -302,7 +284,7 @@ def _attacks(record: Mapping[str, Any]) -> Section:
 
 
 def _words(values: Mapping[str, Any] | None, leave_out: Sequence[str] = ()) -> str:
-    """Such as "steps 100, seed 0"."""
+    """Return values in words, such as "steps 100, seed 0"."""
     return ", ".join(
         f"{key} {value if isinstance(value, (str, int, float)) else json.dumps(value)}"
         for key, value in (values or {}).items()

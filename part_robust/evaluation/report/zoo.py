@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from part_robust.attacks.checks import from_record, summary
 from part_robust.config import config_values, get_part_robust_cfg, zoo_configs
+from part_robust.evaluation.checks import from_record, summary
 from part_robust.evaluation.report.content import MISSING, Code, Page, Part, Section, Text, make_table
 from part_robust.evaluation.report.leaderboard import Entry, accuracy, entry_of
 from part_robust.evaluation.report.records import evaluations
@@ -28,7 +28,7 @@ NOTE = (
 
 
 def build_zoo(records: Sequence[tuple[Path, Mapping[str, Any]]], made_by: Sequence[str] = ()) -> Page:
-    """The page of several records.
+    """Return the page of several records.
 
     Args:
         records: paths and what is in them.
@@ -64,7 +64,7 @@ def build_zoo(records: Sequence[tuple[Path, Mapping[str, Any]]], made_by: Sequen
 
 
 def _order(item: tuple[Entry, dict[str, Any]]) -> tuple:
-    """Sort key: the most robust under its strongest attack first, unreliable ones last."""
+    """Return the sort key: the most robust under its strongest attack first, unreliable ones last."""
     entry, _ = item
     return bool(entry.problem), -(entry.lowest["accuracy"] if entry.lowest else -1.0), entry.model
 
@@ -109,7 +109,7 @@ def _config_name(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _leaf(output: Path) -> Path | None:
-    """For output/part_shapes/resnet50 and output/part_shapes_small/resnet50: configs/part_shapes/resnet50.yaml."""
+    """Return configs/part_shapes/resnet50.yaml for the output folders part_shapes{,_small}/resnet50."""
     found = [
         path
         for path in (Path("configs", name) for name in zoo_configs())
@@ -119,7 +119,7 @@ def _leaf(output: Path) -> Path | None:
 
 
 def _command(path: Path, record: Mapping[str, Any]) -> str:
-    """Evaluates again, with the run's complete config, which has the values that a command line had changed."""
+    """Return the command that evaluates again, with the run's complete config, which has what its command line set."""
     weights = (record.get("checkpoint") or {}).get("path") or ""
     return (
         f"python tools/train_net.py --config-file {_near(path.parent / 'config.yaml')} --eval-only "
@@ -128,6 +128,6 @@ def _command(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _near(path: Path) -> str:
-    """The path from the working directory if it is below, else the name alone: a page shows no machine's folders."""
+    """Return the path from the working directory, or the name alone if it is outside, to show no machine's folders."""
     relative = os.path.relpath(path)
     return path.name if relative.startswith("..") else Path(relative).as_posix()

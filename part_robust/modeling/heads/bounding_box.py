@@ -11,7 +11,8 @@ from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from part_robust.modeling.heads.pixel import foreground_weights
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 
 @CLASS_HEAD_REGISTRY.register()
@@ -19,6 +20,7 @@ class BoundingBoxHead(ClassHead):
     """Soft score, centroid and spread of every part map, then a two-layer perceptron."""
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(

@@ -9,7 +9,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 
 @CLASS_HEAD_REGISTRY.register()
@@ -17,6 +18,7 @@ class DownsampledHead(ClassHead):
     """Softmax over labels, pooling to (N, D, k, k), then a small CNN."""
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(

@@ -7,7 +7,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from part_robust.modeling.features import check_features
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 
 @CLASS_HEAD_REGISTRY.register()

@@ -10,7 +10,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from part_robust.modeling.part_to_class import PartToClass
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 
 @CLASS_HEAD_REGISTRY.register()
@@ -21,6 +22,7 @@ class PixelHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("sem_seg_logits",)
 
     @configurable
     def __init__(self, *, part_to_class: nn.Module, foreground_weights: bool = False) -> None:

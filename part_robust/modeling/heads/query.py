@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.modeling.part_to_class import PartToClass
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 AGGREGATIONS = ("mean", "max", "topk", "confidence")
 
@@ -28,6 +29,7 @@ class QueryHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("query_logits",)
 
     @configurable
     def __init__(

@@ -10,7 +10,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead, PartOutput
+from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
+from part_robust.structures import PartOutput
 
 PROBABILITIES = {"softmax": lambda logits: logits.softmax(dim=-1), "sigmoid": torch.sigmoid}
 
@@ -26,6 +27,7 @@ class SequentialHead(ClassHead):
     """
 
     needs_parts = True
+    reads = ("query_logits", "query_boxes")
 
     @configurable
     def __init__(

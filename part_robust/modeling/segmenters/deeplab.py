@@ -12,13 +12,8 @@ from torch.nn import functional as F
 
 from part_robust.losses.part_segmentation import image_cross_entropy, part_cross_entropy
 from part_robust.modeling.features import check_features
-from part_robust.modeling.registry import (
-    PART_SEGMENTER_REGISTRY,
-    LabelCount,
-    PartOutput,
-    PartSegmenter,
-    PartTargets,
-)
+from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartSegmenter
+from part_robust.structures import LabelCount, Matching, PartOutput, PartTargets
 from part_robust.utils.errors import UserError
 
 
@@ -27,6 +22,7 @@ class DeepLabSegmenter(PartSegmenter):
     """Backbone features -> part logits at stride 4 (`MODEL.SEM_SEG_HEAD.COMMON_STRIDE`)."""
 
     target_fields = ("sem_seg",)
+    predicts = ("sem_seg_logits",)
 
     @configurable
     def __init__(self, *, head: DeepLabV3PlusHead, ignore_label: int) -> None:
@@ -64,10 +60,10 @@ class DeepLabSegmenter(PartSegmenter):
         padding_mask: Tensor | None = None,
         targets: PartTargets | None = None,
         class_only: bool = False,
+        denoise: bool = True,
     ) -> PartOutput:
         # The head's forward() returns no logits in training, layers() always does.
-        aux = {} if targets is None else {"sem_seg": targets.sem_seg}
-        return PartOutput(sem_seg_logits=self.head.layers(features), aux=aux)
+        return PartOutput(sem_seg_logits=self.head.layers(features), targets=targets)
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
         assert targets.sem_seg is not None
@@ -78,12 +74,10 @@ class DeepLabSegmenter(PartSegmenter):
         assert targets.sem_seg is not None
         return {"loss_part": LabelCount((targets.sem_seg != self.ignore_label).sum())}
 
-    def match(self, output: PartOutput) -> None:
-        """Every pixel answers for itself."""
-
-    def image_losses(self, output: PartOutput, matching: None = None) -> Tensor:
+    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
         """Mean cross-entropy (N,) over the labelled pixels of each image; `output` was made with targets."""
-        target = output.aux["sem_seg"]
+        assert output.targets is not None and output.targets.sem_seg is not None
+        target = output.targets.sem_seg
         return image_cross_entropy(upsample(output.sem_seg_logits, target.shape[-2:]), target, self.ignore_label)
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:

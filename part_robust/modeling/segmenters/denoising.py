@@ -6,36 +6,13 @@ denoising queries, Q ordinary queries, C channels, K part classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from part_robust.losses.matcher import Matching, PartBoxes
-
-
-@dataclass
-class DenoisingQueries:
-    """Queries that go in front of the ordinary ones.
-
-    Attributes:
-        content: (N, D, C).
-        boxes: (N, D, 4) cxcywh, 0..1.
-        attention_mask: bool (D + Q, D + Q), True where a query (row) must not see another (column): a group sees
-            itself and the ordinary queries, and these see no group.
-        groups: M.
-        matching: which query must give back which true part of the targets repeated M times, (1, N, M G).
-        counted: bool (N, D), False for the padding of images with fewer parts than others.
-    """
-
-    content: Tensor
-    boxes: Tensor
-    attention_mask: Tensor
-    groups: int
-    matching: Matching
-    counted: Tensor
+from part_robust.structures import DenoisingQueries, Matching, PartBoxes
 
 
 class DenoisingOptions(TypedDict):
@@ -156,6 +133,26 @@ def _queries(targets: PartBoxes, content: Tensor, boxes: Tensor, num_queries: in
         matching=Matching(asked.expand(1, images, -1), matched[None]),
         counted=present.flatten(1),
     )
+
+
+def prepend(
+    denoising: DenoisingQueries | None, content: Tensor, reference: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put denoising queries in front of the ordinary ones.
+
+    Args:
+        denoising: None where there are none.
+        content: (N, Q, C) of the ordinary queries.
+        reference: (N, Q, 4), their boxes.
+
+    Returns:
+        Content (N, D + Q, C) and boxes (N, D + Q, 4) of all, and the attention mask, None without denoising queries.
+    """
+    if denoising is None:
+        return content, reference, None
+    content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
+    reference = torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1)
+    return content, reference, denoising.attention_mask
 
 
 def repeat_targets(targets: PartBoxes, groups: int) -> PartBoxes:

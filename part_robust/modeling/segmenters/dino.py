@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from part_robust.layers.box_ops import cxcywh_to_xyxy
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.losses.matcher import HungarianMatcher, PartBoxes
-from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.losses.matcher import HungarianMatcher
+from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.features import check_features
-from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
-from part_robust.modeling.segmenters.denoising import DenoisingOptions, DenoisingQueries, make_denoising_queries
+from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_denoising_queries, prepend
 from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
 from part_robust.modeling.segmenters.tokens import (
     Tokens,
@@ -31,6 +31,15 @@ from part_robust.modeling.segmenters.tokens import (
     reset_projections,
 )
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, Encoder, LayerOptions, QuerySelection, refine
+from part_robust.structures import (
+    Denoised,
+    DenoisingQueries,
+    PartBoxes,
+    PartOutput,
+    PartTargets,
+    PredictedParts,
+    PredictedSets,
+)
 
 # Of `inverse_sigmoid`, in DINO's decoder.
 EPS = 1e-3
@@ -204,17 +213,12 @@ class DinoSegmenter(QuerySegmenter):
         selected = self.query_selection(memory, tokens)
         reference = selected.boxes.detach() if self.decoder.detach_references else selected.boxes
         content = repeated(self.tgt_embed.weight, reference.shape[1]).to(memory.dtype).expand(memory.shape[0], -1, -1)
-        output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
+        size = content_size(padding_mask, image_size, memory.device)
+        true_parts = None if targets is None else self.true_parts(targets, size)
         denoising = None
-        if targets is not None:
-            output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"])
-            output.aux["pixels"] = selected.pixels
-            if self.training and denoise:
-                denoising = self._denoising_queries(output.aux["true_parts"])
-        if denoising is not None:
-            content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
-            reference = torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1)
-        attention_mask = None if denoising is None else denoising.attention_mask
+        if true_parts is not None and self.training and denoise:
+            denoising = self._denoising_queries(true_parts)
+        content, reference, attention_mask = prepend(denoising, content, reference)
         last = len(self.decoder.layers) - 1
         heads = [self.bbox_embed[min(i, len(self.bbox_embed) - 1)] for i in range(last + 1)]
         contents, starts = self.decoder(content, reference, memory, tokens, heads, attention_mask)
@@ -222,15 +226,19 @@ class DinoSegmenter(QuerySegmenter):
         layers = range(last + 1) if targets is not None else [last]
         sets = [self._predict(i, contents[i], starts[i]) for i in layers]
         ordinary = slice(0 if denoising is None else denoising.content.shape[1], None)
-        output.query_logits, output.query_boxes = (x[:, ordinary] for x in sets[-1])
-        if targets is not None:
+        last_logits, last_boxes = (x[:, ordinary] for x in sets[-1])
+        output = PartOutput(query_logits=last_logits, query_boxes=last_boxes, content_size=size, targets=targets)
+        if true_parts is not None:
             logits, boxes = (torch.stack(x) for x in zip(*sets, strict=True))
-            output.aux["decoder"] = PredictedParts(logits[:, :, ordinary], boxes[:, :, ordinary])
-            output.aux["encoder"] = PredictedParts(selected.logits[None], selected.boxes[None])
+            output.sets = PredictedSets(
+                true_parts,
+                decoder=PredictedParts(logits[:, :, ordinary], boxes[:, :, ordinary]),
+                encoder=PredictedParts(selected.logits[None], selected.boxes[None]),
+                pixels=selected.pixels,
+            )
             if denoising is not None:
                 hidden = slice(0, ordinary.start)
-                output.aux["denoising"] = PredictedParts(logits[:, :, hidden], boxes[:, :, hidden])
-                output.aux["denoising_queries"] = denoising
+                output.sets.denoising = Denoised(denoising, PredictedParts(logits[:, :, hidden], boxes[:, :, hidden]))
         return output
 
     def tokens(self, features: dict[str, Tensor], padding_mask: Tensor | None) -> Tokens:
@@ -261,11 +269,11 @@ class DinoSegmenter(QuerySegmenter):
 
         A query may give several boxes of different parts, and there is no suppression of double ones.
         """
-        assert output.query_logits is not None and output.query_boxes is not None
+        assert output.query_logits is not None and output.query_boxes is not None and output.content_size is not None
         scores, index = output.query_logits.float().sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, : self.max_detections], index[:, : self.max_detections]
         query = index // self.num_classes
-        scale = output.aux["content_size"].flip(-1).repeat(1, 2)[:, None]
+        scale = output.content_size.flip(-1).repeat(1, 2)[:, None]
         boxes = cxcywh_to_xyxy(output.query_boxes.float()) * scale
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         return [

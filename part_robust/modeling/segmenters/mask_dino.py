@@ -16,22 +16,27 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from part_robust.layers.box_ops import inverse_sigmoid, xyxy_to_cxcywh
-from part_robust.layers.constants import constant
-from part_robust.layers.mask_box import mask_bounds
 from part_robust.layers.ms_deform_attn import MSDeformAttn
-from part_robust.losses.mask_losses import DenseMaskLoss, PredictedMasks
-from part_robust.losses.matcher import PartBoxes
-from part_robust.losses.set_criterion import PredictedParts, SetCriterion
+from part_robust.losses.mask_losses import DenseMaskLoss
+from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.features import check_features
-from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY, PartOutput, PartTargets
-from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_unified_denoising_queries
+from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY
+from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_unified_denoising_queries, prepend
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
-from part_robust.modeling.segmenters.mask_inference import dense_log_scores, find_instances
+from part_robust.modeling.segmenters.mask_inference import boxes_of_masks, dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
 from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice, repeated
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelection, refine
+from part_robust.structures import (
+    Denoised,
+    PartBoxes,
+    PartOutput,
+    PartTargets,
+    PredictedMasks,
+    PredictedParts,
+    PredictedSets,
+)
 
 # Of `inverse_sigmoid`, in Mask DINO's decoder.
 EPS = 1e-5
@@ -138,8 +143,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             self.query_selection = QuerySelection(dim=dim, num_queries=num_queries)
         else:
             self.query_embed = nn.Embedding(num_queries, 4)
-        if learned_content or not two_stage:
-            self.query_feat = nn.Embedding(num_queries, dim)
+        self.query_feat = nn.Embedding(num_queries, dim) if learned_content or not two_stage else None
         self.decoder = Decoder(
             layers=decoder_layers,
             dim=dim,
@@ -228,29 +232,26 @@ class MaskDinoSegmenter(QuerySegmenter):
         pixels = None
         if not class_only or self.box_init != "no":
             pixels = self.pixel_decoder.pixels(features[self.mask_feature], memory, tokens)
-        output = PartOutput(aux={"content_size": content_size(padding_mask, image_size, memory.device)})
+        output = PartOutput(content_size=content_size(padding_mask, image_size, memory.device), targets=targets)
         content, reference, encoder, starts_at = self._start(memory, tokens, pixels, padding_mask, targets is not None)
-        denoising = None
+        true_parts, denoising = None, None
         if targets is not None:
-            assert pixels is not None
+            assert pixels is not None and output.content_size is not None
             size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-            output.aux["true_parts"] = self.true_parts(targets, output.aux["content_size"], size)
+            true_parts = self.true_parts(targets, output.content_size, size)
             if self.training and denoise:
                 denoising = make_unified_denoising_queries(
-                    output.aux["true_parts"],
+                    true_parts,
                     self.label_enc,
                     num_classes=self.num_parts,
                     num_queries=self.num_queries,
                     eps=EPS,
                     **self.denoising,
                 )
-        if denoising is not None:
-            content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
-            reference = torch.cat([denoising.boxes.to(reference.dtype), reference], dim=1)
-        attention_mask = None if denoising is None else denoising.attention_mask
+        content, reference, attention_mask = prepend(denoising, content, reference)
         box_heads = [self.bbox_embed] * len(self.decoder.layers)
         contents, starts = self.decoder(content, reference, memory, tokens, box_heads, attention_mask)
-        if targets is None:
+        if true_parts is None:
             # The published model normalises twice what its class and mask heads read, once what its box head reads.
             last = self.decoder.norm(contents[-1])
             output.query_logits = self.class_embed(last)
@@ -269,15 +270,13 @@ class MaskDinoSegmenter(QuerySegmenter):
         every = self.decoder.norm(every)
         predictions = PredictedParts(self.class_embed(every), boxes, PredictedMasks(self.mask_embed(every), pixels))
         hidden = 0 if denoising is None else denoising.content.shape[1]
-        output.aux["decoder"] = predictions.of(slice(None), slice(hidden, None))
-        output.query_logits, output.query_boxes = output.aux["decoder"].logits[-1], output.aux["decoder"].boxes[-1]
-        if encoder is not None:
-            output.aux |= {"encoder": encoder, "pixels": starts_at}
+        decoder = predictions.of(slice(None), slice(hidden, None))
+        output.query_logits, output.query_boxes = decoder.logits[-1], decoder.boxes[-1]
+        output.sets = PredictedSets(true_parts, decoder, encoder, starts_at)
         if denoising is not None:
             # Without two stages, the published model does not ask the denoising queries before the first layer.
             first = int(self.initial_prediction and not self.two_stage)
-            output.aux["denoising"] = predictions.of(slice(first, None), slice(0, hidden))
-            output.aux["denoising_queries"] = denoising
+            output.sets.denoising = Denoised(denoising, predictions.of(slice(first, None), slice(0, hidden)))
         return output
 
     def _start(
@@ -289,10 +288,11 @@ class MaskDinoSegmenter(QuerySegmenter):
         """
         images = memory.shape[0]
         if not self.two_stage:
+            assert self.query_feat is not None
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
             return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None, None
         selected = self.query_selection(
-            # "No object" is no reason to become a query; the published code has no model with both.
+            # "No object" is not a reason to become a query; the published code has no model with both.
             memory,
             tokens,
             lambda x: self.class_embed(x)[..., : self.num_parts],
@@ -308,31 +308,12 @@ class MaskDinoSegmenter(QuerySegmenter):
         content, reference = selected.content, selected.boxes
         if self.decoder.detach_references:
             content, reference = content.detach(), reference.detach()
-        if hasattr(self, "query_feat"):
+        if self.query_feat is not None:
             content = repeated(self.query_feat.weight, reference.shape[1]).to(memory.dtype).expand(images, -1, -1)
         if self.box_init != "no":
             assert masks is not None
-            reference = self._boxes_of_masks(masks, padding_mask).to(reference.dtype)
+            reference = boxes_of_masks(masks, padding_mask, self.box_init, EPS).to(reference.dtype)
         return content, reference, encoder, selected.pixels
-
-    @torch.no_grad()
-    def _boxes_of_masks(self, masks: PredictedMasks, padding_mask: Tensor | None) -> Tensor:
-        """Mask-enhanced boxes (N, Q, 4) of one set of masks: a threshold, which has no gradient."""
-        found = masks.logits()[0] > 0
-        height, width = found.shape[-2:]
-        size = constant(((height, width),), torch.float32, found.device)
-        if padding_mask is not None:
-            valid = F.interpolate((~padding_mask)[:, None].float(), size=(height, width), mode="nearest")[:, 0].bool()
-            found = found & valid[:, None]
-            size = content_size(~valid, (height, width), found.device)
-        boxes, any_pixel = mask_bounds(found)
-        if self.box_init == "mask2box":
-            # Ends are the last pixels' indices, and an empty mask becomes the corner point (1, 1), as published.
-            boxes = boxes - constant((0.0, 0.0, 1.0, 1.0), boxes.dtype, boxes.device)
-            nowhere = constant((1e8, 1e8, 0.0, 0.0), boxes.dtype, boxes.device)
-            boxes = boxes.where(any_pixel[..., None], nowhere)
-        boxes = xyxy_to_cxcywh(boxes) / size.flip(-1).repeat(1, 2)[:, None]
-        return inverse_sigmoid(boxes, EPS).sigmoid()
 
     def true_parts(
         self, targets: PartTargets, content_size: Tensor, mask_size: tuple[int, int] | None = None
@@ -355,7 +336,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         """Mask logits (N, Q, h, w) of the last layer, also where the output was made with targets."""
         if output.query_masks is not None:
             return output.query_masks
-        masks = self._last(output).masks
+        masks = self.sets(output).last().masks
         assert masks is not None
         return masks.logits()[0]
 
@@ -375,11 +356,12 @@ class MaskDinoSegmenter(QuerySegmenter):
             for result, own in zip(results, scores, strict=True):
                 result["sem_seg"] = own
         if "instance" in self.outputs:
+            assert output.content_size is not None
             found = find_instances(
                 output.query_logits,
                 output.query_boxes,
                 masks,
-                output.aux["content_size"],
+                output.content_size,
                 num_parts=self.num_parts,
                 most=self.max_detections,
             )

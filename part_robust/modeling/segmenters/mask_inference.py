@@ -9,8 +9,13 @@ from __future__ import annotations
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.nn import functional as F
 
-from part_robust.layers.box_ops import cxcywh_to_xyxy
+from part_robust.layers.box_ops import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from part_robust.layers.constants import constant
+from part_robust.layers.mask_box import mask_bounds
+from part_robust.modeling.segmenters.tokens import content_size
+from part_robust.structures import PredictedMasks
 
 CACHED_NUMBERS = 2**18
 
@@ -32,7 +37,7 @@ def semantic_scores(parts: Tensor, masks: Tensor) -> Tensor:
 def dense_log_scores(logits: Tensor, masks: Tensor, num_parts: int) -> Tensor:
     """Log-probabilities of the parts and of background at each pixel.
 
-    The published map has no background, and its scores are no logits: cross-entropy on them has a flat gradient.
+    The published map has no background, and its scores are not logits: cross-entropy on them has a flat gradient.
     Background scores 1 less the claim of the surest query on the pixel: in a product over all queries, many unsure ones
     would leave none. Then all scores are divided by their sum, so the order of the parts stays as published.
 
@@ -103,3 +108,30 @@ def find_instances(
         Instances((height, width), pred_boxes=Boxes(box), pred_masks=mask[own], scores=score, pred_classes=label)
         for box, mask, own, score, label in zip(corners, found, query, scores, part, strict=True)
     ]
+
+
+@torch.no_grad()
+def boxes_of_masks(masks: PredictedMasks, padding_mask: Tensor | None, box_init: str, eps: float) -> Tensor:
+    """Mask-enhanced boxes (N, Q, 4) cxcywh of one set of masks: a threshold, which has no gradient.
+
+    Args:
+        masks: of one set.
+        padding_mask: bool (N, H, W), True on letterbox padding.
+        box_init: "bitmask" or "mask2box", see `MaskDinoSegmenter`.
+        eps: of `inverse_sigmoid`.
+    """
+    found = masks.logits()[0] > 0
+    height, width = found.shape[-2:]
+    size = constant(((height, width),), torch.float32, found.device)
+    if padding_mask is not None:
+        valid = F.interpolate((~padding_mask)[:, None].float(), size=(height, width), mode="nearest")[:, 0].bool()
+        found = found & valid[:, None]
+        size = content_size(~valid, (height, width), found.device)
+    boxes, any_pixel = mask_bounds(found)
+    if box_init == "mask2box":
+        # Ends are the last pixels' indices, and an empty mask becomes the corner point (1, 1), as published.
+        boxes = boxes - constant((0.0, 0.0, 1.0, 1.0), boxes.dtype, boxes.device)
+        nowhere = constant((1e8, 1e8, 0.0, 0.0), boxes.dtype, boxes.device)
+        boxes = boxes.where(any_pixel[..., None], nowhere)
+    boxes = xyxy_to_cxcywh(boxes) / size.flip(-1).repeat(1, 2)[:, None]
+    return inverse_sigmoid(boxes, eps).sigmoid()

@@ -6,16 +6,24 @@ Letters: N images, Q queries, T sets of predictions, K part classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import xyxy_to_cxcywh
-from part_robust.losses.matcher import Matching, PartBoxes
-from part_robust.losses.set_criterion import PredictedParts, SetCriterion
-from part_robust.modeling.registry import LabelCount, PartOutput, PartSegmenter, PartTargets, zero_loss
-from part_robust.modeling.segmenters.denoising import DenoisingQueries, repeat_targets
+from part_robust.losses.set_criterion import SetCriterion
+from part_robust.modeling.registry import PartSegmenter, zero_loss
+from part_robust.modeling.segmenters.denoising import repeat_targets
+from part_robust.structures import (
+    Assignment,
+    Denoised,
+    LabelCount,
+    Matching,
+    PartBoxes,
+    PartOutput,
+    PartTargets,
+    PredictedSets,
+)
 
 LOSS_SCALES = ("mean", "thesis")
 
@@ -36,40 +44,8 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-@dataclass
-class Assignment:
-    """Assignment of queries to the true parts of an image.
-
-    Attributes:
-        matching: of all sets, the decoder's and after them the encoder's.
-        pixels: int64 (N, Q), where each query started; None for learned queries, which start everywhere alike.
-    """
-
-    matching: Matching
-    pixels: Tensor | None
-
-    def kept(self, pixels: Tensor | None, num_queries: int) -> Tensor:
-        """Return bool (T, N, Q, G), the same pairs among queries that start from `pixels` (N, Q) of a changed image."""
-        query = self.matching.query
-        if self.pixels is None or pixels is None:
-            here, place = torch.arange(num_queries, device=query.device)[None], query
-        else:
-            here, place = pixels, self.pixels.expand(len(query), -1, -1).gather(2, query)
-        return (here[None, :, :, None] == place[:, :, None]) & self.matching.matched[:, :, None]
-
-
 class QuerySegmenter(PartSegmenter):
-    """A segmenter whose parts are queries.
-
-    Made with targets, its output holds in `aux`
-
-    - `true_parts`: `PartBoxes`;
-    - `decoder`: `PredictedParts` of the decoder's layers, the last one last;
-    - `encoder`: `PredictedParts` of the encoder's one set, where queries are chosen from it;
-    - `pixels`: int64 (N, Q), where queries started, where they are chosen from the encoder's pixels;
-    - `denoising`, `denoising_queries`: `PredictedParts` and `DenoisingQueries`, in training where there are any.
-
-    `forward` takes `denoise` besides: False asks no denoising queries.
+    """A segmenter whose parts are queries. Made with targets, its output has `sets`.
 
     Attributes:
         criterion: the losses.
@@ -79,6 +55,8 @@ class QuerySegmenter(PartSegmenter):
 
     attack_objective = "part_loss"
     target_fields: tuple[str, ...] = ("parts",)
+    uses_queries = True
+    predicts = ("query_logits", "query_boxes")
     criterion: SetCriterion
     label_enc: nn.Embedding
     num_queries: int
@@ -102,35 +80,31 @@ class QuerySegmenter(PartSegmenter):
         )
 
     def assign(self, output: PartOutput, like: Assignment | None = None) -> Assignment:
-        """Matches all sets of an output made with targets, once: `losses` goes by it.
+        """Same as `PartSegmenter.assign`.
 
-        Args:
-            output: of this segmenter.
-            like: of the same images before they changed: parts keep the queries they had there. A query that starts
-                from no chosen pixel any more has left its part to be matched anew.
+        A query of `like` that starts from no chosen pixel any more has left its part to be matched anew.
         """
-        predictions = self._all_sets(output)
-        pixels = output.aux.get("pixels")
-        kept = None if like is None else like.kept(pixels, predictions.logits.shape[2])
-        matching = self.active_criterion.match(predictions, output.aux["true_parts"], kept)
-        output.aux["assignment"] = Assignment(matching, pixels)
-        return output.aux["assignment"]
+        sets = self.sets(output)
+        predictions = sets.all()
+        kept = None if like is None else like.kept(sets.pixels, predictions.logits.shape[2])
+        matching = self.active_criterion.match(predictions, sets.true_parts, kept)
+        output.assignment = Assignment(matching, sets.pixels)
+        return output.assignment
 
     def losses(self, output: PartOutput, targets: PartTargets) -> dict[str, Tensor]:
-        true_parts, criterion = output.aux["true_parts"], self.active_criterion
-        encoder: PredictedParts | None = output.aux.get("encoder")
-        assignment: Assignment = output.aux.get("assignment") or self.assign(output)
-        sums = criterion.sums(self._all_sets(output), true_parts, assignment.matching)
-        layers = len(output.aux["decoder"].logits)
-        denoising_sums = self._denoising_sums(output) if "denoising" in output.aux else None
-        ordinary, denoising = criterion.normalizers(true_parts, [sums, denoising_sums])
+        sets, criterion = self.sets(output), self.active_criterion
+        assignment = output.assignment or self.assign(output)
+        sums = criterion.sums(sets.all(), sets.true_parts, assignment.matching)
+        layers = len(sets.decoder.logits)
+        denoising_sums = None if sets.denoising is None else self._denoising_sums(sets.denoising, sets.true_parts)
+        ordinary, denoising = criterion.normalizers(sets.true_parts, [sums, denoising_sums])
         losses = criterion.batch_losses({k: v[:layers] for k, v in sums.items()}, ordinary)
-        if encoder is not None:
+        if sets.encoder is not None:
             losses |= criterion.batch_losses(
                 {k: v[layers:] for k, v in sums.items()}, ordinary, prefix="loss_part_encoder_"
             )
-        if denoising_sums is not None:
-            groups = output.aux["denoising_queries"].groups
+        if sets.denoising is not None and denoising_sums is not None:
+            groups = sets.denoising.queries.groups
             losses |= criterion.batch_losses(denoising_sums, denoising, groups, prefix="loss_part_denoising_")
         elif self.training:
             # The same names in every process, and every parameter reached, also where one has no true part.
@@ -138,13 +112,12 @@ class QuerySegmenter(PartSegmenter):
             losses |= {f"loss_part_denoising_{name}": nothing for name in criterion.weights}
         return losses
 
-    def _denoising_sums(self, output: PartOutput) -> dict[str, Tensor]:
-        queries: DenoisingQueries = output.aux["denoising_queries"]
-        predictions: PredictedParts = output.aux["denoising"]
-        sets = len(predictions.logits)
+    def _denoising_sums(self, denoised: Denoised, true_parts: PartBoxes) -> dict[str, Tensor]:
+        queries = denoised.queries
+        sets = len(denoised.predictions.logits)
         matching = Matching(queries.matching.query.expand(sets, -1, -1), queries.matching.matched.expand(sets, -1, -1))
-        repeated = repeat_targets(output.aux["true_parts"], queries.groups)
-        return self.active_criterion.sums(predictions, repeated, matching, queries.counted)
+        repeated = repeat_targets(true_parts, queries.groups)
+        return self.active_criterion.sums(denoised.predictions, repeated, matching, queries.counted)
 
     def label_counts(self, targets: PartTargets) -> dict[str, LabelCount]:
         known = targets.labelled
@@ -159,22 +132,17 @@ class QuerySegmenter(PartSegmenter):
         return counts
 
     def match(self, output: PartOutput) -> Matching:
-        """Return which queries of the last layer are matched to which true parts; `output` was made with targets."""
-        return self.active_criterion.match(self._last(output), output.aux["true_parts"])
+        sets = self.sets(output)
+        return self.active_criterion.match(sets.last(), sets.true_parts)
 
     def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
         """Loss (N,) of the last layer's parts, each image for itself; matched anew unless a matching is given."""
-        criterion = self.active_criterion
-        sums = criterion.sums(self._last(output), output.aux["true_parts"], matching)
-        return criterion.image_losses(sums, output.aux["true_parts"])
+        sets, criterion = self.sets(output), self.active_criterion
+        sums = criterion.sums(sets.last(), sets.true_parts, matching)
+        return criterion.image_losses(sums, sets.true_parts)
 
     @staticmethod
-    def _all_sets(output: PartOutput) -> PredictedParts:
-        decoder: PredictedParts = output.aux["decoder"]
-        encoder: PredictedParts | None = output.aux.get("encoder")
-        return decoder if encoder is None else PredictedParts.cat([decoder, encoder])
-
-    @staticmethod
-    def _last(output: PartOutput) -> PredictedParts:
-        decoder: PredictedParts = output.aux["decoder"]
-        return decoder.of(slice(-1, None))
+    def sets(output: PartOutput) -> PredictedSets:
+        """The sets of an output made with targets."""
+        assert output.sets is not None, "the output was made without targets"
+        return output.sets

@@ -19,7 +19,7 @@ from part_robust.layers.position_encoding import box_embedding
 from part_robust.modeling.segmenters.tokens import Tokens, pixel_centers
 
 if TYPE_CHECKING:
-    from typing import Unpack  # of Python 3.11; read by type checkers only
+    from typing_extensions import Unpack  # Python 3.10 has none
 
 
 class LayerOptions(TypedDict):
@@ -282,7 +282,7 @@ class QuerySelection(nn.Module):
         content = x.gather(1, index.expand(-1, -1, x.shape[-1]))
         # The box head on the selected pixels only: the others' boxes are used nowhere.
         change = (box_head or self.enc_out_bbox_embed)(content)
-        # Pixels that are no proposal can be selected all the same; their box is the corner point (1, 1).
+        # Pixels that are not proposals can be selected all the same; their box is the corner point (1, 1).
         start = boxes.logit().masked_fill(~valid[..., None], float("inf")).expand(images, -1, -1)
         boxes = (change.to(start.dtype) + start.gather(1, index.expand(-1, -1, 4))).sigmoid()
         return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes, index[..., 0])

@@ -1,0 +1,28 @@
+"""Batches of a data set in evaluation: every image once, each process its share."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from torch.utils.data import DataLoader
+
+from part_robust.data.mapper import PartDatasetMapper
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:
+    """Builds the loader of a data set's images in evaluation, in batches of DATALOADER.TEST_BATCH_SIZE.
+
+    Args:
+        cfg: complete.
+        dataset_name: registered.
+        records: restricts the loader to these records of the data set; None: all of them.
+    """
+    mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
+    batch_size = cfg.DATALOADER.TEST_BATCH_SIZE
+    if records is None and not mapper.num_parts:
+        # detectron2 prints a table of the parts of a name's data set, and divides by their number.
+        records = DatasetCatalog.get(dataset_name)
+    if records is None:
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return build_detection_test_loader(records, mapper=mapper, batch_size=batch_size, num_workers=workers)

@@ -1,0 +1,194 @@
+"""Plan of an evaluation: the tiers of attacks that the config names, built, and their use on a data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from part_robust.attacks import Attack, Official, get_objective
+from part_robust.config import attack_spec
+from part_robust.configured_attacks import build_model_attack
+from part_robust.evaluation.adversarials import MODES
+from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.pictures import picture_sample
+from part_robust.evaluation.tiers import Tier
+from part_robust.modeling import PART_SEGMENTER_REGISTRY
+
+logger = logging.getLogger(__name__)
+
+# Strongest first: breakdowns and pictures show the first tier that ran.
+STRENGTH = ("standard", "screen")
+BACKENDS = ("own", "autoattack")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of an evaluation.
+
+    Attributes:
+        tiers: the strongest first; its images are those that breakdowns and pictures show.
+        class_names: of the data set.
+        part_names: likewise, without background.
+        curve: attacks by eps, for robust accuracy against eps; may be empty.
+        save_adversarials: "", "npz" or "png".
+        sample: ids of images that may become pictures.
+    """
+
+    tiers: Sequence[Tier]
+    class_names: Sequence[str]
+    part_names: Sequence[str]
+    curve: Mapping[float, Attack] = field(default_factory=dict)
+    save_adversarials: str = ""
+    sample: Collection[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.save_adversarials not in MODES:
+            raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
+        rows = ["clean", *(tier.name for tier in self.tiers)]
+        clash = {name for tier in self.tiers for name in tier.attacks} & {*rows, *map(curve_attack_name, self.curve)}
+        if clash or len(set(rows)) < len(rows):
+            raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+
+    @property
+    def headline(self) -> Tier:
+        """The first tier, whose accuracy is the headline of the record."""
+        return self.tiers[0]
+
+    def attacks(self) -> dict[str, Attack]:
+        """Every attack of the tiers, then those of the curve, by name."""
+        found = {name: attack for tier in self.tiers for name, attack in tier.attacks.items()}
+        return found | {curve_attack_name(eps): attack for eps, attack in self.curve.items() if eps > 0}
+
+    def rows(self) -> list[str]:
+        """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
+        of_parts = [name for tier in self.tiers if tier.kind == "parts" for name in tier.attacks]
+        return list(dict.fromkeys(["clean", *(tier.name for tier in self.tiers), *of_parts]))
+
+
+def tier_names(cfg: CfgNode) -> list[str]:
+    """Names in TEST.TIER, which separates them by commas, the strongest first."""
+    names = list(dict.fromkeys(name.strip() for name in cfg.TEST.TIER.split(",") if name.strip()))
+    rank = {name: index for index, name in enumerate(STRENGTH)}
+    last = {"thesis": len(rank) + 1, "parts": len(rank) + 2}
+    return sorted(names, key=lambda name: rank.get(name, last.get(name, len(rank))))
+
+
+def build_tiers(cfg: CfgNode) -> list[Tier]:
+    """The tiers of TEST.TIER with their attacks.
+
+    Raises:
+        ImportError: TEST.BACKEND is not installed.
+        KeyError: no such tier or attack.
+        ValueError: a tier that this model cannot be judged by, that makes no sense, or that TEST.BACKEND cannot run.
+    """
+    if cfg.TEST.BACKEND not in BACKENDS:
+        raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")
+    tiers = [_build_tier(cfg, name) for name in tier_names(cfg)]
+    if cfg.TEST.BACKEND != "own" and all(tier.kind == "parts" for tier in tiers):
+        raise ValueError(
+            f"--backend {cfg.TEST.BACKEND} (TEST.BACKEND) attacks the class, and TEST.TIER {cfg.TEST.TIER!r} has no "
+            "such attack: add a tier on the class, such as standard"
+        )
+    return tiers
+
+
+def _build_tier(cfg: CfgNode, name: str) -> Tier:
+    if name not in cfg.TEST.TIERS:
+        raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
+    specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
+    objectives = {attack: get_objective(spec.OBJECTIVE) for attack, spec in specs.items()}
+    on_class = [attack for attack in specs if not objectives[attack].needs_parts]
+    if on_class and len(on_class) < len(specs):
+        raise ValueError(
+            f"TEST.TIERS.{name} mixes attacks on the class ({', '.join(on_class)}) with attacks on the parts: "
+            "one attack per head, so make two tiers of it"
+        )
+    node = cfg.MODEL.PART_CLASSIFIER
+    if on_class:
+        if not node.HEAD:
+            raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
+        kind = "full" if name == "thesis" else "class"
+        return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()})
+    if not node.SEGMENTER:
+        raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
+    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
+    fitting = {attack: spec for attack, spec in specs.items() if objectives[attack].needs_pixels == own.needs_pixels}
+    if left_out := sorted(set(specs) - set(fitting)):
+        logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
+    return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
+
+
+def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> Attack:
+    spec = spec.clone()
+    if cfg.TEST.NORM:
+        spec.NORM = cfg.TEST.NORM
+    if cfg.TEST.EPS >= 0:
+        spec.EPS = float(cfg.TEST.EPS)
+    if eps is not None:
+        spec.EPS = float(eps)
+    attack = build_model_attack(cfg, spec)
+    # What convergence plots and checks read; a black box has no loss that ought to converge.
+    attack.record_history = attack.uses_gradient
+    if cfg.TEST.BACKEND == "autoattack" and not attack.objective.needs_parts:
+        return _official(cfg, name, attack)
+    return attack
+
+
+def _official(cfg: CfgNode, name: str, attack: Attack) -> Attack:
+    try:
+        official = Official(attack)
+        official.check(cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES, cfg.INPUT.SIZE, cfg.INPUT.SIZE)
+    except ValueError as error:
+        raise ValueError(
+            f"--backend autoattack (TEST.BACKEND) cannot run {name}: {error}. Leave it out of the tier (TEST.TIERS), "
+            "or set TEST.BACKEND own"
+        ) from error
+    return official
+
+
+def build_curve(cfg: CfgNode) -> dict[float, Attack]:
+    """Attacks by eps, TEST.EPS_CURVE.
+
+    Raises:
+        ValueError: a radius is negative, the attack does not aim at the class, or there is no tier.
+    """
+    if not cfg.TEST.EPS_CURVE:
+        return {}
+    if not cfg.TEST.TIER:
+        raise ValueError("TEST.EPS_CURVE belongs to an evaluation with tiers: set TEST.TIER, such as TEST.TIER screen")
+    if min(cfg.TEST.EPS_CURVE) < 0:
+        raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
+    spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
+    if get_objective(spec.OBJECTIVE).needs_parts or not cfg.MODEL.PART_CLASSIFIER.HEAD:
+        raise ValueError(
+            "TEST.EPS_CURVE measures class accuracy: it needs a model with a class head, and TEST.EPS_CURVE_ATTACK "
+            f"must aim at the class ({cfg.TEST.EPS_CURVE_ATTACK} maximises {spec.OBJECTIVE})"
+        )
+    return {float(eps): _build(cfg, cfg.TEST.EPS_CURVE_ATTACK, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
+
+
+def build_plan(
+    cfg: CfgNode, dataset: str, records: Sequence[dict], tiers: Sequence[Tier], curve: Mapping[float, Attack]
+) -> Plan:
+    """Builds the plan for one data set.
+
+    Args:
+        cfg: complete.
+        dataset: registered.
+        records: of the data set that are evaluated.
+        tiers: of `build_tiers`; the same serve all data sets.
+        curve: of `build_curve`.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    return Plan(
+        tiers=tiers,
+        class_names=metadata.object_classes,
+        part_names=metadata.thing_classes,
+        curve=curve,
+        save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        sample=picture_sample([record["image_id"] for record in records]),
+    )

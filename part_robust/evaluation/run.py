@@ -1,0 +1,183 @@
+"""--eval-only with tiers of attacks: from the config to finished batches and the record's numbers."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from part_robust.attacks import Attack
+from part_robust.data.sample import evaluated_records
+from part_robust.data.test_loader import build_test_loader
+from part_robust.evaluation.batch_arrays import Merged
+from part_robust.evaluation.build import build_evaluator
+from part_robust.evaluation.checks import tensor_hashes
+from part_robust.evaluation.checks.add import add_checks
+from part_robust.evaluation.identity import evaluation_identity
+from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.plan import Plan, build_curve, build_plan, build_tiers
+from part_robust.evaluation.protocol import run_plan
+from part_robust.evaluation.record import (
+    describe_evaluation,
+    metrics_of,
+    plan_warnings,
+    write_files,
+)
+from part_robust.evaluation.robustness import log_attack
+from part_robust.evaluation.siblings import sibling_folders, transfer
+from part_robust.modeling.gradients import cuts_gradient
+from part_robust.utils.processes import wait_for_all
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TierEvaluation:
+    """All data sets of an evaluation with tiers.
+
+    Attributes:
+        results: data set -> task -> metric -> value, tasks with the suffix of a tier or of an attack on the parts.
+        evaluations: data set -> the record's `evaluation`.
+        warnings: data set -> sentences.
+        attacks: all that ran, by name.
+        shown: by the suffix of results, an attack with the row's threat model.
+    """
+
+    results: OrderedDict = field(default_factory=OrderedDict)
+    evaluations: dict[str, dict] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    attacks: dict[str, Attack] = field(default_factory=dict)
+    shown: dict[str, Attack] = field(default_factory=dict)
+
+
+def journal_folder(cfg: CfgNode, dataset: str) -> Path:
+    """Return the folder of the journal of one data set."""
+    return Path(cfg.OUTPUT_DIR) / f"journal_{dataset}"
+
+
+def resumed_weights(cfg: CfgNode) -> str | None:
+    """Return where an interrupted evaluation in OUTPUT_DIR took its weights from.
+
+    That is "MODEL.WEIGHTS" or "last_checkpoint", or None where there is no interrupted evaluation.
+    """
+    for dataset in cfg.DATASETS.TEST:
+        identity = Journal(journal_folder(cfg, dataset)).identity()
+        if identity is not None:
+            return identity.get("weights are those of")
+    return None
+
+
+def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str, resume: bool) -> TierEvaluation:
+    """Evaluates on DATASETS.TEST under the tiers of TEST.TIER; results are there on the main process alone.
+
+    Args:
+        cfg: complete.
+        model: with its weights.
+        weights: local file they came from; "" for random ones.
+        weights_of: "MODEL.WEIGHTS" or "last_checkpoint".
+        resume: go on with the finished batches in OUTPUT_DIR.
+
+    Raises:
+        JournalMismatch: `resume`, and they are of another evaluation.
+        FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
+    """
+    evaluation = TierEvaluation()
+    sibling_folders(cfg)  # a wrong one is said before the work
+    tiers, curve = build_tiers(cfg), build_curve(cfg)
+    for dataset in cfg.DATASETS.TEST:
+        records, warnings = evaluated_records(cfg, dataset)
+        plan = build_plan(cfg, dataset, records, tiers, curve)
+        identity = evaluation_identity(cfg, plan, model, weights, weights_of, records)
+        merged = _attack_dataset(cfg, dataset, records, plan, model, identity, resume, evaluation)
+        wait_for_all()
+        if merged is None:
+            continue
+        warnings += plan_warnings(plan, merged)
+        if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+            warnings.append(
+                "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
+                "robustness is overestimated"
+            )
+        for sentence in warnings:
+            logger.warning("%s: %s", dataset, sentence)
+        evaluation.warnings[dataset] = warnings
+        evaluation.attacks |= plan.attacks()
+        for tier in plan.tiers:
+            evaluation.shown[tier.name] = next(iter(tier.attacks.values()))
+            if tier.kind == "parts":
+                evaluation.shown |= tier.attacks
+    return evaluation
+
+
+def _attack_dataset(
+    cfg: CfgNode,
+    dataset: str,
+    records: list[dict],
+    plan: Plan,
+    model: nn.Module,
+    identity: dict[str, str],
+    resume: bool,
+    evaluation: TierEvaluation,
+) -> Merged | None:
+    """Carries out the plan and adds the data set's results and record to `evaluation`; None off the main process."""
+    folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
+    journal = _open(journal_folder(cfg, dataset), identity, resume)
+    if comm.is_main_process() and adversarials.exists() and not journal.batches():
+        _move_aside(adversarials)  # another evaluation's
+    comm.synchronize()
+    evaluators = build_evaluator(cfg, dataset)
+
+    def remaining(done: Collection[int]) -> Iterable[list[dict]]:
+        return build_test_loader(cfg, dataset, [record for record in records if record["image_id"] not in done])
+
+    for name, attack in plan.attacks().items():
+        log_attack(name, attack)
+    # Of the module that `attack_view` gives.
+    before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
+    merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
+    if merged is None:
+        return None
+    results = metrics_of(plan, merged, evaluators)
+    record = describe_evaluation(plan, merged, results, _device(model))
+    record["files"] = write_files(folder, dataset, plan, merged, adversarials)
+    if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
+        record["transfer"] = transferred
+    add_checks(cfg, model, dataset, records, plan, merged, record, before)
+    evaluation.results[dataset], evaluation.evaluations[dataset] = OrderedDict(results), record
+    return merged
+
+
+def _open(folder: Path, identity: dict[str, str], resume: bool) -> Journal:
+    """Rank 0 opens the journal; its error is raised on every rank."""
+    problem: Exception | None = None
+    if comm.is_main_process():
+        try:
+            Journal.open(folder, identity, resume)
+        except ValueError as error:
+            problem = error
+    problem = comm.all_gather(problem)[0]
+    if problem is not None:
+        raise problem
+    journal = Journal(folder, identity)
+    journal.folder.mkdir(parents=True, exist_ok=True)  # on other machines
+    return journal
+
+
+def _move_aside(folder: Path) -> None:
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    folder.rename(previous)
+
+
+def _device(model: nn.Module) -> str:
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{comm.get_world_size()} x {name}"

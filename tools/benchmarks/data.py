@@ -1,0 +1,159 @@
+"""Times of loading: our training mapper beside detectron2's own on the same photographs."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+
+from benchmarks.timing import CLOCKS, best_times
+from part_robust.config import get_part_robust_cfg
+from part_robust.data import PartDatasetMapper
+from part_robust.data.mapper import build_train_augmentations
+from part_robust.data.part_json import load_part_json
+from part_robust.data.preparation.segmentation import part_annotation
+
+PARTS = 12
+
+
+def data(args: argparse.Namespace) -> None:
+    """Milliseconds for an image with its parts, the ratio to detectron2's DatasetMapper, and images per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        json_file, root = _files(args, Path(folder))
+        records, taxonomy = load_part_json(json_file, root)
+        records = [record for record in records if record["annotations"]][: args.photos]
+        cfg = get_part_robust_cfg()
+        cfg.INPUT.SIZE = args.size
+        ours = PartDatasetMapper(
+            augmentations=build_train_augmentations(cfg), num_parts=taxonomy.num_parts,
+            ignore_label=taxonomy.ignore_label,
+        )  # fmt: skip
+        masks = [annotation["segmentation"] for record in records for annotation in record["annotations"]]
+        kind = "bitmask" if any(isinstance(mask, dict) for mask in masks) else "polygon"
+        # detectron2's has no semantic labels, and its polygons cannot be cropped without shapely.
+        sides = {"ours": all_of(ours, records)}
+        if not any("crop_xyxy" in record for record in records):  # it reads whole files only
+            sides |= {
+                "detectron2, our geometry": all_of(
+                    detectron2_mapper(build_train_augmentations(cfg), "bitmask"), encoded(records)
+                ),
+                f"detectron2, its own, {kind}": all_of(
+                    detectron2_mapper([T.ResizeShortestEdge(args.size), T.RandomFlip()], kind), records
+                ),
+            }
+
+        sides["decoding alone"] = decoding(records, 0)
+        sides["decoding, JPEG draft mode"] = decoding(records, args.size)
+        times = best_times(sides, args.repeats, torch.device("cpu"), CLOCKS[args.clock])
+        side = f"{records[0]['width']} x {records[0]['height']}"
+        count = len(records)
+        print(f"{count} photographs (first {side}) at {args.size} pixels, {len(masks) / count:.1f} parts each")
+        for name, time in times.items():
+            ratio = f", ours is {times['ours'] / time:.2f} times that" if name.startswith("detectron2") else ""
+            print(f"{name:36} {time / count:7.2f} ms an image{ratio}")
+        print(f"images per second and core: {1000 * count / times['ours']:.0f}")
+        changed, most = draft_difference(records, args.size)
+        print(f"draft mode changes {changed:.0%} of the pixels, by up to {most} of 255")
+
+
+def decoding(records: list[dict], draft: int) -> Callable[[], None]:
+    """What decodes the files; with `draft`, in the smallest size of JPEG's draft mode of at least that many pixels."""
+
+    def run() -> None:
+        for record in records:
+            decoded(record, draft)
+
+    return run
+
+
+def decoded(record: dict, draft: int) -> Image.Image:
+    with Image.open(record["file_name"]) as file:
+        if draft:
+            file.draft("RGB", (draft, draft))
+        return file.convert("RGB")
+
+
+def draft_difference(records: list[dict], size: int) -> tuple[float, int]:
+    """Share of the pixels that differ at `size` x `size`, and the largest difference, with and without draft mode."""
+    shrunken = (
+        [
+            np.asarray(decoded(record, draft).resize((size, size), Image.Resampling.BILINEAR), dtype=np.int16)
+            for record in records
+        ]
+        for draft in (0, size)
+    )
+    whole, quick = (np.stack(images) for images in shrunken)
+    difference = np.abs(whole - quick).max(axis=3)
+    return float((difference > 0).mean()), int(difference.max())
+
+
+def _files(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """Part json and image root: the user's, or drawn ones."""
+    if args.json:
+        return args.json, args.image_root
+    if args.window > args.side:
+        raise SystemExit(f"--window must be at most --side {args.side}, got {args.window}")
+    return draw(folder, args.photos, args.side, args.window)
+
+
+def all_of(mapper: Callable[[dict], dict], records: list[dict]) -> Callable[[], None]:
+    def run() -> None:
+        torch.manual_seed(0)
+        for record in records:
+            mapper(record)
+
+    return run
+
+
+def detectron2_mapper(augmentations: list, kind: str) -> DatasetMapper:
+    return DatasetMapper(
+        is_train=True, augmentations=augmentations, image_format="RGB", use_instance_mask=True,
+        instance_mask_format=kind, recompute_boxes=True,
+    )  # fmt: skip
+
+
+def encoded(records: list[dict]) -> list[dict]:
+    """The records with polygons as run-length codes."""
+
+    def rle(annotation: dict, record: dict) -> dict:
+        mask, size = annotation["segmentation"], (record["height"], record["width"])
+        if isinstance(mask, list):
+            mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+        return {**annotation, "segmentation": mask}
+
+    return [{**r, "annotations": [rle(annotation, r) for annotation in r["annotations"]]} for r in records]
+
+
+def draw(folder: Path, count: int, side: int, window: int = 0) -> tuple[Path, Path]:
+    """Smooth pictures with as many parts as PACO's crops have, as JPEG, and their part json."""
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(1, count + 1):
+        noise = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
+        picture.save(folder / f"{index}.jpg", quality=90)
+        shown = window or side
+        image = {"id": index, "file_name": f"{index}.jpg", "width": shown, "height": shown, "class_id": 1}
+        if window:
+            left, top = (int(place) for place in generator.integers(0, side - window + 1, 2))
+            image["source"] = {"crop_xyxy": [left, top, left + window, top + window]}
+        images.append(image)
+        for _ in range(PARTS):
+            rows, columns = np.ogrid[:shown, :shown]
+            y, x = generator.integers(shown // 8, shown, 2)
+            height, width = generator.integers(shown // 16, shown // 3, 2)
+            mask = ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
+            found = part_annotation(mask, int(generator.integers(1, PARTS + 1)))
+            annotations.append({**found, "id": len(annotations) + 1, "image_id": index})
+    categories = [{"id": number, "name": f"part {number}"} for number in range(1, PARTS + 1)]
+    classes = [{"id": 1, "name": "object", "part_category_ids": [c["id"] for c in categories]}]
+    content = {"images": images, "annotations": annotations, "categories": categories, "classes": classes}
+    (folder / "parts.json").write_text(json.dumps(content))
+    return folder / "parts.json", folder
