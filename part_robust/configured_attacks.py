@@ -16,7 +16,7 @@ from part_robust.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def aimed(cfg: CfgNode, spec: CfgNode, objective: AttackObjective | None = None) -> Attack:
+def build_model_attack(cfg: CfgNode, spec: CfgNode, objective: AttackObjective | None = None) -> Attack:
     """Builds an attack; for models that have no class logits, one on the loss of their parts.
 
     Args:
@@ -42,14 +42,14 @@ def training_attack(cfg: CfgNode) -> Attack:
     """The attack of ATTACK.TRAIN; TRADES's leads away from the clean prediction."""
     spec = cfg.ATTACK.TRAIN
     diverges = spec.METHOD == "trades" and spec.OBJECTIVE == "cross_entropy"
-    attack = aimed(cfg, spec, KL_DIVERGENCE if diverges else None)
+    attack = build_model_attack(cfg, spec, KL_DIVERGENCE if diverges else None)
     logger.info("Training attack: %s", attack.describe())
     return attack
 
 
 def build_attacks(cfg: CfgNode, names: Iterable[str]) -> dict[str, Attack]:
     """Attacks of ATTACK.SPECS by name."""
-    return {name: aimed(cfg, attack_spec(cfg, name)) for name in names}
+    return {name: build_model_attack(cfg, attack_spec(cfg, name)) for name in names}
 
 
 def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:

@@ -51,7 +51,7 @@ def a_run(toy_data, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of images of odd sizes and modes, and a file that is no image by its ending."""
+    """A folder of images of odd sizes and modes, and a file that is not an image by its ending."""
     folder = tmp_path / "photos"
     folder.mkdir()
     generator = np.random.default_rng(0)

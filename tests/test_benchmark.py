@@ -75,7 +75,7 @@ def test_attention(benchmark, capsys):
 
 @pytest.mark.parametrize(("command", "name"), [("dino", "DINO"), ("mask_dino", "MaskDINO")])
 def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path, command, name):
-    with pytest.raises(FileNotFoundError, match=f"no checkout of IDEA-Research/{name}"):
+    with pytest.raises(FileNotFoundError, match=f"not a checkout of IDEA-Research/{name}"):
         benchmark.main([command, "--official", str(tmp_path), "--layers", "1", "--queries", "20"])
 
 

@@ -96,7 +96,7 @@ def test_an_adversarial_training_needs_no_file(tmp_path):
     (tmp_path / "schedule_adv.yaml").write_text("SOLVER: {EPOCHS: 3.0}\n")
     assert get_part_robust_cfg(adversarial).SOLVER.EPOCHS == 3.0
     (tmp_path / "nowhere.yaml").write_text("SOLVER: {EPOCHS: 3.0}\n")
-    with pytest.raises(UserError, match="nowhere_adv.yaml must exist, or OUTPUT_DIR must stand in .*nowhere.yaml"):
+    with pytest.raises(UserError, match="nowhere_adv.yaml must exist, or OUTPUT_DIR must be set in .*nowhere.yaml"):
         get_part_robust_cfg(tmp_path / "nowhere_adv.yaml")
     adversarial.write_text("OUTPUT_DIR: own\n")
     assert get_part_robust_cfg(adversarial).OUTPUT_DIR == "own", "a file that exists wins"

@@ -155,7 +155,7 @@ def check(monkeypatch):
                 arguments_of(rest[1], rest[2:], is_module=True)
         elif program != "part-robust":
             script, *given = rest if program == "python" else words
-            assert re.fullmatch(r"(tools|datasets)/\w+\.py", script), f"{program} is no program that pages may use"
+            assert re.fullmatch(r"(tools|datasets)/\w+\.py", script), f"{program} is not a program that pages may use"
             assert (ROOT / script).is_file(), f"{script} does not exist"
             check_arguments(script, arguments_of(script, given, is_module=False))
 
@@ -270,7 +270,7 @@ TRAIN = "python tools/train_net.py --config-file configs/part_shapes/resnet50.ya
         ("make demo VENF=x", "VENF"),
         ("pip install part_robust[tim]", "no extra"),
         ("pip install something", "none of our packages"),
-        ("conda install x", "no program"),
+        ("conda install x", "not a program"),
     ],
 )
 def test_a_broken_command_is_noticed(command, reason, check):

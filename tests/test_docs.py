@@ -88,9 +88,9 @@ def test_the_attack_is_one(my_parts, tmp_path, objective):
             attack = build_attack(spec, EARLY_STOP=early, EPS=1.0, STEP_SIZE=0.3, OBJECTIVE=objective, COMPACT_EVERY=2)
             with torch.enable_grad():
                 found[early] = attack(view, images, labels, keys=torch.arange(12))  # verifies the threat model
-        assert 0 < found[False].fooled.sum() < 12
-        assert torch.equal(found[True].fooled, found[False].fooled) and found[True].forwards < found[False].forwards
-        assert torch.equal(view(found[False].images).argmax(dim=1) != labels, found[False].fooled)
+        assert 0 < found[False].success.sum() < 12
+        assert torch.equal(found[True].success, found[False].success) and found[True].forwards < found[False].forwards
+        assert torch.equal(view(found[False].images).argmax(dim=1) != labels, found[False].success)
 
 
 def test_a_module_that_is_not_there_is_named():
@@ -144,4 +144,4 @@ def test_pieces_of_the_attack_page_run(tmp_path):
     images = make_images(4)
     names = {"model": Honest(), "images": images, "labels": torch.tensor([0, 1, 2, 3])}
     exec(piece, names)
-    assert names["result"].fooled.all() and names["result"].forwards > 0
+    assert names["result"].success.all() and names["result"].forwards > 0

@@ -1,4 +1,4 @@
-"""Docstrings as ruff cannot check them: of methods that override nothing, and first lines that are no fragments."""
+"""Docstrings as ruff cannot check them: of methods that override nothing, and first lines that are not fragments."""
 
 from __future__ import annotations
 

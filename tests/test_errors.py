@@ -163,7 +163,7 @@ RECORD = {
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        ((), [], r"\[\], which is no group"),
+        ((), [], r"\[\], which is not a group"),
         (("evaluation",), "x", "'x' as evaluation, which must be a group of entries"),
         (("evaluation", "d"), None, "None as evaluation.d, which"),
         (("evaluation", "d", "clean"), {"accuracy": "many"}, "'many' as evaluation.d.clean.accuracy, .* a number"),

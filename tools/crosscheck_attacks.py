@@ -147,7 +147,7 @@ def ours(
                 break
             result = attack(inner, images[standing], labels[standing], keys=standing)
             forwards += result.forwards
-            standing = standing[~result.fooled]
+            standing = standing[~result.success]
     robust = torch.zeros_like(labels, dtype=torch.bool).index_fill(0, standing, True)
     return Outcome(robust, forwards, clock() - start)
 

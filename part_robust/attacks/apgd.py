@@ -31,25 +31,25 @@ class ApgdState(State):
     """State of the images under Auto-PGD.
 
     Attributes:
-        slope: (N, 3, H, W), gradient at `x`.
+        grad: (N, 3, H, W), gradient at `x`.
         previous: (N, 3, H, W), the iterate before `x`.
-        top: (N, 3, H, W), where the loss was largest, which is not always where the harm was.
-        top_loss: (N,), there.
-        top_slope: (N, 3, H, W), likewise.
-        length: (N,), step size as a share of the radius.
-        gains: (N,), steps since the last checkpoint that raised the loss.
-        top_at_checkpoint: (N,), `top_loss` at the last checkpoint.
+        max_loss_x: (N, 3, H, W), the iterate of largest loss; `best` has the largest margin score.
+        max_loss: (N,), its loss.
+        max_loss_grad: (N, 3, H, W), its gradient.
+        relative_step_size: (N,), step size as a share of the radius.
+        num_increases: (N,), steps since the last checkpoint that raised the loss.
+        max_loss_at_checkpoint: (N,), `max_loss` at the last checkpoint.
         halved_at_checkpoint: bool (N,), the step size was halved there.
     """
 
-    slope: Tensor
+    grad: Tensor
     previous: Tensor
-    top: Tensor
-    top_loss: Tensor
-    top_slope: Tensor
-    length: Tensor
-    gains: Tensor
-    top_at_checkpoint: Tensor
+    max_loss_x: Tensor
+    max_loss: Tensor
+    max_loss_grad: Tensor
+    relative_step_size: Tensor
+    num_increases: Tensor
+    max_loss_at_checkpoint: Tensor
     halved_at_checkpoint: Tensor
 
 
@@ -57,8 +57,8 @@ class ApgdState(State):
 class APGD(Attack):
     """Auto-PGD: steps with momentum, at first of twice the radius.
 
-    At checkpoints, where too few steps paid, or where the best loss and the step size stood still since the last one,
-    the step size halves and the search continues from its best point.
+    At checkpoints, where too few steps raised the loss, or where the largest loss and the step size have not changed
+    since the last one, the step size halves and the search continues from its best point.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class APGD(Attack):
         """Build the attack from its steps and its schedules.
 
         Args:
-            steps: number of steps; a run asks the model once more, at its start.
+            steps: number of steps; a run evaluates the model once more, at its start.
             random_start: start uniformly in the ball instead of at the image.
             momentum: weight of the gradient step, 1 - weight of the last move; alpha of the paper, 0..1.
             success_share: share of steps that must raise the loss, rho of the paper, 0..1.
             radius_schedule: pairs (factor on eps, share of the steps). Each stage starts where the last one found the
                 largest loss, projected to its own radius; only the last one, of factor 1, counts. SEA: 2, 1.5 and 1
                 for 30, 30 and 40 % of the steps.
-            **shared: of `Attack`.
+            **shared: see `Attack`.
 
         Raises:
             ValueError: a value is impossible.
@@ -89,7 +89,7 @@ class APGD(Attack):
         super().__init__(steps=steps, **shared)
         for name, value in (("APGD_MOMENTUM", momentum), ("APGD_SUCCESS_SHARE", success_share)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must lie in 0..1, is {value}")
+                raise ValueError(f"{name} must lie in 0..1, got {value}")
         if self.restarts > 1 and not random_start:
             raise ValueError("RESTARTS > 1 without RANDOM_START repeats the same run")
         self.starts_randomly = random_start
@@ -100,7 +100,7 @@ class APGD(Attack):
         ends = accumulate(share for _, share in self.radius_schedule)
         self.stages = [0, *(round(steps * end) for end in ends)]
         if len(set(self.stages)) < len(self.stages):
-            raise ValueError(f"RADIUS_SCHEDULE has a stage without a step: {radius_schedule} of {steps} steps")
+            raise ValueError(f"RADIUS_SCHEDULE must give each stage a step, got {radius_schedule} of {steps} steps")
 
     @classmethod
     def default_config(cls) -> CfgNode:
@@ -131,20 +131,20 @@ class APGD(Attack):
     def start(self, problem: Problem, restart: int) -> State:
         ball = self._stage(problem, 0)
         x = ball.random_start() if self.starts_randomly else problem.images
-        unseen = State.unseen(x)
-        unseen["best"] = problem.images  # allowed, should no step follow
-        nothing, false = unseen["best_harm"], unseen["best_fooled"]
+        fields = State.initial_fields(x)
+        fields["best"] = problem.images  # an allowed image, in case no step follows
+        nothing, false = fields["best_score"], fields["best_success"]
         blank = torch.zeros_like(x)
         return ApgdState(
-            **unseen,
-            slope=blank,
+            **fields,
+            grad=blank,
             previous=x,
-            top=x,
-            top_loss=nothing,
-            top_slope=blank,
-            length=torch.zeros_like(nothing),
-            gains=torch.zeros_like(nothing),
-            top_at_checkpoint=nothing,
+            max_loss_x=x,
+            max_loss=nothing,
+            max_loss_grad=blank,
+            relative_step_size=torch.zeros_like(nothing),
+            num_increases=torch.zeros_like(nothing),
+            max_loss_at_checkpoint=nothing,
             halved_at_checkpoint=false,
         )
 
@@ -154,68 +154,70 @@ class APGD(Attack):
         first, end = self.stages[stage], self.stages[stage + 1]
         ball, counts = self._stage(problem, stage), stage + 2 == len(self.stages)
         if step == first:
-            self._enter(ball, state, counts, step / self.steps)
-        # The way from x by the gradient, and by the last move.
-        reach = (state.length * ball.threat_model.eps).view(-1, 1, 1, 1)
-        ahead = ball.project(state.x + reach * ball.threat_model.ascent_direction(state.slope))
+            self._start_stage(ball, state, counts, step / self.steps)
+        # A step along the gradient, combined with the last move.
+        step_size = (state.relative_step_size * ball.threat_model.eps).view(-1, 1, 1, 1)
+        candidate = ball.project(state.x + step_size * ball.threat_model.ascent_direction(state.grad))
         if step > first:
-            ahead = state.x + self.momentum * (ahead - state.x) + (1 - self.momentum) * (state.x - state.previous)
-            ahead = ball.project(ahead)
-        state.previous, state.x = state.x, ahead
-        # Nobody would use the gradient at the very last point.
-        found = self._look(ball, state, counts, (step + 1) / self.steps, last=step + 1 == end)
-        state.gains = state.gains + (found > 0)
+            candidate = (
+                state.x + self.momentum * (candidate - state.x) + (1 - self.momentum) * (state.x - state.previous)
+            )
+            candidate = ball.project(candidate)
+        state.previous, state.x = state.x, candidate
+        # The gradient at the last point is unused.
+        found = self._evaluate(ball, state, counts, (step + 1) / self.steps, last=step + 1 == end)
+        state.num_increases = state.num_increases + (found > 0)
         marks = checkpoints(end - first)
         if step + 1 - first in marks[1:-1]:
-            self._check(state, marks, step + 1 - first)
+            self._checkpoint(state, marks, step + 1 - first)
 
     def _stage(self, problem: Problem, stage: int) -> Problem:
         factor = self.radius_schedule[stage][0]
         return problem if factor == 1.0 else replace(problem, threat_model=problem.threat_model.scaled(factor))
 
-    def _enter(self, ball: Problem, state: ApgdState, counts: bool, progress: float) -> None:
-        """Begins a stage at the best point of the one before."""
-        state.x = ball.project(state.top)
-        state.top_loss = torch.full_like(state.top_loss, float("nan"))
-        self._look(ball, state, counts, progress, last=False)
-        state.length = torch.full_like(state.length, 2.0)
-        state.gains = torch.zeros_like(state.gains)
-        state.top_at_checkpoint = state.top_loss
+    def _start_stage(self, ball: Problem, state: ApgdState, counts: bool, progress: float) -> None:
+        """Start a stage at the point of largest loss of the stage before."""
+        state.x = ball.project(state.max_loss_x)
+        state.max_loss = torch.full_like(state.max_loss, float("nan"))
+        self._evaluate(ball, state, counts, progress, last=False)
+        state.relative_step_size = torch.full_like(state.relative_step_size, 2.0)
+        state.num_increases = torch.zeros_like(state.num_increases)
+        state.max_loss_at_checkpoint = state.max_loss
         state.halved_at_checkpoint = torch.ones_like(state.halved_at_checkpoint)
 
-    def _look(self, ball: Problem, state: ApgdState, counts: bool, progress: float, last: bool) -> Tensor:
-        """Asks the model about `x`; returns by how much the loss grew."""
+    def _evaluate(self, ball: Problem, state: ApgdState, counts: bool, progress: float, last: bool) -> Tensor:
+        """Evaluate the model at `x`; returns by how much the loss grew."""
         before = state.loss
         found: Score
         if last:
-            found, slope = score(ball, self.objective, state.x, progress), None
+            found, grad = score(ball, self.objective, state.x, progress), None
         else:
-            slope, found = gradient(ball, self.objective, state.x, progress)
-            state.notice(slope, found)
-            state.slope = slope
+            grad, found = gradient(ball, self.objective, state.x, progress)
+            state.record_gradient(grad, found)
+            state.grad = grad
         if counts:
-            state.see(state.x, found)
+            state.update_best(state.x, found)
         state.loss = found.loss
-        new = (found.loss > state.top_loss) | torch.isnan(state.top_loss)
-        state.top = where(new, state.x, state.top)
-        state.top_loss = torch.where(new, found.loss, state.top_loss)
-        if slope is not None:
-            state.top_slope = where(new, slope, state.top_slope)
+        new = (found.loss > state.max_loss) | torch.isnan(state.max_loss)
+        state.max_loss_x = where(new, state.x, state.max_loss_x)
+        state.max_loss = torch.where(new, found.loss, state.max_loss)
+        if grad is not None:
+            state.max_loss_grad = where(new, grad, state.max_loss_grad)
         return found.loss - before
 
-    def _check(self, state: ApgdState, marks: Sequence[int], now: int) -> None:
+    def _checkpoint(self, state: ApgdState, marks: Sequence[int], now: int) -> None:
         """One checkpoint (section 3.2 of the paper)."""
         since = now - max(mark for mark in marks if mark < now)
-        few = state.gains < self.success_share * since
-        stuck = ~state.halved_at_checkpoint & (state.top_loss <= state.top_at_checkpoint)
+        few = state.num_increases < self.success_share * since
+        stuck = ~state.halved_at_checkpoint & (state.max_loss <= state.max_loss_at_checkpoint)
         halve = few | stuck
-        state.length = torch.where(halve, state.length / 2, state.length)
-        state.x = where(halve, state.top, state.x)
-        state.slope = where(halve, state.top_slope, state.slope)
-        state.loss = torch.where(halve, state.top_loss, state.loss)
+        state.relative_step_size = torch.where(halve, state.relative_step_size / 2, state.relative_step_size)
+        state.x = where(halve, state.max_loss_x, state.x)
+        state.grad = where(halve, state.max_loss_grad, state.grad)
+        state.loss = torch.where(halve, state.max_loss, state.loss)
         state.halved_at_checkpoint = halve
-        state.top_at_checkpoint = state.top_loss
-        state.gains = torch.zeros_like(state.gains)
+        state.max_loss_at_checkpoint = state.max_loss
+        state.num_increases = torch.zeros_like(state.num_increases)
 
     def describe(self) -> dict:
         return super().describe() | {
@@ -227,7 +229,7 @@ class APGD(Attack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps after which the step size is judged: gaps from 22 % of the steps on, each 3 % shorter, 6 % at least."""
+    """Steps after which the step size is checked: gaps from 22 % of the steps on, each 3 % shorter, 6 % at least."""
     shares = [0.0, 0.22]
     while shares[-1] < 1.0:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -240,7 +242,7 @@ def _checked(schedule: Sequence[Sequence[float]]) -> tuple[tuple[float, float], 
     factors, shares = zip(*stages, strict=True)
     if factors[-1] != 1.0 or min(factors) <= 0 or min(shares) <= 0 or abs(sum(shares) - 1.0) > 1e-6:
         raise ValueError(
-            "RADIUS_SCHEDULE takes pairs (factor on EPS, share of the steps), the last factor 1 and all shares "
-            f"together 1, is {schedule}"
+            "RADIUS_SCHEDULE must be pairs (factor on EPS, share of the steps), the last factor 1 and the sum of the "
+            f"shares 1, got {schedule}"
         )
     return stages

@@ -41,16 +41,16 @@ class Attackable(Protocol):
 
 @runtime_checkable
 class CutsGradient(Protocol):
-    """A model that cuts its gradient in training, and has a context in which it does not."""
+    """A model that detaches its gradient in training, and has a context in which it does not."""
 
     def attack_gradient(self) -> AbstractContextManager[None]:
-        """Return the context in which attacks take their gradients."""
+        """Return the context in which nothing is detached."""
         ...
 
 
 @runtime_checkable
 class HasAttackPath(Protocol):
-    """A model with another, faster path to its class logits for attacks."""
+    """A model with a faster function for its class logits under attack."""
 
     def attack_class_logits(self) -> Callable[..., Tensor]:
         """Same as `class_logits`."""

@@ -1,6 +1,6 @@
 """The part that all attacks share: the call, the loop over restarts, targets and steps, and building from config.
 
-Letters: N images of (3, H, W), RGB, 0..255; T classes to aim at; S steps.
+Letters: N images of (3, H, W), RGB, 0..255; T target classes; S steps.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Attack(ABC):
         scale: factor on the radius, set by the eps warm-up of training.
     """
 
-    # Attacks without gradients cannot be blind.
+    # Attacks without gradients never report a zero gradient.
     uses_gradient = True
     least_steps = 1
     # Runs begin at a random point of the ball, not at the image.
     starts_randomly = True
-    # A run returns the worst image it met, so it knows whether the model is fooled.
+    # A run returns its worst image, so it knows whether that is a success.
     keeps_best = True
-    # Whose code attacks, in the words of TEST.BACKEND.
+    # Implementation of the attack, a value of TEST.BACKEND.
     backend = "own"
-    # Fewer classes than these have no such loss.
+    # Smallest number of classes for which the loss is defined.
     least_classes = 2
     # Keys of the config node without a default, beside those of `default_config`.
     own_keys: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Attack(ABC):
         targets: TargetChoice | None = None,
         record_history: bool = False,
     ) -> None:
-        """Build the part that all attacks share.
+        """Set what all attacks share.
 
         Args:
             threat_model: norm, radius, pixel range.
@@ -78,25 +78,27 @@ class Attack(ABC):
             restarts: independent runs; the worst result per image is kept.
             seed: of the random numbers.
             offer_original: the image itself competes with the runs' results, so that an image which the model gets
-                wrong stays wrong; costs one forward pass. Objectives that aim at classes need that pass anyway.
-            early_stop: images for which nothing worse can happen (`AttackObjective.finished`) leave the batch: those
-                whose class is wrong. Flags are the same as without, images the worst so far instead of the worst there
-                is.
-            compact_every: steps between two looks at who may leave, which cost a host-device exchange each.
-            targets: how to choose the classes that targeted objectives aim at, one run for each.
+                wrong stays wrong; costs one forward pass. Targeted objectives need that pass anyway.
+            early_stop: remove images whose result cannot get worse from the batch (`AttackObjective.finished`): those
+                whose class is wrong. `success` is the same as without; images are the worst so far instead of the
+                worst of all steps.
+            compact_every: remove finished images every so many steps; each removal synchronises with the device.
+            targets: how to choose the target classes of targeted objectives, one run for each.
             record_history: fill `AttackResult.history`.
 
         Raises:
             ValueError: a value is impossible.
         """
         if restarts < 1:
-            raise ValueError(f"an attack needs at least 1 restart, got {restarts}")
+            raise ValueError(f"RESTARTS must be at least 1, got {restarts}")
         if steps < self.least_steps:
-            raise ValueError(f"{type(self).__name__} needs STEPS of at least {self.least_steps}, got {steps}")
+            raise ValueError(f"STEPS of {type(self).__name__} must be at least {self.least_steps}, got {steps}")
         if compact_every < 1:
-            raise ValueError(f"COMPACT_EVERY must be at least 1, is {compact_every}")
+            raise ValueError(f"COMPACT_EVERY must be at least 1, got {compact_every}")
         if objective.targeted and targets is None:
-            raise ValueError(f"{type(self).__name__} aims at no class: objective {objective.name!r} needs APGD")
+            raise ValueError(
+                f"OBJECTIVE {objective.name!r} needs target classes; {type(self).__name__} has none. Use APGD"
+            )
         self.threat_model = threat_model
         self.objective = objective
         self.steps = steps
@@ -108,7 +110,7 @@ class Attack(ABC):
         self.targets = targets if objective.targeted else None
         self.record_history = record_history
         self.scale = 1.0
-        # Follow the gradient that a model cuts in training; see `attack_view`.
+        # Follow the gradient that a model detaches in training; see `attack_view`.
         self.full_gradient = True
         # Gradients past a detector's choice of object queries; see `OpenQueries`.
         self.query_factor = 1
@@ -123,7 +125,7 @@ class Attack(ABC):
         """Return the keys of the attack's config node, with their defaults.
 
         A subclass adds its own keys to what its parent returns. They can then be set in ATTACK.SPECS and ATTACK.TRAIN,
-        and are checked against the type of their default.
+        and have the type of their default.
         """
         node = CfgNode()
         # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
@@ -132,7 +134,7 @@ class Attack(ABC):
         # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
         # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
         # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and
-        # part loss as in training. These four take dense parts too, with their pixel loss. FAB has a loss of its own
+        # part loss as in training. These four take dense parts too, with their pixel loss. FAB has a built-in loss
         # and ignores this.
         node.OBJECTIVE = "cross_entropy"
         # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
@@ -144,17 +146,17 @@ class Attack(ABC):
         node.RESTARTS = 1
         # Random numbers depend on this seed, the image id, the restart and the target only.
         node.SEED = 0
-        # Follow the whole gradient, also where a model cuts it in training (boxes between DINO's decoder layers). False
-        # repeats the published evaluation, which overestimates robustness.
+        # Follow the whole gradient, also where a model detaches it in training (boxes between DINO's decoder layers).
+        # False repeats the published evaluation, which overestimates robustness.
         node.FULL_GRADIENT = True
         # Detectors that read the class from object queries, which are chosen among the image's pixels: take the
-        # gradient of so many times the queries, or of all pixels, while outputs stay the model's own. Otherwise pixels
-        # that are not chosen get no gradient. 1: the model's own; 4 as in check C21, at one forward pass more for each
-        # step.
+        # gradient of so many times the queries, or of all pixels, while the outputs stay the model's own. Otherwise
+        # pixels that are not chosen get no gradient. 1: the model's own; 4 as in check C21, for one more forward pass
+        # at each step.
         node.QUERY_FACTOR = 1
-        # Images for which nothing worse can happen leave the batch: those whose class is wrong (of part objectives,
-        # those without a right pixel). Flags are the same as without. PGD needs KEEP best for it. COMPACT_EVERY: steps
-        # between two looks at the batch.
+        # Remove images from the batch whose result cannot get worse: those whose class is wrong (with part objectives,
+        # those without a right pixel). Which attacks succeed is the same as without. PGD needs KEEP best for it.
+        # COMPACT_EVERY: steps between two removals.
         node.EARLY_STOP = False
         node.COMPACT_EVERY = 10
         # Keep the loss of every step, for convergence plots and checks.
@@ -162,27 +164,28 @@ class Attack(ABC):
         return node
 
     def start(self, problem: Problem, restart: int) -> State:
-        """Return the state in which a run begins; `problem.keys` are those of the run."""
-        raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
+        """Return the state at the start of a run; `problem.keys` are those of the run."""
+        raise NotImplementedError(f"{type(self).__name__} must define `start` and `step`, or `search`")
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
-        """One step, in place. With `scored`, `state.best` must be right after the last step and `finish`."""
-        raise NotImplementedError(f"{type(self).__name__} has neither `start` and `step` nor a `search` of its own")
+        """Take one step, in place. With `scored`, `state.best` must be right after the last step and `finish`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `start` and `step`, or `search`")
 
-    def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most have nothing left to do)
+    def finish(self, problem: Problem, state: State) -> None:  # noqa: B027 (most attacks need none)
         """Complete a scored run after its last step."""
 
     def outcome(self, state: State) -> Run:
-        """Result of a scored run."""
-        return Run(images=state.best, zero_gradient=state.blind, harm=state.best_harm, fooled=state.best_fooled)
+        """Return the result of a scored run."""
+        return Run(state.best, state.zero_gradient, margin_score=state.best_score, success=state.best_success)
 
     def outcome_of_originals(self, problem: Problem, found: Score) -> Run:
-        """The images themselves as a result."""
-        assert found.harm is not None and found.fooled is not None
-        blind = torch.full_like(found.fooled, self.uses_gradient)
+        """Return the images themselves as a result."""
+        assert found.margin_score is not None and found.success is not None
+        zero_gradient = torch.full_like(found.success, self.uses_gradient)
         if self.early_stop:
-            blind &= ~self.objective.finished(found.harm, found.fooled)  # these leave before the first step
-        return Run(images=problem.images.clone(), zero_gradient=blind, harm=found.harm, fooled=found.fooled)
+            # These are removed before the first step.
+            zero_gradient &= ~self.objective.finished(found.margin_score, found.success)
+        return Run(problem.images.clone(), zero_gradient, margin_score=found.margin_score, success=found.success)
 
     @final
     def __call__(
@@ -197,34 +200,34 @@ class Attack(ABC):
         starts: Tensor | None = None,
         attackable: Tensor | None = None,
     ) -> AttackResult:
-        """Attacks one batch. The model behind `forward` should be inside `attack_view`.
+        """Attack one batch. The model behind `forward` should be inside `attack_view`.
 
         Args:
-            forward: differentiable, (N, 3, H, W) -> outputs the objective understands, class logits above all. What
-                knows something about each image must be a `Forward`; any other callable is taken for the model.
+            forward: differentiable, (N, 3, H, W) -> outputs that the objective takes, mostly class logits. A callable
+                that holds data of each image must be a `Forward`; any other one is used as the model.
             images: float (N, 3, H, W), 0..255.
-            targets: labels (N,), or what the objective takes.
-            keys: int64 (N,), what random starts depend on besides the seed; image ids make results the same for any
+            targets: labels (N,), or the targets that the objective takes.
+            keys: int64 (N,), seeds of the random starts, together with SEED; image ids make results the same for any
                 batch size and order.
-            padding: bool (N, H, W), True on pixels that must not move.
-            scored: report `fooled` in any case, at the cost of a forward pass where it is not known anyway.
-            starts: (N, 3, H, W), where attacks that start at a random point begin their first restart instead, such as
-                the result at a smaller radius.
-            attackable: bool (N,), False for images that the objective says nothing of (parts without labels), where a
-                gradient of zero is as it should be; all by default.
+            padding: bool (N, H, W), True on pixels that must not change.
+            scored: compute `success` in any case, at the cost of a forward pass where it is not known anyway.
+            starts: (N, 3, H, W), replaces the random start of the first restart, for example by the result at a smaller
+                radius.
+            attackable: bool (N,), False for images without labels for the objective (of the parts), where a zero
+                gradient is expected; all by default.
 
         Raises:
             AttackError: the outputs do not depend on the images.
-            UserError: pixels are outside of the threat model's range; labels (on the CPU) are no classes of the model.
+            UserError: pixels are outside of the threat model's range; labels (on the CPU) are not classes of the model.
             ThreatModelViolation: the attack has a bug.
         """
         images = images.detach().clone()  # also leaves inference mode
         problem = Problem(
-            forward=forward if isinstance(forward, Forward) else PlainForward(forward),
+            model=forward if isinstance(forward, Forward) else PlainForward(forward),
             images=images,
             targets=targets,
             keys=keys.to(images.device),
-            movable=None if padding is None else (~padding)[:, None].to(images.dtype),
+            perturbable=None if padding is None else (~padding)[:, None].to(images.dtype),
             threat_model=self.threat_model.scaled(self.scale),
             scale=self.scale,
             rows=torch.arange(len(images), device=images.device),
@@ -232,8 +235,8 @@ class Attack(ABC):
         )
         scored = scored or self.keeps_best or self.restarts > 1
         history: list[Tensor] = []
-        best, standing = self._originals(problem)
-        best = self.search(standing, best, scored, history)
+        best, remaining = self._originals(problem)
+        best = self.search(remaining, best, scored, history)
         zero_gradient = best.zero_gradient
         if attackable is not None:
             zero_gradient = zero_gradient & attackable.to(zero_gradient.device)
@@ -256,7 +259,7 @@ class Attack(ABC):
             images=best.images,
             zero_gradient=zero_gradient,
             num_zero_gradient=number,
-            fooled=best.fooled,
+            success=best.success,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,
             history=torch.stack(history) if history else None,
@@ -264,58 +267,60 @@ class Attack(ABC):
         )
 
     def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
-        """All runs, for each restart and each class to aim at.
+        """Run the attack for each restart and each target class.
 
         Args:
             problem: the images that are attacked.
-            best: what is known of the whole batch before; None where nothing is, and `problem` is the whole batch.
-            scored: runs must know whether the model is fooled.
-            history: takes the losses of each step.
+            best: the result of the whole batch before the first run; None: there is none, and `problem` is the whole
+                batch.
+            scored: runs must compute whether they succeed.
+            history: receives the losses of each step.
 
         Returns:
-            The worst of all, of the whole batch.
+            The worst result of each image of the whole batch.
         """
         batch = len(problem) if best is None else len(best.images)
         for restart in range(self.restarts):
-            for aim in range(1 if problem.aims is None else problem.aims.shape[1]):
+            for index in range(1 if problem.target_classes is None else problem.target_classes.shape[1]):
                 if not len(problem):
                     break
-                run = self._run(self._prepared(problem, restart, aim), restart, scored, history, batch)
+                run = self._run(self._prepare_run(problem, restart, index), restart, scored, history, batch)
                 best = run if best is None else worst_of(best, run, problem.rows)
-                problem = self._standing(problem, best)
+                problem = self._remaining(problem, best)
         assert best is not None
         return best
 
     def _originals(self, problem: Problem) -> tuple[Run | None, Problem]:
-        """The images as a first result, and those that remain to be attacked, with the classes to aim at."""
+        """Return the images as a first result, and those that remain to be attacked, with their target classes."""
         if self.targets is None and not self.offer_original:
             return None, problem
         with torch.no_grad():
-            outputs = problem.ask(problem.images)
+            outputs = problem.forward(problem.images)
             best = self.outcome_of_originals(problem, self.objective.score_originals(outputs, problem.targets))
-        standing = self._standing(problem, best)
-        if self.targets is not None and len(standing):
-            standing = replace(standing, aims=self.targets.choose(standing, outputs[standing.rows]))
-        return best, standing
+        remaining = self._remaining(problem, best)
+        if self.targets is not None and len(remaining):
+            remaining = replace(remaining, target_classes=self.targets.choose(remaining, outputs[remaining.rows]))
+        return best, remaining
 
-    def _standing(self, problem: Problem, best: Run) -> Problem:
+    def _remaining(self, problem: Problem, best: Run) -> Problem:
         if not self.early_stop:
             return problem
-        assert best.harm is not None and best.fooled is not None
-        index = (~self.objective.finished(best.harm, best.fooled)[problem.rows]).nonzero()[:, 0]
+        assert best.margin_score is not None and best.success is not None
+        index = (~self.objective.finished(best.margin_score, best.success)[problem.rows]).nonzero()[:, 0]
         return problem if len(index) == len(problem) else problem.select(index)
 
-    def _prepared(self, problem: Problem, restart: int, aim: int) -> Problem:
-        """Return the problem with the keys and the target of one run."""
+    def _prepare_run(self, problem: Problem, restart: int, index: int) -> Problem:
+        """Return the problem with the keys and the target class of one run, the `index`-th."""
         if restart > 0:
             problem = replace(problem, starts=None)
-        if problem.aims is None:
+        if problem.target_classes is None:
             return replace(problem, keys=noise.make_keys(self.seed, problem.keys, restart))
-        keys = noise.make_keys(self.seed, problem.keys, restart, aim)
-        return replace(problem, keys=keys, targets=(problem.targets, problem.aims[:, aim]), aims=None)
+        keys = noise.make_keys(self.seed, problem.keys, restart, index)
+        targets = (problem.targets, problem.target_classes[:, index])
+        return replace(problem, keys=keys, targets=targets, target_classes=None)
 
     def _run(self, problem: Problem, restart: int, scored: bool, history: list[Tensor], batch: int) -> Run:
-        """All steps of one run, whose images may leave on the way."""
+        """Take all steps of one run, and remove finished images on the way."""
         state = self.start(problem, restart)
         place = torch.arange(len(problem), device=problem.images.device)
         whole: Run | None = None
@@ -325,7 +330,7 @@ class Attack(ABC):
                 history.append(torch.full((batch,), float("nan"), device=place.device))
                 history[-1][problem.rows] = state.loss
             if self.early_stop and (step + 1) % self.compact_every == 0 and step + 1 < self.steps:
-                index = (~self.objective.finished(state.best_harm, state.best_fooled)).nonzero()[:, 0]
+                index = (~self.objective.finished(state.best_score, state.best_success)).nonzero()[:, 0]
                 if len(index) == len(place):
                     continue
                 if whole is None:
@@ -336,7 +341,7 @@ class Attack(ABC):
                 if not len(index):
                     return whole
         if not scored:
-            return Run(images=state.x, zero_gradient=state.blind)
+            return Run(images=state.x, zero_gradient=state.zero_gradient)
         self.finish(problem, state)
         if whole is None:
             return self.outcome(state)
@@ -347,13 +352,13 @@ class Attack(ABC):
         log_every_n_seconds(
             logging.WARNING,
             f"{type(self).__name__}: {number} of {images} images got an all-zero gradient at every "
-            "step; their result says nothing about robustness (saturated or detached logits?)",
+            "step, so a failed attack on them is not evidence of robustness (saturated or detached logits?)",
             n=60,
             name=logger.name,
         )
 
     def describe(self) -> dict:
-        """Everything a reader needs to repeat the attack, for reports."""
+        """Return all settings of the attack, for records and reports."""
         return {
             "attack": type(self).__name__,
             "backend": self.backend,

@@ -1,4 +1,4 @@
-"""Builds an attack from a node of the config."""
+"""Build an attack from a node of the config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "PGD"
 BUILT_IN = (PGD, NFGSM, APGD, FAB, Square, RandomNoise)
-# What else there is in ATTACK.TRAIN.
+# Other keys of ATTACK.TRAIN.
 TRAINING_KEYS = frozenset(
     """
     ENABLED FRACTION EPS_WARMUP_ITERS PRECISION METHOD MIX_WEIGHT TRADES_BETA MART_BETA PART_LOSS_ON DENOISING MATCH_ON
@@ -38,7 +38,7 @@ def attack_defaults(name: str = DEFAULT) -> CfgNode:
     come first.
 
     Args:
-        name: in ATTACK_REGISTRY; one that is not there (yet) has no keys of its own.
+        name: in ATTACK_REGISTRY; a name that is not registered (yet) adds no keys.
     """
     own = ATTACK_REGISTRY.get(name).default_config() if name in ATTACK_REGISTRY else CfgNode()
     node = CfgNode()
@@ -51,7 +51,7 @@ def attack_defaults(name: str = DEFAULT) -> CfgNode:
 
 
 def build_attack(node: Mapping, **overrides: Any) -> Attack:
-    """Builds an attack from a config node such as `cfg.ATTACK.SPECS.pgd20` or `cfg.ATTACK.TRAIN`.
+    """Build an attack from a config node such as `cfg.ATTACK.SPECS.pgd20` or `cfg.ATTACK.TRAIN`.
 
     Args:
         node: mapping with NAME and any of the attack's keys (its `default_config`); others take their defaults.
@@ -82,5 +82,5 @@ def build_attack(node: Mapping, **overrides: Any) -> Attack:
     attack.full_gradient = merged.get("FULL_GRADIENT", defaults.FULL_GRADIENT)
     attack.query_factor = merged.get("QUERY_FACTOR", defaults.QUERY_FACTOR)
     if attack.query_factor < 1:
-        raise ValueError(f"QUERY_FACTOR must be at least 1, is {attack.query_factor}")
+        raise ValueError(f"QUERY_FACTOR must be at least 1, got {attack.query_factor}")
     return attack

@@ -1,6 +1,6 @@
-"""Losses of class logits, per image, larger is worse for the model, and when the model is fooled.
+"""Losses of class logits, per image, larger is worse for the model, and the rule by which an attack succeeds.
 
-Letters: N images, C classes. Logits (N, C), labels int64 (N,), aims int64 (N,): the class a targeted loss aims at.
+Letters: N images, C classes. Logits (N, C), labels int64 (N,), target classes int64 (N,).
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ def class_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     denominator counts the smallest logit alone, so below four it is the margin.
     """
     if logits.shape[1] < 4:
-        _say_margin("dlr", logits.shape[1])
+        _log_margin("dlr", logits.shape[1])
         return class_margin(logits, labels)
     top = logits.float().topk(3, dim=1).values
     return class_margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
 
-def targeted_margin(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-    """Logit of the class aimed at minus the right one."""
+def targeted_margin(logits: Tensor, labels: Tensor, target_classes: Tensor) -> Tensor:
+    """Logit of the target class minus the right one."""
     logits = logits.float()
-    return (logits.gather(1, aims[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+    return (logits.gather(1, target_classes[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
 
 
-def targeted_logits_ratio(logits: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+def targeted_logits_ratio(logits: Tensor, labels: Tensor, target_classes: Tensor) -> Tensor:
     """Targeted difference of logits ratio (Croce and Hein, 2020, eq. 7); below four classes the targeted margin."""
     if logits.shape[1] < 4:
-        _say_margin("targeted_dlr", logits.shape[1])
-        return targeted_margin(logits, labels, aims)
+        _log_margin("targeted_dlr", logits.shape[1])
+        return targeted_margin(logits, labels, target_classes)
     top = logits.float().topk(4, dim=1).values
-    return targeted_margin(logits, labels, aims) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+    return targeted_margin(logits, labels, target_classes) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
 def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ def misclassified(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) != labels
 
 
-def _say_margin(name: str, classes: int) -> None:
+def _log_margin(name: str, classes: int) -> None:
     log_first_n(
         logging.INFO,
-        f"objective {name!r} needs at least 4 classes, the model has {classes}: the margin takes its place",
+        f"objective {name!r} needs at least 4 classes, the model has {classes}: the margin is used instead",
         name=__name__,
         key="message",
     )

@@ -25,7 +25,7 @@ def prediction_changed(logits: Tensor, clean: Tensor) -> Tensor:
 class DivergenceObjective(ClassObjective):
     """A divergence of class logits from those of the clean images, both (N, C)."""
 
-    # An image does not diverge from itself, and is as near as can be.
+    # The divergence of an image from itself is zero, which is its minimum.
     zero_at_start = True
 
     @property
@@ -39,5 +39,5 @@ class DivergenceObjective(ClassObjective):
 
 KL_DIVERGENCE = DivergenceObjective("kl_divergence", kl_from, prediction_changed)
 
-# Attacks of training are called like all others; the name they had when the divergence was an exception.
+# Old name, of when attacks with this objective needed another function.
 attack_training_batch = attack_batch

@@ -1,4 +1,4 @@
-"""Expectation over transformations: randomised models as a deterministic-enough target (Athalye et al., 2018)."""
+"""Expectation over transformations: the average of a randomised model as the target (Athalye et al., 2018)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class EotView:
     """Images -> outputs averaged over random draws of the model; gradients are averaged with them.
 
-    An attack on one draw of a randomised model chases that draw's noise. The average over draws is what the model does
-    in expectation, and its gradient is what an attacker can follow.
+    An attack on one draw of a randomised model follows the noise of that draw. The average over draws estimates the
+    model's expected output, and its gradient is the one that an attacker can follow.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], draws: int = 10, average: str = "logits") -> None:
@@ -30,7 +30,7 @@ class EotView:
         if draws < 1:
             raise ValueError(f"expectation over transformations needs at least 1 draw, got {draws}")
         if average not in ("logits", "probabilities"):
-            raise ValueError(f"average must be 'logits' or 'probabilities', is {average!r}")
+            raise ValueError(f"average must be 'logits' or 'probabilities', got {average!r}")
         self.forward = forward
         self.draws = draws
         self.average = average
@@ -47,5 +47,5 @@ class EotView:
 
 
 def select(forward: Any, index: Tensor) -> Any:
-    """`forward` for the images at `index`: its own `select` where it has one, itself where it knows no images."""
+    """`forward` for the images at `index`: its own `select` where it has one, itself where it has none."""
     return forward.select(index) if hasattr(forward, "select") else forward

@@ -24,7 +24,7 @@ NEWTON_ROUNDS = 16
 
 @dataclass
 class FabState(State):
-    """`best` is the nearest image found that changes the class, inside eps or not, `best_harm` minus its distance.
+    """`best` is the nearest image found that changes the class, inside eps or not; `best_score` is minus its distance.
 
     Attributes:
         originals: (N, 3, H, W).
@@ -41,11 +41,11 @@ class FabState(State):
 class FAB(Attack):
     """Steps onto the linearised class boundary, drawn to the original, a little beyond; and back from every success.
 
-    After a success the paper steps back and asks the model again before it linearises. Here the boundary stays
+    After a success the paper steps back and evaluates the model again before it linearises. Here the boundary stays
     linearised at the success, just behind it, and only the projection starts from the point further back: one forward
     pass per step instead of two.
 
-    eps does not steer the search; it decides which of the images found are allowed, and so fool.
+    eps does not change the search; it decides which of the images found are allowed, and so a success.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FAB(Attack):
             overshoot: length of the steps, relative to the way to the boundary; eta of the paper, 1 or more.
             backward: after a success, the share of the perturbation that is kept; beta of the paper, 0..1.
             final_search: forward passes that look for a nearer image between the original and the best.
-            **shared: of `Attack`; restarts after the first start at random within half of eps.
+            **shared: see `Attack`; restarts after the first start at random within half of eps.
 
         Raises:
             ValueError: a value is impossible.
@@ -98,7 +98,7 @@ class FAB(Attack):
     @classmethod
     def from_config(cls, node: Mapping) -> FAB:
         shared = shared_arguments(node)
-        del shared["objective"]  # the margin to each class aimed at is what the method is made of
+        del shared["objective"]  # the method is defined by the margin to each target class
         return cls(
             alpha_max=node["FAB_ALPHA_MAX"],
             overshoot=node["FAB_OVERSHOOT"],
@@ -112,27 +112,27 @@ class FAB(Attack):
         x = problem.images
         if restart > 0:
             x = x + (problem.random_start() - x) / 2
-        unseen = State.unseen(x)
-        unseen["best"] = problem.images
-        unseen["best_harm"] = torch.full_like(unseen["loss"], float("-inf"))
-        nothing = unseen["loss"]
-        return FabState(**unseen, originals=problem.images, margin=nothing, best_margin=nothing)
+        fields = State.initial_fields(x)
+        fields["best"] = problem.images
+        fields["best_score"] = torch.full_like(fields["loss"], float("-inf"))
+        nothing = fields["loss"]
+        return FabState(**fields, originals=problem.images, margin=nothing, best_margin=nothing)
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
         assert isinstance(state, FabState)
-        slope, found = gradient(problem, self.objective, state.x)
-        state.notice(slope, found)
-        self._keep(problem, state, state.x, found)
-        assert found.fooled is not None and found.harm is not None
+        grad, found = gradient(problem, self.objective, state.x)
+        state.record_gradient(grad, found)
+        self._update_nearest(problem, state, state.x, found)
+        assert found.success is not None and found.margin_score is not None
         if step == 0:
-            state.margin = found.harm  # that of the originals, or close to it after a random start
+            state.margin = found.margin_score  # that of the originals, or close to it after a random start
         images = problem.images
-        back = where(found.fooled, images + self.backward * (state.x - images), state.x)
+        back = where(found.success, images + self.backward * (state.x - images), state.x)
         # How far `loss` must grow along the linearisation to be zero.
-        gap = -(found.loss + (slope * (back - state.x)).flatten(1).sum(dim=1))
-        gap_original = -(found.loss + (slope * (images - state.x)).flatten(1).sum(dim=1))
-        from_back = self._to_boundary(problem, back, slope, gap)
-        from_original = self._to_boundary(problem, images, slope, gap_original)
+        gap = -(found.loss + (grad * (back - state.x)).flatten(1).sum(dim=1))
+        gap_original = -(found.loss + (grad * (images - state.x)).flatten(1).sum(dim=1))
+        from_back = self._to_boundary(problem, back, grad, gap)
+        from_original = self._to_boundary(problem, images, grad, gap_original)
         near = problem.threat_model.length(from_back)
         far = problem.threat_model.length(from_original)
         alpha = (near / (near + far).clamp(min=1e-12)).clamp(max=self.alpha_max).view(-1, 1, 1, 1)
@@ -140,10 +140,10 @@ class FAB(Attack):
         state.x = problem.restrict(x.clamp(problem.threat_model.low, problem.threat_model.high))
 
     def finish(self, problem: Problem, state: State) -> None:
-        """Looks at the last iterate and, on the way from the original to the best image, for a nearer one."""
+        """Evaluate the last iterate, and search between the original and the best image for a nearer one."""
         assert isinstance(state, FabState)
-        self._keep(problem, state, state.x, score(problem, self.objective, state.x))
-        known = torch.isfinite(state.best_harm)
+        self._update_nearest(problem, state, state.x, score(problem, self.objective, state.x))
+        known = torch.isfinite(state.best_score)
         right = torch.zeros_like(state.margin)  # share of the perturbation at which the model was still right
         right_margin = state.margin
         for _ in range(self.final_search):
@@ -155,42 +155,42 @@ class FAB(Attack):
             best = state.best
             x = problem.images + near_share.view(-1, 1, 1, 1) * (best - problem.images)
             found = score(problem, self.objective, x)
-            assert found.fooled is not None and found.harm is not None
-            self._keep(problem, state, x, found)
-            # The best image has moved to x, or else x is the new point where the model is right.
-            right = torch.where(found.fooled, right / near_share.clamp(min=1e-12), near_share)
-            right_margin = torch.where(found.fooled, right_margin, found.harm)
+            assert found.success is not None and found.margin_score is not None
+            self._update_nearest(problem, state, x, found)
+            # Either x is the new best image, or the model is right at x.
+            right = torch.where(found.success, right / near_share.clamp(min=1e-12), near_share)
+            right_margin = torch.where(found.success, right_margin, found.margin_score)
 
     def outcome(self, state: State) -> Run:
         assert isinstance(state, FabState)
         return Run(
-            images=where(state.best_fooled, state.best, state.originals),
-            zero_gradient=state.blind,
-            harm=state.best_harm,
-            fooled=state.best_fooled,
-            distance=-state.best_harm,
+            images=where(state.best_success, state.best, state.originals),
+            zero_gradient=state.zero_gradient,
+            margin_score=state.best_score,
+            success=state.best_success,
+            distance=-state.best_score,
         )
 
     def outcome_of_originals(self, problem: Problem, found: Score) -> Run:
         run = super().outcome_of_originals(problem, found)
-        assert run.fooled is not None
-        run.distance = torch.where(run.fooled, 0.0, float("inf"))
-        run.harm = -run.distance
+        assert run.success is not None
+        run.distance = torch.where(run.success, 0.0, float("inf"))
+        run.margin_score = -run.distance
         return run
 
-    def _keep(self, problem: Problem, state: FabState, x: Tensor, found: Score) -> None:
-        assert found.fooled is not None and found.harm is not None
+    def _update_nearest(self, problem: Problem, state: FabState, x: Tensor, found: Score) -> None:
+        assert found.success is not None and found.margin_score is not None
         distance = problem.threat_model.distance(x, problem.images)
-        take = found.fooled & (distance < -state.best_harm)
+        take = found.success & (distance < -state.best_score)
         state.loss = found.loss
         state.best = where(take, x, state.best)
-        state.best_harm = torch.where(take, -distance, state.best_harm)
-        state.best_margin = torch.where(take, found.harm, state.best_margin)
-        state.best_fooled = -state.best_harm <= problem.threat_model.eps
+        state.best_score = torch.where(take, -distance, state.best_score)
+        state.best_margin = torch.where(take, found.margin_score, state.best_margin)
+        state.best_success = -state.best_score <= problem.threat_model.eps
 
-    def _to_boundary(self, problem: Problem, x: Tensor, slope: Tensor, gap: Tensor) -> Tensor:
+    def _to_boundary(self, problem: Problem, x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
         threat = problem.threat_model
-        return shortest_change(x, slope, gap, threat.norm, threat.low, threat.high)
+        return shortest_change(x, grad, gap, threat.norm, threat.low, threat.high)
 
     def describe(self) -> dict:
         return super().describe() | {
@@ -226,7 +226,7 @@ def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float
     upwards = weight * gap.sign()[:, None] > 0
     weight = weight.abs()
     largest = weight.amax(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
-    weight = weight / largest[:, None]  # squares of small gradients would be lost
+    weight = weight / largest[:, None]  # squares of small gradients would underflow
     room = torch.where(upwards, high - flat, flat - low).clamp(min=0) * (weight > 0)
     linf = norm == "linf"
     stop = room if linf else room / weight.clamp(min=torch.finfo(weight.dtype).tiny)
@@ -241,7 +241,7 @@ def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float
         later = (wanted - gained) / rates.clamp(min=torch.finfo(torch.float64).tiny)
         later = torch.maximum(later.clamp(max=torch.finfo(x.dtype).max).to(x.dtype), moment)
         if later.device.type == "cpu" and torch.equal(later, moment):
-            break  # mostly after three rounds; elsewhere asking would make the host wait
+            break  # mostly after three rounds; on other devices the comparison would make the host wait
         moment = later
     distance = torch.minimum(moment[:, None] if linf else moment[:, None] * weight, room)
     return torch.where(upwards, distance, -distance).view_as(x)

@@ -1,4 +1,4 @@
-"""A model as an attack sees it, and as it was before once the attack is over."""
+"""Model in eval mode with frozen parameters during an attack, and restored after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
     every parameter, and torch's random state. Attacks take gradients by `autograd.grad` with respect to the images
-    alone, so no `.grad` is written; eval mode writes no buffers. The context of a model that cuts its gradient in
+    alone, so no `.grad` is written; eval mode writes no buffers. The context of a model that detaches its gradient in
     training (`CutsGradient`) is entered unless `full_gradient` is False.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -54,7 +54,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
 
 
 class ModelView:
-    """Images -> what an objective reads of a model, for one batch of the mapper's dicts; a `Forward`."""
+    """Images -> the outputs that an objective reads, for one batch of the mapper's dicts; a `Forward`."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class ModelView:
         padding: Tensor | None,
         query_factor: int = 1,
     ) -> None:
-        """Show the model to an attack with the given objective.
+        """Prepare the outputs for an objective.
 
         Args:
             inner: the model, inside `attack_view`; an `Attackable`.
-            objective: it says which outputs of the model it reads.
+            objective: decides which outputs of the model are read.
             batched_inputs: see `AttackInputs`.
             images: see `AttackInputs`.
             padding: see `AttackInputs`.
@@ -88,20 +88,20 @@ class ModelView:
         return self.view.passes if isinstance(self.view, OpenQueries) else 1
 
     def select(self, index: Tensor) -> ModelView:
-        """The view of the images at `index`; a matching frozen at the originals costs a forward pass again."""
+        """Return the view of the images at `index`; a matching fixed at the originals costs one more forward pass."""
         chosen = self.inputs.select(index)
         return ModelView(
             chosen.model, self.objective, chosen.batched_inputs, chosen.images, chosen.padding, chosen.query_factor
         )
 
     def call_arguments(self, keys: Tensor) -> dict[str, Tensor]:
-        """Arguments of `Attack.__call__` that belong to the images, by one copy to their device.
+        """Return arguments of `Attack.__call__` that belong to the images, by one copy to their device.
 
         Args:
             keys: int64 (N,).
 
         Returns:
-            `keys`; `targets` that the objective compares with; and, for objectives of the parts, `attackable`, bool
+            `keys`; `targets` of the objective; and, for objectives of the parts, `attackable`, bool
             (N,), False for images without part labels.
         """
         arguments = {"keys": keys, "targets": self.objective.targets(self.inputs)}
@@ -119,15 +119,15 @@ def attack_batch(
     scored: bool = False,
     starts: Tensor | None = None,
 ) -> tuple[AttackResult, Tensor | None]:
-    """Attacks a batch of the mapper's dicts.
+    """Attack a batch of the mapper's dicts.
 
     Args:
-        attack: the attack; its objective says whether it is aimed at the class or at the parts.
+        attack: the attack; its objective is a loss of the class, of the parts or of both.
         inner: the model, inside `attack_view`; an `Attackable`.
         batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
         keys: int64 (N,).
-        scored: as of `Attack`.
-        starts: as of `Attack`.
+        scored: see `Attack.__call__`.
+        starts: see `Attack.__call__`.
 
     Returns:
         The result and the padding mask of the batch.

@@ -19,11 +19,11 @@ class NFGSM(Attack):
     """Uniform noise of `noise` * eps, then one step of eps along the sign of the gradient there.
 
     The result is not brought back into the ball around the image, only into the pixel range: the clipping of other
-    single-step attacks is what lets a training overfit to them. It is an attack for training, not for evaluation.
+    single-step attacks makes training overfit to them. It is an attack for training, not for evaluation.
 
     Attributes:
         eps: radius that the training is for, L-inf, 0..255 units. `threat_model`, which every result is verified
-            against, has the radius that can be reached, (noise + 1) * eps.
+            against, has the radius of the largest change, (noise + 1) * eps.
     """
 
     keeps_best = False
@@ -34,15 +34,15 @@ class NFGSM(Attack):
         Args:
             eps: see above; also the length of the step.
             noise: largest change of a pixel before the step, in units of eps; the paper's k.
-            **shared: of `Attack`, without threat model, steps and restarts.
+            **shared: see `Attack`, without threat model, steps and restarts.
 
         Raises:
             ValueError: negative noise.
         """
         if noise < 0:
-            raise ValueError(f"NOISE must not be negative, is {noise}")
-        reach = ThreatModel(norm="linf", eps=(noise + 1.0) * eps)
-        super().__init__(threat_model=reach, steps=1, offer_original=False, **shared)
+            raise ValueError(f"NOISE must not be negative, got {noise}")
+        threat_model = ThreatModel(norm="linf", eps=(noise + 1.0) * eps)
+        super().__init__(threat_model=threat_model, steps=1, offer_original=False, **shared)
         self.eps = eps
         self.noise = noise
 
@@ -61,9 +61,9 @@ class NFGSM(Attack):
             ValueError: a value that only other attacks have.
         """
         if node["NORM"] != "linf":
-            raise ValueError(f"NFGSM is an attack in the L-inf norm, NORM is {node['NORM']!r}")
+            raise ValueError(f"NORM of NFGSM must be 'linf', got {node['NORM']!r}")
         if node["RESTARTS"] != 1 or node["EARLY_STOP"]:
-            raise ValueError("NFGSM is one step: leave RESTARTS at 1 and EARLY_STOP at False")
+            raise ValueError("RESTARTS must be 1 and EARLY_STOP False for NFGSM, which takes one step")
         shared = shared_arguments(node)
         for name in ("threat_model", "steps", "restarts"):
             shared.pop(name)
@@ -72,22 +72,22 @@ class NFGSM(Attack):
     def start(self, problem: Problem, restart: int) -> State:
         shift = (2.0 * uniform(problem.keys, problem.images.shape[1:]) - 1.0) * (self.noise * self.eps * problem.scale)
         # The published step goes out from the noisy image as it is; pixels are clipped once, at the end.
-        return State(**State.unseen(problem.restrict(problem.images + shift)))
+        return State(**State.initial_fields(problem.restrict(problem.images + shift)))
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
-        slope, found = gradient(problem, self.objective, state.x, judged=False)
+        grad, found = gradient(problem, self.objective, state.x, scored=False)
         state.loss = found.loss
-        state.notice(slope, found)
-        moved = state.x + self.eps * problem.scale * slope.sign()
+        state.record_gradient(grad, found)
+        moved = state.x + self.eps * problem.scale * grad.sign()
         state.x = problem.restrict(moved.clamp(problem.threat_model.low, problem.threat_model.high))
 
     def finish(self, problem: Problem, state: State) -> None:
-        state.see(state.x, score(problem, self.objective, state.x))
+        state.update_best(state.x, score(problem, self.objective, state.x))
 
     def describe(self) -> dict:
         return super().describe() | {"training_eps": self.eps, "noise": self.noise}
 
 
 def training_radius(attack: Attack) -> float:
-    """Radius that an attack trains for, 0..255 units: not always the largest change that it makes."""
+    """Radius that an attack trains for, 0..255 units: which may be smaller than the largest change that it makes."""
     return attack.eps if isinstance(attack, NFGSM) else attack.threat_model.eps

@@ -1,4 +1,4 @@
-"""Objectives: what an attack maximises, per image, and when it has won.
+"""Objectives: what an attack maximises, per image, and when it succeeds.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -16,51 +16,63 @@ from torch import Tensor
 from part_robust.attacks import class_losses, part_losses
 from part_robust.attacks.attackable import AttackInputs
 from part_robust.utils.errors import UserError
+from part_robust.utils.renamed import renamed
 
 
 @dataclass
 class Score:
-    """Outputs of a model as an objective judges them, image by image.
+    """Loss and success of an attack, image by image.
 
     Attributes:
         loss: (N,), what the attack maximises.
-        harm: (N,), how bad the outputs are for the model: what the best of several images is chosen by.
-        fooled: bool (N,), the attack has won.
-        idle: bool (N,), there is nothing to attack, so that a zero gradient is no finding; None: nowhere.
+        margin_score: (N,), by which the worst of several images is chosen: the logit margin, or another measure that is
+            higher where the outputs are worse for the model.
+        success: bool (N,), the attack succeeds.
+        nothing_to_attack: bool (N,), the image has nothing to attack, so a zero gradient is expected; None: no such
+            image.
     """
 
     loss: Tensor
-    harm: Tensor | None = None
-    fooled: Tensor | None = None
-    idle: Tensor | None = None
+    margin_score: Tensor | None = None
+    success: Tensor | None = None
+    nothing_to_attack: Tensor | None = None
+
+    # Names of earlier versions.
+    harm = renamed("margin_score")
+    fooled = renamed("success")
+    idle = renamed("nothing_to_attack")
 
 
 @dataclass(frozen=True)
 class AttackObjective:
-    """A loss to maximise. Subclasses say which outputs of the model it reads, and what these are compared with.
+    """A loss to maximise. Subclasses define which outputs of the model it reads, and its targets.
 
     Attributes:
         name: its name in the config.
         loss: (outputs, targets) -> (N,), larger is worse for the model.
-        fooled: (outputs, targets) -> bool (N,), True where the model is wrong.
-        harm: (outputs, targets) -> (N,), what the best of several images is chosen by; None: the loss.
-        scheduled: the loss takes a third argument, the share of the attack that is over, 0..1.
-        targeted: the loss takes a third argument, int64 (N,), the classes to aim at.
-        needs_parts: it is aimed at the parts.
+        success: (outputs, targets) -> bool (N,), True where the model is wrong.
+        margin_score: (outputs, targets) -> (N,), see `Score`; None: the loss.
+        scheduled: the loss takes a third argument, the share of the steps taken so far, 0..1.
+        targeted: the loss takes a third argument, int64 (N,), the target classes.
+        needs_parts: it is a loss of the parts.
         needs_pixels: it reads part logits of every pixel.
         zero_at_start: its gradient is zero at the image itself, so that an attack must start elsewhere.
     """
 
     name: str
     loss: Callable[..., Tensor]
-    fooled: Callable[[Any, Any], Tensor]
-    harm: Callable[[Any, Any], Tensor] | None = None
+    success: Callable[[Any, Any], Tensor]
+    margin_score: Callable[[Any, Any], Tensor] | None = None
     scheduled: bool = False
 
     targeted: ClassVar[bool] = False
     needs_parts: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
     zero_at_start: ClassVar[bool] = False
+
+    # Names of earlier versions.
+    harm = renamed("margin_score")
+    fooled = renamed("success")
 
     @property
     def needs_class(self) -> bool:
@@ -81,36 +93,36 @@ class AttackObjective:
         return inputs.labels
 
     def attackable(self, inputs: AttackInputs) -> Tensor | None:
-        """Return bool (N,), on the host, False for images that the objective says nothing of; None: all are."""
+        """Return bool (N,), on the host, False for images without labels for the objective; None: all have some."""
         return None
 
     def nothing_to_attack(self, outputs: Any, targets: Any, loss: Tensor) -> Tensor | None:
-        """Return bool (N,), images where a zero gradient is expected; None: nowhere."""
+        """Return bool (N,), images where a zero gradient is expected; None: no such image."""
         return None
 
-    def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        """Return bool (N,), whether nothing worse can happen to an image, so that it may leave."""
-        return torch.zeros_like(fooled)
+    def finished(self, margin_score: Tensor, success: Tensor) -> Tensor:
+        """Return bool (N,), whether the result of an image cannot get worse, so that it may be removed."""
+        return torch.zeros_like(success)
 
     def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
-        """The loss (N,). Targeted objectives take (labels, classes to aim at) as `targets`."""
+        """The loss (N,). Targeted objectives take (labels, target classes) as `targets`."""
         return self.loss(outputs, targets, progress) if self.scheduled else self.loss(outputs, targets)
 
-    def score(self, outputs: Any, targets: Any, loss: Tensor, judged: bool = True) -> Score:
-        """The whole score of outputs whose `loss` is known; without `judged`, no harm and no verdict."""
-        idle = self.nothing_to_attack(outputs, targets, loss)
-        if not judged:
-            return Score(loss, idle=idle)
-        harm = loss if self.harm is None else self.harm(outputs, targets)
-        return Score(loss, harm, self.fooled(outputs, targets), idle)
+    def score(self, outputs: Any, targets: Any, loss: Tensor, scored: bool = True) -> Score:
+        """Return the score of outputs whose `loss` is known; without `scored`, `loss` and `nothing_to_attack` alone."""
+        nothing = self.nothing_to_attack(outputs, targets, loss)
+        if not scored:
+            return Score(loss, nothing_to_attack=nothing)
+        margin_score = loss if self.margin_score is None else self.margin_score(outputs, targets)
+        return Score(loss, margin_score, self.success(outputs, targets), nothing)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        """Return the score of images that are not attacked yet, so that there is no class to aim at."""
+        """Return the score of images that are not attacked yet, so that there are no target classes."""
         return self.score(outputs, targets, self.value(outputs, targets))
 
 
 class ClassObjective(AttackObjective):
-    """A loss of class logits (N, C) and labels (N,). A class is wrong or not: then the image may leave."""
+    """A loss of class logits (N, C) and labels (N,). An image whose class is wrong may be removed."""
 
     @property
     def needs_class(self) -> bool:
@@ -123,8 +135,8 @@ class ClassObjective(AttackObjective):
     def forward(self, inputs: AttackInputs) -> Callable[[Tensor], Any]:
         return inputs.class_forward()
 
-    def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        return fooled
+    def finished(self, margin_score: Tensor, success: Tensor) -> Tensor:
+        return success
 
     def value(self, outputs: Any, targets: Any, progress: float = 1.0) -> Tensor:
         check_labels(outputs, targets)
@@ -132,9 +144,9 @@ class ClassObjective(AttackObjective):
 
 
 class TargetedObjective(ClassObjective):
-    """A loss of class logits (N, C), labels (N,) and the classes (N,) to aim at.
+    """A loss of class logits (N, C), labels (N,) and target classes (N,).
 
-    The worst over these is chosen by `harm`, which must mean the same for all of them.
+    The worst result over these is chosen by `margin_score`, which must mean the same for all of them.
     """
 
     targeted = True
@@ -143,19 +155,19 @@ class TargetedObjective(ClassObjective):
         check_labels(outputs, targets[0])
         return self.loss(outputs, *targets)
 
-    def score(self, outputs: Any, targets: Any, loss: Tensor, judged: bool = True) -> Score:
-        return super().score(outputs, targets[0], loss, judged)
+    def score(self, outputs: Any, targets: Any, loss: Tensor, scored: bool = True) -> Score:
+        return super().score(outputs, targets[0], loss, scored)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        assert self.harm is not None
-        harm = self.harm(outputs, targets)
-        return Score(harm, harm, self.fooled(outputs, targets))
+        assert self.margin_score is not None
+        margin_score = self.margin_score(outputs, targets)
+        return Score(margin_score, margin_score, self.success(outputs, targets))
 
 
 class PixelObjective(AttackObjective):
     """A loss of part logits (N, P + 1, H, W) and label maps (N, H, W), where labels above P count nowhere.
 
-    Parts get worse until no pixel is right.
+    Results can get worse until no pixel is right.
     """
 
     needs_parts = True
@@ -173,17 +185,17 @@ class PixelObjective(AttackObjective):
     def nothing_to_attack(self, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         return part_losses.nothing_right(outputs, targets)
 
-    def finished(self, harm: Tensor, fooled: Tensor) -> Tensor:
-        return harm >= 1.0
+    def finished(self, margin_score: Tensor, success: Tensor) -> Tensor:
+        return margin_score >= 1.0
 
 
 @dataclass(frozen=True)
 class PartLossObjective(AttackObjective):
-    """The model's own loss (N,), which its outputs hold behind class logits (N, C) or None. It can always get worse.
+    """The model's own loss (N,), the second of its outputs after class logits (N, C) or None. It can always get worse.
 
     Attributes:
         joint: class and part loss, instead of the part loss.
-        fixed: queries stay matched with the true parts that they find on the images before the attack.
+        fixed: keep the matching of queries and ground-truth parts of the images before the attack.
     """
 
     joint: bool = False
@@ -204,7 +216,7 @@ class PartLossObjective(AttackObjective):
         return torch.ones_like(inputs.labelled) if self.joint else inputs.labelled
 
     def nothing_to_attack(self, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
-        return loss == 0  # an image without true parts
+        return loss == 0  # an image without ground-truth parts
 
 
 def Objective(
@@ -217,21 +229,21 @@ def Objective(
     targeted: bool = False,
     scheduled: bool = False,
 ) -> AttackObjective:
-    """Builds an objective from what it reads, as it was written before there was a class for each; to be removed.
+    """Build an objective from what it reads: the interface before there was a class for each; to be removed.
 
     Args:
         name: its name in the config.
         reads: "class_logits" for a `ClassObjective` or `TargetedObjective`, "part_logits" for a `PixelObjective`,
             "part_losses" for a `PartLossObjective`.
         loss: see `AttackObjective`.
-        fooled: see `AttackObjective`.
+        fooled: `success` of `AttackObjective`.
         options: `joint` and `fixed` of a `PartLossObjective`.
-        harm: see `AttackObjective`.
+        harm: `margin_score` of `AttackObjective`.
         targeted: see `AttackObjective`.
         scheduled: see `AttackObjective`.
 
     Raises:
-        ValueError: nothing is called so.
+        ValueError: no such kind of output.
     """
     kinds = {
         "class_logits": TargetedObjective if targeted else ClassObjective,
@@ -244,14 +256,14 @@ def Objective(
 
 
 def check_labels(logits: Any, labels: Any) -> None:
-    """Looks at labels that are on the host: on another device this would make the host wait.
+    """Check labels that are on the host; on another device this would make the host wait.
 
     Args:
         logits: (N, C).
-        labels: int64 (N,); anything else is not looked at.
+        labels: int64 (N,); anything else is not checked.
 
     Raises:
-        UserError: a label is none of 0 .. C - 1.
+        UserError: a label is not in 0 .. C - 1.
     """
     if not isinstance(labels, Tensor) or labels.device.type != "cpu" or labels.ndim != 1 or not len(labels):
         return
@@ -268,7 +280,7 @@ def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
 
 
 def class_is_wrong(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
-    """False where there are no class logits: a detection is never plainly wrong."""
+    """False where there are no class logits: a detection has no wrong class."""
     logits = outputs[0]
     return torch.zeros_like(labels, dtype=torch.bool) if logits is None else class_losses.misclassified(logits, labels)
 
@@ -314,15 +326,17 @@ def get_objective(name: str | AttackObjective) -> AttackObjective:
     """The objective of a name; an objective itself is returned as it is.
 
     Raises:
-        ValueError: no such objective; lists those there are.
+        ValueError: no such objective; the message lists all.
     """
     if isinstance(name, AttackObjective):
         return name
     if name not in OBJECTIVES:
-        raise ValueError(f"unknown attack objective {name!r}: choose one of {', '.join(OBJECTIVES)}")
+        raise ValueError(f"OBJECTIVE must be one of {', '.join(OBJECTIVES)}, got {name!r}")
     return OBJECTIVES[name]
 
 
-def better(harm: Tensor, fooled: Tensor, best_harm: Tensor, best_fooled: Tensor) -> Tensor:
-    """Return bool (N,), whether the new result is worse for the model; success counts more than any harm."""
-    return (fooled & ~best_fooled) | ((fooled == best_fooled) & (harm > best_harm)) | torch.isnan(best_harm)
+def better(margin_score: Tensor, success: Tensor, best_score: Tensor, best_success: Tensor) -> Tensor:
+    """Return bool (N,), whether the new result is worse for the model; success comes before the margin score."""
+    return (
+        (success & ~best_success) | ((success == best_success) & (margin_score > best_score)) | torch.isnan(best_score)
+    )

@@ -34,13 +34,13 @@ LEAST_CLASSES = {"dlr": 3, "targeted_dlr": 4}
 class Official(Attack):
     """An attack of ours on the class, run by pyautoattack with the same radius, steps, restarts, targets and seed.
 
-    What is different: its random numbers belong to the batch, so an image's result may depend on its batch; an image
-    that it does not break comes back as it was; it begins at a random point whatever `starts` says; it keeps no
-    history and no distance.
+    Differences: its random numbers belong to the batch, so an image's result may depend on its batch; an image that it
+    does not break is returned unchanged; it starts at a random point and ignores `starts`; it records no history and no
+    distance.
 
-    pyautoattack makes smaller batches of the images that still stand, and does not say which these are. Images in a
-    batch must therefore be alike in all that the model is told besides their pixels: those of equal padding share one,
-    and where more than the padding is told, each image has its own. Padding stays as it is; under L2, what
+    pyautoattack makes smaller batches of the images that are not broken yet, and does not report which these are. All
+    images of a batch must therefore share the model's other inputs: images of equal padding share a batch, and where
+    there are other inputs than the padding, each image has a batch of its own. Padding stays as it is; under L2, what
     pyautoattack spends on it is lost to the attack.
     """
 
@@ -50,11 +50,11 @@ class Official(Attack):
         """Wrap one of our attacks.
 
         Args:
-            own: the attack of ours. Its EARLY_STOP does not matter: pyautoattack leaves a broken image alone.
+            own: the attack of ours. Its EARLY_STOP has no effect: pyautoattack never attacks a broken image again.
 
         Raises:
             ImportError: pyautoattack is not installed.
-            ValueError: it has no such attack, or not with these settings.
+            ValueError: pyautoattack has no such attack, or not with these settings.
         """
         try:
             import pyautoattack
@@ -83,7 +83,7 @@ class Official(Attack):
 
     @classmethod
     def from_config(cls, node: Mapping) -> Official:
-        """NAME is that of the attack of ours."""
+        """Build the attack from the config node of ours."""
         return cls(build_attack(node))
 
     def check(self, classes: int, height: int, width: int) -> None:
@@ -106,7 +106,7 @@ class Official(Attack):
         assert best is not None  # `offer_original`
         if problem.threat_model.eps == 0 or not len(problem):
             return best
-        for rows in _alike(problem):
+        for rows in _rows_of_equal_padding(problem):
             part = problem if len(rows) == len(problem) else problem.select(rows)
             best = worst_of(best, self._attack(part), part.rows)
         return best
@@ -120,12 +120,12 @@ class Official(Attack):
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             found = self._method(model, problem).perturb(scaled, problem.targets).detach()
         moved = (found != scaled).flatten(1).any(dim=1)
-        # Into the ball again: there and back costs the last bit.
+        # Projected again, as the two conversions lose the last bit.
         result = problem.project(where(moved, 255.0 * found, images))
         with torch.no_grad():
-            verdict = self.objective.score_originals(problem.ask(result), problem.targets)
-        blind = ~model.sloped if self.uses_gradient else torch.zeros_like(model.sloped)
-        return Run(images=result, zero_gradient=blind, harm=verdict.harm, fooled=verdict.fooled)
+            found_score = self.objective.score_originals(problem.forward(result), problem.targets)
+        zero_gradient = ~model.has_gradient if self.uses_gradient else torch.zeros_like(model.has_gradient)
+        return Run(result, zero_gradient, margin_score=found_score.margin_score, success=found_score.success)
 
     def _method(self, model: ScaledModel, problem: Problem) -> Any:
         """Build pyautoattack's attack on images in 0..1, as its version "standard" has it except for our settings."""
@@ -140,8 +140,8 @@ class Official(Attack):
             "seed": self.seed,
             "device": problem.images.device,
         }
-        if problem.aims is not None:
-            shared["n_target_classes"] = problem.aims.shape[1]  # never more than there are wrong ones
+        if problem.target_classes is not None:
+            shared["n_target_classes"] = problem.target_classes.shape[1]  # never more than there are wrong ones
         if isinstance(self.own, APGD):
             shared |= {"n_iter": self.steps, "rho": self.own.success_share}
             if self.objective.targeted:
@@ -164,29 +164,29 @@ class Official(Attack):
 
     def describe(self) -> dict:
         described = self.own.describe() | super().describe()
-        # Of ours alone.
+        # Settings that only our attacks have.
         for key in ("offer_original", "early_stop", "compact_every", "final_search", "radius_schedule"):
             described.pop(key, None)
         return described | {"attack": type(self.own).__name__, "package": self.package}
 
 
 class ScaledModel:
-    """The model for pyautoattack: images in 0..1 -> logits, of any batch of images that are alike.
+    """The model for pyautoattack: images in 0..1 -> logits, of any batch of images of equal padding.
 
     Attributes:
-        sloped: bool (N,), an image's gradient was other than zero. Rows are known as long as no image has left. Of a
-            smaller batch only a gradient on every image tells something: that those still attacked have one.
+        has_gradient: bool (N,), an image's gradient was other than zero. Rows are known until pyautoattack removes an
+            image. In a smaller batch only a gradient on every image counts, for all images.
     """
 
     def __init__(self, problem: Problem, least_classes: int) -> None:
-        """`problem` holds images that are alike; with fewer classes than `least_classes` there is no loss."""
+        """`problem` holds images of equal padding; with fewer classes than `least_classes` there is no loss."""
         self.problem = problem
         self.least_classes = least_classes
-        self.sloped = torch.zeros(len(problem), dtype=torch.bool, device=problem.images.device)
-        self.views: dict[int, Forward] = {len(problem): problem.forward}
-        # Of one image, and so of all.
+        self.has_gradient = torch.zeros(len(problem), dtype=torch.bool, device=problem.images.device)
+        self.views: dict[int, Forward] = {len(problem): problem.model}
+        # One row stands for all images, which have equal padding.
         self.original = problem.images[:1]
-        self.movable = None if problem.movable is None else problem.movable[:1]
+        self.perturbable = None if problem.perturbable is None else problem.perturbable[:1]
         self.classes = 0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class ScaledModel:
             return images.new_zeros(0, self.classes)
         images = 255.0 * images
         if images.requires_grad:
-            images.register_hook(self._notice)
-        if self.movable is not None:
-            images = torch.where(self.movable > 0, images, self.original)
+            images.register_hook(self._record_gradient)
+        if self.perturbable is not None:
+            images = torch.where(self.perturbable > 0, images, self.original)
         self.problem.counts.forwards += len(images)
         logits = self._view(len(images))(images)
         self.classes = logits.shape[1]
@@ -205,16 +205,16 @@ class ScaledModel:
         return logits
 
     def _view(self, count: int) -> Forward:
-        if isinstance(self.problem.forward, PlainForward):
-            return self.problem.forward
+        if isinstance(self.problem.model, PlainForward):
+            return self.problem.model
         if count not in self.views:
-            self.views[count] = self.problem.forward.select(torch.arange(count, device=self.sloped.device))
+            self.views[count] = self.problem.model.select(torch.arange(count, device=self.has_gradient.device))
         return self.views[count]
 
-    def _notice(self, slope: Tensor) -> None:
-        self.problem.counts.backwards += len(slope)
-        some = (slope != 0).flatten(1).any(dim=1)
-        self.sloped |= some if len(some) == len(self.sloped) else some.all()
+    def _record_gradient(self, grad: Tensor) -> None:
+        self.problem.counts.backwards += len(grad)
+        some = (grad != 0).flatten(1).any(dim=1)
+        self.has_gradient |= some if len(some) == len(self.has_gradient) else some.all()
 
 
 def _too_few(classes: int, least: int) -> str:
@@ -243,13 +243,13 @@ def _tiles_fit(height: int, width: int) -> bool:
     return side > 0 and all(edge + side * (length // side) <= length for length in (height, width))
 
 
-def _alike(problem: Problem) -> list[Tensor]:
+def _rows_of_equal_padding(problem: Problem) -> list[Tensor]:
     """Rows, int64 (M,), of the images that may share a batch."""
     rows = torch.arange(len(problem), device=problem.images.device)
-    if not isinstance(problem.forward, PlainForward | ModelView):
+    if not isinstance(problem.model, PlainForward | ModelView):
         return list(rows.split(1))
-    if problem.movable is None:
+    if problem.perturbable is None:
         return [rows]
-    padding = torch.where(problem.movable > 0, -1.0, problem.images).flatten(1)
+    padding = torch.where(problem.perturbable > 0, -1.0, problem.images).flatten(1)
     _, groups = padding.unique(dim=0, return_inverse=True)
     return [rows[groups == group] for group in range(int(groups.max()) + 1)]

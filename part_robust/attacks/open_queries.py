@@ -17,15 +17,16 @@ class ChoosesQueries(Protocol):
     """A model that may read the class from object queries which it chooses among others."""
 
     def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
-        """The context in which it chooses `factor` times as many; None where it chooses none."""
+        """Return the context in which it chooses `factor` times as many; None where it chooses none."""
         ...
 
 
 class OpenQueries:
     """Images -> the model's own class logits (N, C), with the gradient that it has with more object queries.
 
-    A detector reads the class from the pixels it is surest of, a hard choice: the others get no gradient. Forward as it
-    is, backward through a model that chooses more of them (BPDA, Athalye et al., 2018).
+    A detector reads the class from the pixels of highest score, a hard choice: the others get no gradient. The forward
+    pass is the model's own; the backward pass goes through a model that chooses more pixels (BPDA,
+    Athalye et al., 2018).
     """
 
     def __init__(self, view: Any, padding: Tensor | None, factor: int = 4) -> None:
@@ -34,7 +35,7 @@ class OpenQueries:
         Args:
             view: the model inside `attack_view`, a `ChoosesQueries`.
             padding: bool (N, H, W) or None.
-            factor: how many times as many.
+            factor: ratio of the number of object queries to the model's own.
         """
         self.view = view
         self.padding = padding
@@ -46,8 +47,8 @@ class OpenQueries:
         with torch.no_grad():
             logits = self.view.class_logits(images, self.padding)
         with self.view.more_queries(self.factor):
-            opened = self.view.class_logits(images, self.padding)
-        return logits + (opened - opened.detach())
+            expanded = self.view.class_logits(images, self.padding)
+        return logits + (expanded - expanded.detach())
 
     @property
     def passes(self) -> int:
@@ -60,7 +61,7 @@ class OpenQueries:
 
 
 def open_queries(view: Any, padding: Tensor | None, factor: int = 4) -> OpenQueries | None:
-    """None for models whose class is read from no queries that are chosen among others."""
+    """Return None for models that do not read the class from chosen queries."""
     if not isinstance(view, ChoosesQueries) or view.more_queries(factor) is None:
         return None
     return OpenQueries(view, padding, factor)

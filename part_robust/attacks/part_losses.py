@@ -1,4 +1,4 @@
-"""Losses of dense part logits, per image, larger is worse for the model, and when the model is fooled.
+"""Losses of dense part logits, per image, larger is worse for the model, and the rule by which an attack succeeds.
 
 Letters: N images, P parts (label P is background), H W pixels. Logits (N, P + 1, H, W), labels int64 (N, H, W); labels
 above P count nowhere, neither above nor below a fraction bar. All losses are means over an image's labelled pixels, 0
@@ -30,7 +30,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Masked cross-entropy in which each label of an image has the same weight, however many pixels it has (SEA).
 
-    Small parts count as much as the background, which is what the mean IoU looks at.
+    Small parts count as much as the background, as in the mean IoU.
     """
     channels = logits.shape[1]
     counted = labels < channels
@@ -46,8 +46,8 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def jensen_shannon(logits: Tensor, labels: Tensor) -> Tensor:
     """Jensen-Shannon divergence between the softmax and the one-hot label (SEA).
 
-    With p the probability of the label it is (2 ln 2 + p ln p - (1 + p) ln(1 + p)) / 2, at most ln 2: pixels that are
-    wrong beyond doubt, and right beyond doubt, pull little.
+    With p the probability of the label it is (2 ln 2 + p ln p - (1 + p) ln(1 + p)) / 2, at most ln 2: the
+    gradient of pixels that are surely wrong, or surely right, is small.
     """
     log_p = -_cross_entropy(logits, labels)
     p = log_p.exp()
@@ -82,7 +82,7 @@ def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
 def wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labelled pixels that are wrong, 0..1.
 
-    The worst of several images is chosen by it, since losses only stand in for it.
+    The worst of several images is chosen by it, as losses only approximate it.
     """
     return _mean((~_right(logits, labels)).float(), labels, logits)
 

@@ -29,21 +29,21 @@ class PGD(Attack):
             random_start: start uniformly in the ball instead of at the image.
             keep: "last" iterate of each run, or the "best" one for the attacker, the image itself included, which costs
                 one or two more forward passes.
-            **shared: of `Attack`. Restarts are useless without `random_start`, early stopping needs the best iterate.
+            **shared: see `Attack`. Restarts are useless without `random_start`, early stopping needs the best iterate.
 
         Raises:
             ValueError: a value is impossible.
         """
         if keep not in ("last", "best"):
-            raise ValueError(f"KEEP must be 'last' or 'best', is {keep!r}")
+            raise ValueError(f"KEEP must be 'last' or 'best', got {keep!r}")
         # Without a random start the first iterate is the image already.
         super().__init__(steps=steps, **{"offer_original": keep == "best" and random_start, **shared})
         if step_size < 0:
-            raise ValueError(f"STEP_SIZE must not be negative, is {step_size}")
+            raise ValueError(f"STEP_SIZE must not be negative, got {step_size}")
         if self.restarts > 1 and not random_start:
             raise ValueError("RESTARTS > 1 without RANDOM_START repeats the same run")
         if self.early_stop and keep == "last":
-            raise ValueError("EARLY_STOP keeps the iterate that fooled the model: set KEEP to best")
+            raise ValueError(f"KEEP must be 'best' with EARLY_STOP, got {keep!r}")
         self.step_size = step_size
         self.starts_randomly = random_start
         self.keep = keep
@@ -74,19 +74,19 @@ class PGD(Attack):
     def start(self, problem: Problem, restart: int) -> State:
         # Without steps the run is random noise, which needs no gradient.
         x = problem.random_start() if self.starts_randomly else problem.images
-        return State(**State.unseen(x, blind=self.steps > 0))
+        return State(**State.initial_fields(x, zero_gradient=self.steps > 0))
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
-        slope, found = gradient(problem, self.objective, state.x, step / self.steps, judged=self.keeps_best)
+        grad, found = gradient(problem, self.objective, state.x, step / self.steps, scored=self.keeps_best)
         if self.keeps_best:
-            state.see(state.x, found)
+            state.update_best(state.x, found)
         state.loss = found.loss
-        state.notice(slope, found)
-        length = self.step_size * problem.scale
-        state.x = problem.project(state.x + length * problem.threat_model.ascent_direction(slope))
+        state.record_gradient(grad, found)
+        step_size = self.step_size * problem.scale
+        state.x = problem.project(state.x + step_size * problem.threat_model.ascent_direction(grad))
 
     def finish(self, problem: Problem, state: State) -> None:
-        state.see(state.x, score(problem, self.objective, state.x))
+        state.update_best(state.x, score(problem, self.objective, state.x))
 
     def describe(self) -> dict:
         return super().describe() | {

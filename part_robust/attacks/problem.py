@@ -1,4 +1,4 @@
-"""One batch under attack: what is attacked, how the model is asked, and how often it was.
+"""One batch under attack: images, targets, model, and the number of forward and backward passes.
 
 Letters: N images of (3, H, W), RGB, 0..255.
 """
@@ -16,6 +16,7 @@ from part_robust.attacks.objective import AttackObjective, Score
 from part_robust.attacks.state import select
 from part_robust.attacks.threat_model import ThreatModel
 from part_robust.utils.errors import UserError
+from part_robust.utils.renamed import renamed
 
 
 class AttackError(UserError, RuntimeError):
@@ -26,8 +27,8 @@ class AttackError(UserError, RuntimeError):
 class Forward(Protocol):
     """Differentiable, images (N, 3, H, W) -> outputs for the objective, of a batch that may shrink.
 
-    Padding, true parts and whatever else belongs to the images is inside, so a subset of the images needs a subset of
-    it: `select`.
+    It holds padding, ground truth and all other data of the images, so a subset of the images needs a subset of it:
+    `select`.
     """
 
     def __call__(self, images: Tensor) -> Any: ...
@@ -38,7 +39,7 @@ class Forward(Protocol):
 
 
 class PlainForward:
-    """A callable that knows nothing about single images, as the model itself is."""
+    """A callable that holds no data of single images, such as the model itself."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         self.function = function
@@ -47,7 +48,7 @@ class PlainForward:
         return self.function(images)
 
     def select(self, index: Tensor) -> PlainForward:
-        """Return itself, as the function knows nothing about single images."""
+        """Return itself, as the function holds no data of single images."""
         return self
 
 
@@ -64,42 +65,47 @@ class Problem:
     """One batch under attack.
 
     Attributes:
-        forward: the model.
+        model: images -> outputs.
         images: the originals.
         targets: for the objective.
         keys: int64 (N,), of the random numbers.
-        movable: float (N, 1, H, W), 0 on padding that must stay as it is; None where all pixels may move.
+        perturbable: float (N, 1, H, W), 0 on padding that must not change; None: all pixels may change.
         threat_model: with the radius in force (it may be warming up).
         scale: factor on the radius and so on step sizes, 0..1.
-        rows: int64 (N,), where the images stand in the whole batch, some of which may have left.
-        aims: int64 (N, T), the classes that targeted objectives aim at, one run for each, the most promising first.
+        rows: int64 (N,), row of each image in the whole batch, from which images may have been removed.
+        target_classes: int64 (N, T), of targeted objectives, one run for each, the most promising first.
         counts: shared by all subsets.
-        starts: (N, 3, H, W), where a run begins instead of a random point; None for a random one.
+        starts: (N, 3, H, W), start of a run; None for a random one.
     """
 
-    forward: Forward
+    model: Forward
     images: Tensor
     targets: Any
     keys: Tensor
-    movable: Tensor | None
+    perturbable: Tensor | None
     threat_model: ThreatModel
     scale: float
     rows: Tensor
-    aims: Tensor | None = None
+    target_classes: Tensor | None = None
     counts: Counts = field(default_factory=Counts)
     starts: Tensor | None = None
+
+    # Names of earlier versions.
+    movable = renamed("perturbable")
+    aims = renamed("target_classes")
+    ask = renamed("forward")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, index: Tensor) -> Problem:
         """The images at `index`, int64 (M,), alone."""
-        names = ("images", "targets", "keys", "movable", "rows", "aims", "starts")
+        names = ("images", "targets", "keys", "perturbable", "rows", "target_classes", "starts")
         chosen = {name: select(getattr(self, name), index) for name in names}
-        return replace(self, forward=self.forward.select(index), **chosen)
+        return replace(self, model=self.model.select(index), **chosen)
 
     def random_start(self) -> Tensor:
-        """A random allowed point of each image, or the nearest allowed one to where the run is told to begin."""
+        """A random allowed point of each image, or the allowed point that is nearest to `starts`."""
         if self.starts is not None:
             return self.project(self.starts)
         return self.restrict(self.threat_model.random_start(self.images, self.keys))
@@ -108,21 +114,26 @@ class Problem:
         """Return the allowed images (N, 3, H, W) that are nearest to `adversarial`."""
         return self.restrict(self.threat_model.project(adversarial, self.images))
 
-    def ask(self, images: Tensor) -> Any:
-        """Outputs of the model for the objective; counted."""
-        # One question may be several passes (`OpenQueries`).
-        self.counts.forwards += len(images) * getattr(self.forward, "passes", 1)
-        return self.forward(images)
+    def forward(self, images: Tensor) -> Any:
+        """Return the outputs of the model for the objective, and count the forward passes."""
+        # One call may be several passes (`OpenQueries`).
+        self.counts.forwards += len(images) * getattr(self.model, "passes", 1)
+        return self.model(images)
 
     def restrict(self, adversarial: Tensor) -> Tensor:
-        """Puts the padding back."""
-        if self.movable is None:
+        """Undo changes of the padding."""
+        if self.perturbable is None:
             return adversarial
-        return self.images + (adversarial - self.images) * self.movable
+        return self.images + (adversarial - self.images) * self.perturbable
 
 
 def gradient(
-    problem: Problem, objective: AttackObjective, adversarial: Tensor, progress: float = 1.0, judged: bool = True
+    problem: Problem,
+    objective: AttackObjective,
+    adversarial: Tensor,
+    progress: float = 1.0,
+    scored: bool = True,
+    judged: bool | None = None,
 ) -> tuple[Tensor, Score]:
     """Input gradient (N, 3, H, W) of the summed objective, and the score of the outputs, detached.
 
@@ -130,32 +141,34 @@ def gradient(
         problem: the batch.
         objective: what to maximise.
         adversarial: where, (N, 3, H, W).
-        progress: share of the attack that is over, for objectives that change on the way.
-        judged: without, the score has neither harm nor verdict.
+        progress: share of the steps taken so far, 0..1, for objectives that depend on it.
+        scored: compute `Score.margin_score` and `Score.success`, too.
+        judged: old name of `scored`.
 
     Raises:
         AttackError: the outputs do not depend on the images.
     """
+    scored = scored if judged is None else judged
     adversarial = adversarial.detach().requires_grad_(True)
-    outputs = problem.ask(adversarial)
+    outputs = problem.forward(adversarial)
     loss = objective.value(outputs, problem.targets, progress)
     if not loss.requires_grad:
         raise AttackError(
             "the model's outputs do not depend on the image (detached, or computed without gradient): "
-            "no gradient attack can judge it"
+            "no gradient attack can evaluate it"
         )
     problem.counts.backwards += len(adversarial)
     (result,) = torch.autograd.grad(loss.sum(), adversarial, allow_unused=True)
     if result is None:
-        raise AttackError("the model's outputs do not depend on the image: no gradient attack can judge it")
-    if problem.movable is not None:
-        result = result * problem.movable
+        raise AttackError("the model's outputs do not depend on the image: no gradient attack can evaluate it")
+    if problem.perturbable is not None:
+        result = result * problem.perturbable
     with torch.no_grad():
-        return result, objective.score(outputs, problem.targets, loss.detach(), judged=judged)
+        return result, objective.score(outputs, problem.targets, loss.detach(), scored=scored)
 
 
 @torch.no_grad()
 def score(problem: Problem, objective: AttackObjective, adversarial: Tensor, progress: float = 1.0) -> Score:
     """Return the objective's score of images, without gradient."""
-    outputs = problem.ask(adversarial)
+    outputs = problem.forward(adversarial)
     return objective.score(outputs, problem.targets, objective.value(outputs, problem.targets, progress))

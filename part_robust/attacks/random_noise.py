@@ -1,4 +1,4 @@
-"""Uniform noise: no attack but the control that every attack must beat."""
+"""Uniform noise: the control that every attack must beat."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RandomNoise(Attack):
         return cls(**shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
-        return State(**State.unseen(problem.images, blind=False))
+        return State(**State.initial_fields(problem.images, zero_gradient=False))
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
         drawn = replace(problem, keys=make_keys(0, problem.keys, step))
         state.x = drawn.random_start()
-        state.see(state.x, score(problem, self.objective, state.x))
+        state.update_best(state.x, score(problem, self.objective, state.x))

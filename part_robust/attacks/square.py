@@ -51,14 +51,14 @@ class Square(Attack):
         Args:
             steps: number of queries.
             area_share: of the first squares in the image, more than 0 and at most 1; p of the paper.
-            **shared: of `Attack`.
+            **shared: see `Attack`.
 
         Raises:
             ValueError: a value is impossible.
         """
         super().__init__(steps=steps, **shared)
         if not 0.0 < area_share <= 1.0:
-            raise ValueError(f"SQUARE_AREA must be more than 0 and at most 1, is {area_share}")
+            raise ValueError(f"SQUARE_AREA must be more than 0 and at most 1, got {area_share}")
         self.area_share = area_share
 
     @classmethod
@@ -75,14 +75,14 @@ class Square(Attack):
     def start(self, problem: Problem, restart: int) -> State:
         first = stripes if problem.threat_model.norm == "linf" else tiles
         x = problem.project(problem.images + problem.threat_model.eps * first(problem.keys, problem.images.shape[1:]))
-        unseen = State.unseen(x, blind=False)
-        return SquareState(**unseen, walk_loss=unseen["loss"])
+        fields = State.initial_fields(x, zero_gradient=False)
+        return SquareState(**fields, walk_loss=fields["loss"])
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
         assert isinstance(state, SquareState)
         x = state.x if step == 0 else self._changed(problem, state.x, step)
         found = score(problem, self.objective, x)
-        state.see(x, found)
+        state.update_best(x, found)
         take = (found.loss > state.walk_loss) | torch.isnan(state.walk_loss)
         state.x = where(take, x, state.x)
         state.walk_loss = torch.where(take, found.loss, state.walk_loss)

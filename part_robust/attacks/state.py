@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks.objective import Score, better
+from part_robust.utils.renamed import renamed
 
 
 def select(value: Any, index: Tensor) -> Any:
@@ -26,7 +27,7 @@ def select(value: Any, index: Tensor) -> Any:
         return value.index_select(0, index)
     if isinstance(value, tuple):
         return tuple(select(item, index) for item in value)
-    raise TypeError(f"targets must be a tensor or a tuple of tensors, are {type(value).__name__}")
+    raise TypeError(f"targets must be a tensor or a tuple of tensors, got {type(value).__name__}")
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Rows:
         return replace(self, **{f.name: select(getattr(self, f.name), index) for f in fields(self)})
 
     def copy(self) -> Any:
-        """Return the same with tensors of its own, to `put` into."""
+        """Return a copy whose tensors `put` may change."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: None if value is None else value.clone() for name, value in values.items()})
 
@@ -55,16 +56,16 @@ class Run(Rows):
 
     Attributes:
         images: (N, 3, H, W), allowed by the threat model.
-        zero_gradient: bool (N,), no step saw a gradient.
-        harm: (N,), how bad `images` are for the model; None where nobody needs to know.
-        fooled: bool (N,), likewise.
-        distance: (N,), of attacks that look for the smallest perturbation.
+        zero_gradient: bool (N,), the gradient was zero at every step.
+        margin_score: (N,), of `images`; None where it was not computed.
+        success: bool (N,), whether `images` are a success; None where it was not computed.
+        distance: (N,), norm of the smallest perturbation; None for attacks that do not minimise it.
     """
 
     images: Tensor
     zero_gradient: Tensor
-    harm: Tensor | None = None
-    fooled: Tensor | None = None
+    margin_score: Tensor | None = None
+    success: Tensor | None = None
     distance: Tensor | None = None
 
 
@@ -74,14 +75,15 @@ class AttackResult:
 
     Attributes:
         images: (N, 3, H, W), allowed by the threat model (verified).
-        zero_gradient: bool (N,), images whose gradient was zero at every step of every run: the attack was blind there
-            and the result says nothing about robustness. False for images that left before the first step, and for
-            attacks that use no gradient.
-        num_zero_gradient: how many images that are, known on the host.
-        fooled: bool (N,), the objective's verdict on `images`; None where nobody asked (one run, last iterate kept).
+        zero_gradient: bool (N,), images whose gradient was zero at every step of every run, so that a failed attack is
+            not evidence of robustness. False for images that were removed before the first step, and for attacks that
+            use no gradient.
+        num_zero_gradient: number of these images, an integer on the host.
+        success: bool (N,), the model is wrong on `images`; None where it was not computed (one run, last iterate kept,
+            `scored` False).
         forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
-        backwards: images whose gradient was taken, counted likewise.
-        history: (S, N), the loss the model had at each step, run after run, NaN where an image had left; None unless
+        backwards: images whose gradient was taken, counted in the same way.
+        history: (S, N), the loss at each step, run after run, NaN where an image had been removed; None unless
             `record_history`.
         distance: (N,), norm of the smallest perturbation found that changes the class, inside eps or not, 0 for images
             that are wrong already, `inf` where none was found; None for attacks that do not look for it.
@@ -90,77 +92,90 @@ class AttackResult:
     images: Tensor
     zero_gradient: Tensor
     num_zero_gradient: int
-    fooled: Tensor | None = None
+    success: Tensor | None = None
     forwards: int = 0
     backwards: int = 0
     history: Tensor | None = None
     distance: Tensor | None = None
 
+    fooled = renamed("success")
+
 
 @dataclass
 class State(Rows):
-    """A run on its way; attacks extend it.
+    """State of a run; attacks extend it.
 
     Attributes:
         x: (N, 3, H, W), the iterate.
-        loss: (N,), of the last image the model was asked about; NaN before the first.
-        blind: bool (N,), no gradient so far was other than zero.
+        loss: (N,), of the last image that the model was evaluated at; NaN before the first.
+        zero_gradient: bool (N,), all gradients so far were zero.
         best: (N, 3, H, W), the allowed image that is worst for the model so far.
-        best_harm: (N,), of `best`; NaN before the first.
-        best_fooled: bool (N,), likewise.
+        best_score: (N,), margin score of `best`; NaN before the first.
+        best_success: bool (N,), whether `best` is a success.
     """
 
     x: Tensor
     loss: Tensor
-    blind: Tensor
+    zero_gradient: Tensor
     best: Tensor
-    best_harm: Tensor
-    best_fooled: Tensor
+    best_score: Tensor
+    best_success: Tensor
+
+    # Names of earlier versions.
+    blind = renamed("zero_gradient")
+    best_harm = renamed("best_score")
+    best_fooled = renamed("best_success")
 
     @classmethod
-    def unseen(cls, x: Tensor, blind: bool = True) -> dict[str, Tensor]:
-        """The fields of a state in which the model has seen nothing yet."""
+    def initial_fields(cls, x: Tensor, zero_gradient: bool = True) -> dict[str, Tensor]:
+        """Return the fields of the state at the start `x` (N, 3, H, W), before the first forward pass."""
         nothing = torch.full((len(x),), float("nan"), device=x.device)
         false = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        flags = torch.full_like(false, blind)
-        return {"x": x, "loss": nothing, "blind": flags, "best": x, "best_harm": nothing, "best_fooled": false}
+        flags = torch.full_like(false, zero_gradient)
+        values = {"loss": nothing, "best_score": nothing, "best_success": false, "zero_gradient": flags}
+        return {"x": x, "best": x, **values}
 
-    def see(self, x: Tensor, found: Score) -> None:
-        """Keeps `x` where it is worse for the model than what there was."""
-        assert found.harm is not None and found.fooled is not None
+    def update_best(self, x: Tensor, found: Score) -> None:
+        """Replace `best` by `x` where that is worse for the model."""
+        assert found.margin_score is not None and found.success is not None
         self.loss = found.loss
-        take = better(found.harm, found.fooled, self.best_harm, self.best_fooled)
+        take = better(found.margin_score, found.success, self.best_score, self.best_success)
         self.best = where(take, x, self.best)
-        self.best_harm = torch.where(take, found.harm, self.best_harm)
-        self.best_fooled = torch.where(take, found.fooled, self.best_fooled)
+        self.best_score = torch.where(take, found.margin_score, self.best_score)
+        self.best_success = torch.where(take, found.success, self.best_success)
 
-    def notice(self, slope: Tensor, found: Score) -> None:
-        """Remembers whether there was a gradient. Stays on the device: one look at it in the end, none per step."""
-        self.blind = self.blind & (slope == 0).flatten(1).all(dim=1)
-        if found.idle is not None:
-            self.blind = self.blind & ~found.idle
+    def record_gradient(self, grad: Tensor, found: Score) -> None:
+        """Update `zero_gradient` on the device, so that no step waits for it."""
+        self.zero_gradient = self.zero_gradient & (grad == 0).flatten(1).all(dim=1)
+        if found.nothing_to_attack is not None:
+            self.zero_gradient = self.zero_gradient & ~found.nothing_to_attack
+
+    # Names of earlier versions.
+    unseen = initial_fields
+    see = update_best
+    notice = record_gradient
 
 
 def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Whole images by a condition (N,)."""
+    """Choose whole images by a condition (N,)."""
     return torch.where(condition.view(-1, *[1] * (first.dim() - 1)), first, second)
 
 
 def worst_of(best: Run, run: Run, rows: Tensor) -> Run:
-    """The worse of both for each image; `run` is about the images of `best` at `rows`, int64 (M,)."""
+    """Return the worse result of each image; `run` is of the images of `best` at `rows`, int64 (M,)."""
     part = len(rows) < len(best.images)
     old = best.select(rows) if part else best
-    assert old.harm is not None and old.fooled is not None
-    assert run.harm is not None and run.fooled is not None
-    take = better(run.harm, run.fooled, old.harm, old.fooled)
+    assert old.margin_score is not None and old.success is not None
+    assert run.margin_score is not None and run.success is not None
+    take = better(run.margin_score, run.success, old.margin_score, old.success)
     distance = None
     if old.distance is not None and run.distance is not None:
         distance = torch.where(take, run.distance, old.distance)
     new = Run(
         images=where(take, run.images, old.images),
         zero_gradient=old.zero_gradient & run.zero_gradient,
-        harm=torch.where(take, run.harm, old.harm),
-        fooled=torch.where(take, run.fooled, old.fooled),
+        margin_score=torch.where(take, run.margin_score, old.margin_score),
+        success=torch.where(take, run.success, old.success),
         distance=distance,
     )
     if not part:

@@ -1,6 +1,6 @@
-"""Which classes a targeted attack aims at, the most promising first.
+"""Target classes of a targeted attack, the most promising first.
 
-Letters: N images, C classes, T classes to aim at, K candidates.
+Letters: N images, C classes, T target classes, K candidates.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ RANKINGS = ("logits", "malt")
 
 @dataclass(frozen=True)
 class TargetChoice:
-    """Rule by which the classes are chosen that a targeted attack aims at.
+    """Rule by which the target classes of a targeted attack are chosen.
 
     Attributes:
-        number: at most this many classes, and never more than there are wrong ones.
+        number: at most this many classes, and never more than there are wrong classes.
         ranking: "logits": the largest wrong logits (Croce and Hein, 2020). "malt": the smallest logit gap per length of
             the gradient difference, the distance to the class boundary if the model were linear (Melamed, Yehudai and
             Shamir, MALT, 2024).
@@ -35,17 +35,17 @@ class TargetChoice:
 
     def __post_init__(self) -> None:
         if self.number < 1:
-            raise ValueError(f"NUM_TARGETS must be at least 1, is {self.number}")
+            raise ValueError(f"NUM_TARGETS must be at least 1, got {self.number}")
         if self.ranking not in RANKINGS:
-            raise ValueError(f"TARGET_RANKING must be one of {RANKINGS}, is {self.ranking!r}")
+            raise ValueError(f"TARGET_RANKING must be one of {RANKINGS}, got {self.ranking!r}")
         if self.candidates < 1:
-            raise ValueError(f"TARGET_CANDIDATES must be at least 1, is {self.candidates}")
+            raise ValueError(f"TARGET_CANDIDATES must be at least 1, got {self.candidates}")
 
     @classmethod
     def default_config(cls) -> CfgNode:
-        """Return the keys of attacks that aim at classes, with their defaults."""
+        """Return the keys of targeted attacks, with their defaults."""
         node = CfgNode()
-        # Classes that targeted objectives and FAB aim at, one run each; never more than there are wrong ones.
+        # Target classes of targeted objectives and of FAB, one run each; never more than there are wrong classes.
         node.NUM_TARGETS = cls.number
         # Their order: "logits" (largest first), or "malt" (Melamed et al., 2024): smallest logit gap per length of the
         # gradient difference, among the TARGET_CANDIDATES largest wrong logits, for one backward pass each.
@@ -65,14 +65,14 @@ class TargetChoice:
         return {f"targets_{name}": value for name, value in values.items()}
 
     def choose(self, problem: Problem, logits: Tensor) -> Tensor:
-        """int64 (N, T).
+        """Return the target classes, int64 (N, T).
 
         Args:
             problem: the batch, with labels (N,) as targets.
             logits: (N, C), of its images.
 
         Raises:
-            AttackError: a single class.
+            AttackError: the model has a single class.
         """
         classes = logits.shape[1]
         if classes < 2:
@@ -87,18 +87,18 @@ class TargetChoice:
 
 
 def _linear_distances(problem: Problem, candidates: Tensor) -> Tensor:
-    """(N, K) distances to the boundaries of the candidates' classes, the model taken as linear at the image."""
+    """Return (N, K), distances to the class boundaries of the candidates, for the model linearised at the image."""
     images = problem.images.detach().requires_grad_(True)
-    logits = problem.ask(images).float()
+    logits = problem.forward(images).float()
     if not logits.requires_grad:
-        raise AttackError("the model's outputs do not depend on the image: MALT ranks classes by gradients")
+        raise AttackError("the model's outputs do not depend on the image: MALT ranks classes by their gradients")
     gaps = logits.gather(1, problem.targets[:, None]) - logits.gather(1, candidates)
     lengths = []
     for rank in range(candidates.shape[1]):
         problem.counts.backwards += len(images)
         more = rank + 1 < candidates.shape[1]
-        (slope,) = torch.autograd.grad(gaps[:, rank].sum(), images, retain_graph=more)
-        if problem.movable is not None:
-            slope = slope * problem.movable
-        lengths.append(problem.threat_model.dual_norm(slope))
+        (grad,) = torch.autograd.grad(gaps[:, rank].sum(), images, retain_graph=more)
+        if problem.perturbable is not None:
+            grad = grad * problem.perturbable
+        lengths.append(problem.threat_model.dual_norm(grad))
     return gaps.detach() / torch.stack(lengths, dim=1).clamp(min=1e-12)

@@ -42,9 +42,9 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {NORMS}, is {self.norm!r}")
+            raise ValueError(f"norm must be one of {NORMS}, got {self.norm!r}")
         if not self.eps >= 0:
-            raise ValueError(f"eps must not be negative, is {self.eps}")
+            raise ValueError(f"eps must not be negative, got {self.eps}")
 
     def scaled(self, factor: float) -> ThreatModel:
         """The same with radius `factor` * eps."""
@@ -83,7 +83,7 @@ class ThreatModel:
             return torch.minimum(torch.maximum(adversarial, lower), upper)
         delta = adversarial - images
         length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        # Clamping to the range afterwards only shortens the way to an image that lies inside the range.
+        # Clamping to the range afterwards never moves a point away from an image that lies inside the range.
         factor = torch.where(length > self.eps, self.eps / length.clamp(min=1e-12), torch.ones_like(length))
         return (images + delta * factor).clamp(self.low, self.high)
 
@@ -98,7 +98,7 @@ class ThreatModel:
 
     def allowed(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """Return bool (N,), False where a perturbation is too long, or a pixel is out of range or not a number."""
-        tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 resolves 1.5e-5 per pixel
+        tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 has steps of 1.5e-5 per pixel
         in_range = ((adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)).flatten(1).all(dim=1)
         return (self.distance(adversarial, images) <= self.eps + tolerance) & in_range  # False for NaN, too
 
@@ -128,7 +128,7 @@ def check_pixels(low: float, high: float, threat_model: ThreatModel) -> None:
     if low < threat_model.low - 1e-3 or high > threat_model.high + 1e-3:
         raise UserError(
             f"images must have pixels from {threat_model.low:g} to {threat_model.high:g}, got {low:g} to {high:g}. "
-            "Give them as they are in the file: normalisation belongs into the model"
+            "Give them as they are in the file: the model normalises them"
         )
     if 0 < high <= 1 < threat_model.high:
         log_every_n_seconds(

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def convert_file(args: argparse.Namespace) -> None:
-    """Writes the checkpoint that the command line asks for, and prints what became of every key.
+    """Write the converted checkpoint, and print the use of every key.
 
     Raises:
         FileNotFoundError, ImportError, KeyError, ValueError: the config, the file or the layout are not as they should

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", required=True, help="config of the training")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--format", choices=["weights", *KINDS], default="weights")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, MODEL.WEIGHTS above all")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, such as MODEL.WEIGHTS")
     args = parser.parse_intermixed_args(arguments)
     # RuntimeError: a graph that cannot be exported, or computes something else.
     with user_errors(RuntimeError, *PREPARATION):

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--no-part-fraction", type=float, default=0.05, help="share of images without part labels (default 0.05)"
     )
     parser.add_argument("--force", action="store_true", help="replace images drawn with other settings")
-    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.jpg", help="also draw an overview to look at")
+    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.jpg", help="also draw an overview")
     args = parser.parse_args(arguments)
     counts = {"train": args.train, "val": args.val, "test": args.test}
     with user_errors(*PREPARATION):

@@ -3,7 +3,7 @@
 part-robust zoo-page output/part_shapes --output output/zoo.md
 part-robust zoo-page output/part_shapes_small --made-by "part-robust reproduce --suite part_shapes_small"
 
-A folder stands for its robustness.json, or for all below it. Models with a class head, the most robust first.
+A folder means its robustness.json, or all below it. Models with a class head, the most robust first.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     part-robust report output/part_shapes/deeplab_two_headed_adv
     part-robust report output/part_shapes --output output/leaderboard
 
-The pages need no network and no other file. A folder stands for its robustness.json, or for all below it.
+The pages need no network and no other file. A folder means its robustness.json, or all below it.
 """
 
 import argparse

@@ -6,8 +6,8 @@
     part-robust reproduce part_shapes_deeplab --only deeplab_pixel --only resnet50 SOLVER.EPOCHS 1
 
 Writes the tables as Markdown and CSV; a suite's also in the layout of the thesis with the thesis's numbers beside, and
-the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then goes on adversarially; both are
-evaluated clean and attacked. Interrupted, it goes on where it was; runs that are finished are not repeated, and where
+the thesis's figures 2.4, 3.3 and 3.4. Each model is trained on clean images, then adversarially; both are
+evaluated clean and attacked. Interrupted, it continues where it was; runs that are finished are not repeated, and where
 only the evaluation has changed the training is kept; one that fails leaves the others alone, and the exit code is 1
 then. KEY VALUE pairs change the config of every run.
 """
@@ -53,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if len(args.words) % 2:
         parser.error(f"KEY VALUE pairs are two words each, {' '.join(args.words)!r} has {len(args.words)}")
     if "OUTPUT_DIR" in args.words[0::2]:
-        parser.error("every run has an OUTPUT_DIR of its own: give the folder of all runs as --output")
+        parser.error("every run has a separate OUTPUT_DIR: give the folder of all runs as --output")
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1, is {args.jobs}")
     args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []

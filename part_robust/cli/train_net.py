@@ -5,9 +5,9 @@
     part-robust evaluate --config-file ... MODEL.WEIGHTS output/model_best.pth
     part-robust evaluate --config-file ... MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
-Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, --audit: the dear
-checks of an evaluation, too, and --backend: whose code attacks the class in an evaluation. KEY VALUE pairs that change
-the config come last. Also under torchrun and srun (docs/scaling.md).
+Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, --audit: the
+expensive checks of an evaluation, too, and --backend: whose code attacks the class in an evaluation. KEY VALUE pairs
+that change the config come last. Also under torchrun and srun (docs/scaling.md).
 """
 
 import argparse
@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--two-phase",
         action="store_true",
         help="train clean first (x.yaml beside x_adv.yaml), then adversarially from its best weights; the same command "
-        "again goes on where it was interrupted",
+        "again continues where it was interrupted",
     )
     parser.add_argument(
         "--audit",
         action="store_true",
-        help="with --eval-only and TEST.TIER: the dear checks, too (docs/checks.md); the same as TEST.AUDIT True",
+        help="with --eval-only and TEST.TIER: the expensive checks, too (docs/checks.md); the same as TEST.AUDIT True",
     )
     parser.add_argument(
         "--backend",

@@ -74,7 +74,7 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # Held-out split that chooses the best checkpoint during training; DATASETS.TEST is only touched by --eval-only.
     cfg.DATASETS.VAL = ()
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
-    # (docs/data_format.md). The names can then stand in TRAIN, VAL and TEST.
+    # (docs/data_format.md). The names can then be used in TRAIN, VAL and TEST.
     cfg.DATASETS.REGISTER = ()
 
 
@@ -86,10 +86,10 @@ def _add_training(cfg: CfgNode) -> None:
     # scale). The attack has its own key, ATTACK.TRAIN.PRECISION.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Float32 matrix products and convolutions of training steps use TF32 on CUDA (10 bits of mantissa, from Ampere on):
-    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION says so, always compute in float32.
+    # faster, fewer digits. Evaluations, and attacks unless ATTACK.TRAIN.PRECISION is set, always compute in float32.
     cfg.SOLVER.TF32 = False
     # Weights and feature maps of convolutions are kept with the channels last ("channels_last"), which suits the tensor
-    # cores of NVIDIA GPUs, above all with bfloat16 or TF32. Results change by rounding alone.
+    # cores of NVIDIA GPUs, mostly with bfloat16 or TF32. Results change by rounding alone.
     cfg.SOLVER.CHANNELS_LAST = False
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
@@ -177,7 +177,7 @@ def get_part_robust_cfg(config_file: str | Path | None = None, opts: Sequence = 
     try:
         cfg.merge_from_list(_pairs(cfg, opts))
     except AssertionError as error:  # what yacs raises for an unknown key or an odd number of items
-        raise KeyError(f"{error} (flags such as --eval-only must stand before the KEY VALUE pairs)") from error
+        raise KeyError(f"{error} (flags such as --eval-only must come before the KEY VALUE pairs)") from error
     return cfg
 
 

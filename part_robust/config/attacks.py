@@ -136,7 +136,7 @@ def add_test(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True
-    # --eval-only looks at so many images of each data set, the same ones for every model; 0: all. The record says so.
+    # --eval-only evaluates this many images of each data set, the same ones for every model; 0: all. The record has it.
     cfg.TEST.NUM_IMAGES = 0
     # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
     # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
@@ -166,7 +166,7 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
-    # Run the dear checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
+    # Run the expensive checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
     cfg.TEST.AUDIT = False
     # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of
     # the short attacks, steps of the one that is doubled and restarted to see whether it has converged, how many
@@ -180,9 +180,9 @@ def add_test(cfg: CfgNode) -> None:
     checks.RESTARTS = 5
     checks.NOISE_DRAWS = 100
     checks.EOT_DRAWS = 10
-    # Evaluations of other models whose saved images (TEST.SAVE_ADVERSARIALS) this one must stand, too, at one forward
-    # pass for each: OUTPUT_DIRs separated by commas, "auto" for the folders beside OUTPUT_DIR, "" for none. Only those
-    # of the same data set, image size and norm, at no larger eps, count.
+    # Evaluations of other models whose saved images (TEST.SAVE_ADVERSARIALS) this one is evaluated on, too, for one
+    # forward pass for each: OUTPUT_DIRs separated by commas, "auto" for the folders beside OUTPUT_DIR, "" for none.
+    # Only those of the same data set, image size and norm, at no larger eps, count.
     checks.SIBLINGS = "auto"
     checks.SEED = 0
 

@@ -32,7 +32,7 @@ def check_config(
     """Checks every key of a config.
 
     Args:
-        cfg: with all keys, in which "0: read it from the data" may still stand.
+        cfg: with all keys, which may still have the value "0: read it from the data".
         defaults: a config without changes, which gives types.
         choices: names of registries by the key that takes one; those of attacks are "ATTACK.NAME" and
             "ATTACK.OBJECTIVE".

@@ -56,7 +56,7 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; names similar configs.
-        UserError: the path is no file.
+        UserError: the path is not a file.
     """
     path = Path(beside or "", Path(name).expanduser())
     if is_config(path):
@@ -96,7 +96,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict:
         if not isinstance(base, str) or "://" in base:
             raise UserError(
                 f"config file {path}: {BASE_KEY} must be a file of this machine or one of the package's configs, "
-                f"got {base!r}. Download it, look at it, and name the copy"
+                f"got {base!r}. Download it, read it, and name the copy"
             )
         _merge(_read(find_config(base, path.parent), (*above, path.resolve())), merged, path)
     _merge(content, merged, path)
@@ -116,7 +116,7 @@ def _adversarial(path: Path, above: tuple[Path, ...]) -> dict:
     output = _read(clean, (*above, path.resolve())).get("OUTPUT_DIR")
     if not isinstance(output, str):
         raise UserError(
-            f"config file {path} must exist, or OUTPUT_DIR must stand in {clean}: an adversarial training begins from "
+            f"config file {path} must exist, or OUTPUT_DIR must be set in {clean}: an adversarial training begins from "
             "the weights in it"
         )
     schedule = path.with_name("schedule_adv.yaml")

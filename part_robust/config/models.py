@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 def add_model(cfg: CfgNode) -> None:
     """MODEL.PRETRAINING, MODEL.TIMM, MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
-    # What MODEL.WEIGHTS had learned from when the training began, in words, for records and leaderboards, such as
+    # Training data of MODEL.WEIGHTS before this training, a short text for records and leaderboards, such as
     # "ImageNet-1k" or "none". Nothing checks it: change it together with the weights.
     cfg.MODEL.PRETRAINING = ""
     # Backbones of timm (docs/backbones.md), with MODEL.BACKBONE.NAME "build_timm_backbone". MODEL.RESNETS.OUT_FEATURES,
@@ -137,8 +137,8 @@ def _add_dino(cfg: CfgNode) -> None:
     # Rows of the denoising embedding less one; never fewer than there are parts. The published 91 keeps parameter
     # counts comparable.
     node.LABEL_BOOK_SIZE = 91
-    # Contrastive denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how
-    # far corners move (1.0 in the published runs; their config file says 0.4).
+    # Contrastive denoising: queries of parts in all groups together (0: off), twice the share of flipped labels, and
+    # how far corners move (1.0 in the published runs; their config file says 0.4).
     node.DENOISING_NUMBER = 100
     node.LABEL_NOISE = 0.5
     node.BOX_NOISE = 1.0
@@ -164,7 +164,7 @@ def _add_dino(cfg: CfgNode) -> None:
 
 def _add_mask_dino(cfg: CfgNode) -> None:
     # Mask DINO (Li et al., 2022), as in the published semantic models and the thesis; what the published instance
-    # models have instead stands in brackets.
+    # models have instead is in brackets.
     node = cfg.MODEL.MASK_DINO = CfgNode()
     # Backbone features that the encoder sees, fine to coarse, and the number of levels [4]: the missing ones are made
     # from the last feature by strided convolutions.
@@ -202,8 +202,8 @@ def _add_mask_dino(cfg: CfgNode) -> None:
     # NO_OBJECT_WEIGHT, or "focal" of sigmoids [focal].
     node.CLASS_LOSS = "cross_entropy"
     node.NO_OBJECT_WEIGHT = 0.1
-    # Unified denoising: parts asked for in all groups together (0: off), twice the share of flipped labels, and how far
-    # boxes move, as a share of half a side (centre) and of a side (sides).
+    # Unified denoising: queries of parts in all groups together (0: off), twice the share of flipped labels, and how
+    # far boxes move, as a share of half a side (centre) and of a side (sides).
     node.DENOISING_NUMBER = 100
     node.LABEL_NOISE = 0.4
     node.BOX_NOISE = 0.4

@@ -1,6 +1,6 @@
 """The rule of every config key whose type alone does not say what it may be: choices and ranges.
 
-Meaning, unit and source of a key of ours stand where its default is: __init__.py, models.py and attacks.py. A key
+The meaning, unit and source of a key are documented at its default: __init__.py, models.py and attacks.py. A key
 without a rule takes any value of its default's type. Names in registries are added by `part_robust.run_config`.
 """
 

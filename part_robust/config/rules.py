@@ -1,6 +1,6 @@
 """Rules for the values of config keys: kinds of values, and the check of a whole config.
 
-The rules themselves stand in part_robust/config/rule_table.py.
+The rules are in part_robust/config/rule_table.py.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.image_root.is_dir():
             found = check_images(data, args.image_root)
         else:
-            found = [f"--image-root {args.image_root}: is no folder"]
+            found = [f"--image-root {args.image_root}: is not a folder"]
     for text in found:
         print(text)
     if found:

@@ -43,11 +43,11 @@ class SplitFacts:
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Compares the data sets of DATASETS.TRAIN, VAL and TEST; those that do not exist are left to whoever reads them.
+    """Compare the data sets of DATASETS.TRAIN, VAL and TEST; missing ones are reported when they are read.
 
     Raises:
         ValueError: two have other classes or parts, in names or order; two are of different imports and may share
-            images; one has boxes where INPUT.PART_MASKS asks for masks, or no part at all for a model that needs them.
+            images; one has boxes where INPUT.PART_MASKS is masks, or no part at all for a model that needs them.
     """
     names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]))
     facts = {name: found for name in names if (found := split_facts(name)) is not None}
@@ -63,7 +63,7 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def split_facts(name: str) -> SplitFacts | None:
-    """Facts of a registered data set; None where it is no part data set, or its json cannot be read as one."""
+    """Facts of a registered data set; None where it is not a part data set, or its json cannot be read as one."""
     metadata = MetadataCatalog.get(name)
     path = Path(metadata.get("json_file", ""))
     if not metadata.get("part_robust", False) or not path.is_file():

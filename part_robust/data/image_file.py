@@ -1,4 +1,4 @@
-"""Image files that nobody has annotated, as a model sees the images of an evaluation."""
+"""Image files without annotations, read and resized like the images of an evaluation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_image_file(path: str | Path) -> np.ndarray:
 
     Raises:
         ValueError: it cannot be read as an image.
-        UserError: it is no file.
+        UserError: it is not a file.
     """
     try:
         check_file(path, "an image file")

@@ -50,7 +50,7 @@ def register_from_config(cfg: CfgNode) -> None:
     """Registers what DATASETS.REGISTER lists; the same entry may come again, as when a process runs twice.
 
     Raises:
-        ValueError: an entry is not [name, json, image root], or its name stands for other files already.
+        ValueError: an entry is not [name, json, image root], or its name is registered for other files already.
     """
     for entry in cfg.DATASETS.REGISTER:
         if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
@@ -112,7 +112,7 @@ def get_taxonomy(name: str) -> PartTaxonomy:
                 f"dataset {name!r} is not registered: call part_robust.data.register_part_dataset first, or name its "
                 "json in DATASETS.REGISTER"
             )
-        raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
+        raise ValueError(f"dataset {name!r} is not a part dataset: use part_robust.data.register_part_dataset")
     if not metadata.get("object_classes"):
         DatasetCatalog.get(name)
     return PartTaxonomy(

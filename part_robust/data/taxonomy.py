@@ -52,7 +52,7 @@ class PartTaxonomy:
 
     @property
     def classes_without_parts(self) -> tuple[str, ...]:
-        """Classes no part speaks for: a fixed part-to-class matrix can give them no evidence."""
+        """Return the classes without a part: a fixed part-to-class matrix gives them no evidence."""
         return tuple(name for name, parts in zip(self.class_names, self.class_parts, strict=True) if not parts)
 
 

@@ -26,7 +26,7 @@ class RandomResizedCrop(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        # get_params looks at the shape only.
+        # get_params reads the shape only.
         shape = torch.empty(1, device="meta").expand(1, height, width)
         top, left, h, w = TorchvisionCrop.get_params(shape, list(self.scale), list(self.ratio))
         return TransformList(

@@ -117,7 +117,7 @@ def _check_classes(data: Mapping, category_ids: set) -> Iterator[str]:
             continue
         unknown = [part for part in parts if not _is_one_of(part, category_ids)]
         if unknown:
-            yield f"classes[{index}]: part_category_ids {unknown} are no category ids"
+            yield f"classes[{index}]: part_category_ids {unknown} are not category ids"
         elif len(set(parts)) < len(parts):
             yield f"classes[{index}]: part_category_ids {parts} name a category twice"
 

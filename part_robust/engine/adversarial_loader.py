@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
-# So many batches in a row without any gradient are no accident.
+# This many batches in a row without any gradient are no accident.
 BLIND_LIMIT = 20
 
 
@@ -39,7 +39,7 @@ class AdversarialLoader:
     `precision` says otherwise.
 
     Attributes:
-        iteration: the trainer's, set by `AttackSchedule`; random starts depend on it, so a resumed run goes on as the
+        iteration: the trainer's, set by `AttackSchedule`; random starts depend on it, so a resumed run continues as the
             uninterrupted one would.
     """
 
@@ -151,7 +151,7 @@ class AdversarialLoader:
             return None
 
     def _positions(self, batch: list[dict]) -> Tensor:
-        """Return where the images stand in the stream of training images, if the loader says so.
+        """Return the position of the images in the stream of training images, if the loader has one.
 
         The positions are the same for any number of processes.
         """

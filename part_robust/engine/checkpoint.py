@@ -84,7 +84,7 @@ class PartCheckpointer(DetectionCheckpointer):
             FileNotFoundError: the weights cannot be had.
             CheckpointMismatch: they are of another model.
             UnsafeCheckpoint: the file holds more than tensors and plain values.
-            NoCheckpoint: the file is no checkpoint, or not whole.
+            NoCheckpoint: the file is not a checkpoint, or not whole.
             UserError: `strict`, and weights are not finite numbers.
         """
         if path:
@@ -99,7 +99,7 @@ class PartCheckpointer(DetectionCheckpointer):
                 raise FileNotFoundError(_not_found(path, "no such file"))
         self._complete = self.strict or checkpointables is None
         self._resuming = checkpointables is None and not self.strict
-        with as_user_errors():  # such as values that are no tensors
+        with as_user_errors():  # such as values that are not tensors
             content = super().load(path, checkpointables)
         if path and self.strict:
             check_finite(self.model, path)

@@ -1,6 +1,6 @@
 """The endless stream of training images: every place in it has its own random numbers, and it can begin anywhere.
 
-A resumed training goes on with the batch that the interrupted one would have seen next, augmented alike, and several
+A resumed training continues with the batch that the interrupted one would have seen next, augmented alike, and several
 processes see together what one would have seen.
 """
 
@@ -28,7 +28,7 @@ from part_robust.data import get_taxonomy
 from part_robust.engine.failures import SIGNALS
 
 # A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
-# loader, must not be collected there: its end would join workers that are no children of the worker.
+# loader, must not be collected there: its end would join workers that are not children of the worker.
 os.register_at_fork(after_in_child=gc.freeze)
 
 
@@ -49,7 +49,7 @@ class StreamSampler(Sampler):
         self.sampler = sampler
         self.size = size
         self.start = 0
-        # Asked here: the iteration may run in a data loader's worker, which is no process of the job.
+        # Read here: the iteration may run in a data loader's worker, which is not a process of the job.
         self.rank, self.world = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
@@ -124,7 +124,7 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=seed,  # of its own generator: a new iterator must not draw from the model's random numbers
+        seed=seed,  # of a separate generator: a new iterator must not draw from the model's random numbers
     )
     if isinstance(loader, DataLoader):
         loader.worker_init_fn = _init_worker
@@ -142,7 +142,7 @@ def _init_worker(worker_id: int) -> None:
     worker_init_reset_seed(worker_id)
     # Cluster managers signal every process of a job. The main one saves and ends; a worker that died on the spot would
     # take it down before. Only the main process's own SIGTERM, by which it ends its workers, counts, and who sent a
-    # signal is told to a thread that waits for it, not to a handler.
+    # signal goes to a thread that waits for it, not to a handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Predictions of a trained model for image files that nobody has annotated, before and after an attack.
+"""Predictions of a trained model for image files without annotations, before and after an attack.
 
 Letters: N images, C classes, P parts (label P is background), H W pixels.
 """
@@ -50,7 +50,7 @@ class Seen:
     parts: np.ndarray
 
     def words(self) -> str:
-        """Return the classes with their probabilities, in words."""
+        """Return the classes with their probabilities, as text."""
         return ", ".join(f"{name} {100 * probability:.0f} %" for name, probability in self.classes)
 
 
@@ -59,7 +59,7 @@ class Demo:
 
     Attributes:
         class_names: C names; "class 0" and so on where the training set is not there to say them.
-        part_names: P names, likewise.
+        part_names: P names.
     """
 
     def __init__(self, cfg: CfgNode, min_score: float = 0.3) -> None:
@@ -109,7 +109,7 @@ class Demo:
             attack: also attack every image.
             label: the class an attack leads away from; the predicted one if None.
 
-        A file that cannot be read is yielded with an empty line and the reason in the log; the others go on.
+        A file that cannot be read is yielded with an empty line and the reason in the log; the others continue.
         """
         taken: set[str] = set()
         size = max(self.cfg.DATALOADER.TEST_BATCH_SIZE, 1)

@@ -18,7 +18,7 @@ from part_robust.utils.errors import UserError, is_fixable, sentence
 
 logger = logging.getLogger(__name__)
 
-# Iterations between two looks at the scale of a GradScaler, and the smallest scale that float16 gradients may need.
+# Iterations between two checks of the scale of a GradScaler, and the smallest scale that float16 gradients may need.
 SCALE_PERIOD, SMALLEST_SCALE = 100, 2.0**-10
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -28,7 +28,7 @@ class NonFiniteStep(UserError, FloatingPointError):
 
 
 class Preempted(SystemExit):
-    """The training was asked to end, has saved and can be resumed."""
+    """The training received a signal to end, has saved and can be resumed."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def no_tracebacks() -> Iterator[None]:
 
 
 class FiniteSteps(HookBase):
-    """Looks at the loss and the gradients between the backward pass and the optimizer's step.
+    """Check the loss and the gradients between the backward pass and the optimizer's step.
 
     Registered on the inner trainer, whose `after_backward` comes there. All processes come to the same verdict. The
     weights are those of the step before, so what was saved last is good. detectron2 waits for the losses at this place
@@ -162,7 +162,7 @@ class SaveOnSignal(HookBase):
     def before_train(self) -> None:
         try:
             self._before = {name: signal.signal(name, self._receive) for name in SIGNALS}
-        except ValueError:  # not the main thread: whoever runs us there handles signals
+        except ValueError:  # not the main thread: the caller handles signals
             logger.warning("signals are not handled outside of the main thread")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -175,10 +175,10 @@ class SaveOnSignal(HookBase):
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
         self.checkpointer.save(name, iteration=iteration)
-        # Nobody leaves before the checkpoint is whole: the launcher ends all when one has ended.
+        # No process exits before the checkpoint is whole: the launcher ends all when one has ended.
         comm.synchronize()
         logger.warning(
-            "%s: saved %s.pth after iteration %d; the same command with --resume goes on from there",
+            "%s: saved %s.pth after iteration %d; the same command with --resume continues from there",
             signal.Signals(number).name,
             name,
             iteration,

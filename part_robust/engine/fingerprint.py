@@ -1,4 +1,4 @@
-"""Whether a run in a folder is the one that is asked for: the same training, and the same evaluation of it.
+"""Comparison of the run in a folder with the requested one: the same training, and the same evaluation of it.
 
 A fingerprint is the complete config of a training as text, and in its last line the hash of the file in MODEL.WEIGHTS.
 Files written before there were hashes have none, as have those whose weights are gone: then the config alone decides.

@@ -1,6 +1,6 @@
 """Optimizers: SGD (the thesis) or AdamW (the published detectors).
 
-The backbone has a learning rate of its own, and all gradients are clipped together. On CUDA all weights are changed by
+The backbone has a separate learning rate, and all gradients are clipped together. On CUDA all weights are changed by
 one fused kernel.
 """
 
@@ -59,7 +59,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _with_kernel(kernel: Mapping, optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A state that asks for the kernel of this machine, whatever the machine used that saved it."""
+    """A state with the kernel of this machine, whatever the machine used that saved it."""
     return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
 
 

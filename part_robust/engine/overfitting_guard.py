@@ -25,7 +25,7 @@ from part_robust.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-# Percentage points; what a few hundred images show by chance is no collapse.
+# Percentage points; what a few hundred images show by chance is not collapse.
 SMALLEST_FALL = 5.0
 
 

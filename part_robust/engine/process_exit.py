@@ -34,7 +34,7 @@ class ProcessExit:
     """
 
     def __init__(self, info: ProcessInfo, launcher: distributed.Store | None = None) -> None:
-        """Set who hears of the end of this process.
+        """Set the processes that are notified of the end of this one.
 
         Args:
             info: of this process.
@@ -47,11 +47,11 @@ class ProcessExit:
 
     def join(self, store: distributed.Store) -> None:
         """Adds the store at which all processes of the job meet."""
-        # A connection of its own: that of the process group may be inside a call that waits.
+        # A separate connection: that of the process group may be inside a blocking call.
         self.stores.append(store.clone() if hasattr(store, "clone") else store)
 
     def fail(self, reason: str) -> NoReturn:
-        """Ends this process because of its own error."""
+        """End this process after its own error."""
         self._once()
         self._leave(REASON, f"process {self.info.rank}: {reason}")
         self._exit(self._found(REASON) or reason)

@@ -43,7 +43,7 @@ def check_resumed(cfg: CfgNode) -> list[str]:
         UserError: keys have changed whose values come from the checkpoint, so that the new ones would have no effect.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    # An evaluation in the folder writes a config.yaml of its own.
+    # An evaluation in the folder writes its config.yaml, too.
     config = next((path for path in (folder / STARTED, folder / "config.yaml") if path.is_file()), folder / STARTED)
     if not (folder / "last_checkpoint").is_file() or not config.is_file():
         return []

@@ -111,7 +111,7 @@ def _log_libraries(file: logging.Handler) -> None:
     logging.captureWarnings(True)
     for name in LIBRARIES:
         log = logging.getLogger(name)
-        # TORCH_LOGS asks torch for its log on the terminal.
+        # TORCH_LOGS makes torch log to the terminal.
         if "TORCH_LOGS" not in os.environ:
             for handler in log.handlers:
                 # Handlers of a program around this run are of other types, and stay as they are.

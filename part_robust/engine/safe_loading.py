@@ -43,7 +43,7 @@ def check_pickle(path: str | Path) -> None:
 
     Raises:
         UnsafeCheckpoint: the pickle holds anything but NumPy arrays, containers, strings and numbers.
-        NoCheckpoint: the file is no pickle, or not whole.
+        NoCheckpoint: the file is not a pickle, or not whole.
     """
     check_file(path, "a checkpoint")
     with open(path, "rb") as file:
@@ -60,7 +60,7 @@ def load_tensors(path: str | Path) -> Any:
 
     Raises:
         UnsafeCheckpoint: the file holds other objects.
-        NoCheckpoint: the file is no checkpoint of PyTorch, or not whole.
+        NoCheckpoint: the file is not a checkpoint of PyTorch, or not whole.
         OSError: it cannot be read.
     """
     check_file(path, "a checkpoint")
@@ -100,7 +100,7 @@ CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "average
 
 
 def _not_weights(state: Any) -> str | None:
-    """Return what is wrong with weights by name, in words; values that are no tensors may stand beside them."""
+    """Return the fault of weights by name, as text, or None; other values than tensors may be among them."""
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
     for name, value in state.items():
@@ -140,7 +140,7 @@ def _no_checkpoint(path: str | Path) -> str:
 
 def _sentence(path: str | Path, what: str) -> str:
     return (
-        f"{path} holds objects that run code when they are read ({what}) and is not opened. If you trust whoever made "
-        'it, keep its weights alone: python -c "import torch; '
+        f"{path} holds objects that run code when they are read ({what}) and is not opened. If you trust its author, "
+        'keep its weights alone: python -c "import torch; '
         f"torch.save({{'model': torch.load('{path}', weights_only=False)['model']}}, 'weights.pth')\""
     )

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
-from part_robust.engine.begun import begin_training
+from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, watched_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
@@ -63,11 +63,12 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
         raise UserError(
             "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
         )
-    resumed = check_resumed(cfg) if args.resume and not args.eval_only else []
+    resumes = args.resume and not args.eval_only
+    told = [*(check_resumed(cfg) if resumes else ()), *imported_again(cfg, resumes)]
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
     seed_and_tune(cfg, args.eval_only)
-    for line in resumed:
+    for line in told:
         logger.warning(line)
     return cfg
 
@@ -202,7 +203,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
 
     Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json; with TEST.TIER also
     writes report.md and report.html. With `resume`, weights are those of the last checkpoint, and an interrupted
-    evaluation with tiers goes on, with the weights it began with.
+    evaluation with tiers continues, with the weights it began with.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.

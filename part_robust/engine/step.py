@@ -37,7 +37,7 @@ class CountsPartLabels(Protocol):
 class TrainingStep(nn.Module):
     """Batch -> losses, whose sum's gradient is that of the whole batch.
 
-    A batch in several pieces goes forward and backward piece by piece, but for the last piece's backward pass, which
+    A batch in several pieces goes forward and backward piece by piece, except the last piece's backward pass, which
     the trainer does. The trainer must set gradients to zero before it calls this.
 
     Attributes:
@@ -129,7 +129,7 @@ def split(batch: list[dict], pieces: int) -> list[list[dict]]:
 def loss_shares(inner: nn.Module, pieces: Sequence[list[dict]]) -> list[dict[str, Tensor | float]]:
     """Factors that turn the mean losses of the pieces into those of the whole batch, when they are added up.
 
-    Class losses, "loss_cls", are means over images. Part losses, "loss_part" but for those that have a name of their
+    Class losses, "loss_cls", are means over images. Part losses, "loss_part" except those that have a name of their
     own, are means over whatever the model counts (`CountsPartLabels`): labelled pixels, true parts, queries.
     """
     total = sum(len(piece) for piece in pieces)

@@ -62,7 +62,8 @@ class PartTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
-        # The parent builds its own trainer and checkpointer just before it asks for hooks, with no seam to choose them.
+        # The parent builds its own trainer and checkpointer just before it calls build_hooks, with no seam to choose
+        # them.
         model = self._trainer.model
         self._trainer = build_step_trainer(cfg, model, self._trainer.data_loader, self._trainer.optimizer)
         self.finite_steps = FiniteSteps(self._trainer, cfg.SOLVER.NON_FINITE, cfg.SOLVER.NON_FINITE_LIMIT)
@@ -287,7 +288,7 @@ def _ddp_as_needed(cfg: CfgNode) -> Iterator[None]:
 
     It takes the local rank for the device's index, which DistributedDataParallel refuses on a CPU, and which is wrong
     where a process sees its own GPU alone. DistributedDataParallel waits for the gradients of a frozen backbone unless
-    it is asked to look which ones come.
+    it detects the unused ones.
     """
     original = defaults.create_ddp_model
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"

@@ -57,7 +57,7 @@ class WeightPerturbation:
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
-        if comm.get_world_size() > 1:  # all processes must stand at the same place
+        if comm.get_world_size() > 1:  # all processes must use the same weights
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
             parts = flat.split([g.numel() for g in gradients])

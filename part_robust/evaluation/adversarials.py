@@ -80,7 +80,7 @@ def save_adversarials(
             _save_png(folder / f"{image_id}.png", image)
     else:
         arrays["images"] = images.float().cpu().numpy()
-    arrays.update(verdict(outputs, batch.items, batch.num_parts))
+    arrays.update(outputs_to_compare(outputs, batch.items, batch.num_parts))
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
     path = folder / f"batch_{digest}.npz"
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -88,7 +88,7 @@ def save_adversarials(
     return arrays.get("prediction") if mode == "png" else None
 
 
-def verdict(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
+def outputs_to_compare(outputs: list[dict], items: list[dict], num_parts: int) -> dict[str, np.ndarray]:
     """Return what is compared when images are scored again: `prediction` (N,) and `pixels_right` (N,), if predicted."""
     arrays = {}
     outputs = host_outputs(outputs)

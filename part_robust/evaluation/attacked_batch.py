@@ -45,7 +45,7 @@ class Cost:
 
 
 @dataclass
-class Outcome:
+class AttackOutcome:
     """Result of an attack on a batch.
 
     Attributes:
@@ -91,7 +91,7 @@ class AttackedBatch:
         self.images, self.padding = inner.preprocess(items)
         self.labels = torch.tensor([item["class_id"] for item in items])
         self.keys = torch.tensor([item["image_id"] for item in items], dtype=torch.int64)
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, AttackOutcome] = {}
         self.forwards = 0
         self.clean = self.outputs(self.images)
 
@@ -128,14 +128,14 @@ class AttackedBatch:
         """Indices or flags of the host beside the images."""
         return to_device({"": values}, self.images.device)[""]
 
-    def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> Outcome:
+    def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> AttackOutcome:
         """Runs the attack on those of the images `wanted`, bool (N,) on the host, that it has not been run on yet.
 
         An attack of ours gives an image the same result in any batch, so it does not matter who asked for it first.
         `starts` (N, 3, H, W) are where it begins instead of a random point.
         """
         if name not in self.outcomes:
-            self.outcomes[name] = Outcome(self.images.clone(), torch.zeros_like(wanted))
+            self.outcomes[name] = AttackOutcome(self.images.clone(), torch.zeros_like(wanted))
         outcome = self.outcomes[name]
         chosen = (wanted & ~outcome.done).nonzero()[:, 0]
         if not len(chosen):

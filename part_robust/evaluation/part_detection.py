@@ -38,8 +38,8 @@ class PartDetectionEvaluator(MergeableEvaluator):
     AP is the mean over IoU 0.5, 0.55 .. 0.95 and over the parts that occur in the truth; it is left out, as is
     `AP-<part>`, where there is no truth at all. Images without part labels are left out and counted. A prediction with
     more than half of its area on ignored pixels counts nowhere, unless it could match a true box of its class (IoU 0.5
-    or more): what lies there is unknown, so it is no false alarm. Stock COCO evaluation counts it as one. Of masks, the
-    ignored pixels are then left out.
+    or more): what lies there is unknown, so it is not a false alarm. Stock COCO evaluation counts it as one. Of masks,
+    the ignored pixels are then left out.
     """
 
     def __init__(self, part_names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The plan of an evaluation: the tiers of attacks that the config names, built, for a data set."""
+"""Plan of an evaluation: the tiers of attacks that the config names, built, and their use on a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
-from part_robust.configured_attacks import aimed
+from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.adversarials import MODES
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.pictures import picture_sample
@@ -130,7 +130,7 @@ def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> 
         spec.EPS = float(cfg.TEST.EPS)
     if eps is not None:
         spec.EPS = float(eps)
-    attack = aimed(cfg, spec)
+    attack = build_model_attack(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient
     if cfg.TEST.BACKEND == "autoattack" and not attack.objective.needs_parts:

@@ -279,7 +279,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
         flags["clean_correct"] = right(merged, "clean")
         flags["attacked_prediction"] = merged.read(ClassArrays, plan.headline.name).prediction
         for tier in plan.tiers:
-            # Of a tier on parts the flag is no result of its own: the attacks aimed at something else.
+            # Of a tier on parts the flag is not a result of its own: the attacks aimed at something else.
             prefix = "class_right" if tier.kind == "parts" else "robust"
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
             flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin

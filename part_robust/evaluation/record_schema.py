@@ -1,4 +1,4 @@
-"""The contents of a record of an evaluation; a damaged or edited one is refused by a sentence."""
+"""Schema of an evaluation's record, so that a damaged or edited one is refused by a sentence."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Reads the record of an evaluation, of any version.
 
     Raises:
-        UserError: the file is no json, or something in it has another type than evaluations write.
+        UserError: the file is not a json, or something in it has another type than evaluations write.
     """
     record = read_json(path, "evaluate again")
     check_record(record, path)
@@ -100,4 +100,4 @@ def wrong_entry(value: Any, kind: Any, name: str) -> str | None:
 def _found(value: Any, name: str, words: str) -> str:
     shown = repr(value)
     shown = f"{shown[:37]}..." if len(shown) > 40 else shown
-    return f"{shown} as {name}, which must be {words}" if name else f"{shown}, which is no group of entries"
+    return f"{shown} as {name}, which must be {words}" if name else f"{shown}, which is not a group of entries"

@@ -80,7 +80,7 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
         cfg: with OUTPUT_DIR and TEST.CHECKS.SIBLINGS.
         dataset: name.
         threat_model: of the evaluation that is checked.
-        checkpoint: SHA-256 of the weights that are checked: a model is no sibling of itself.
+        checkpoint: SHA-256 of the weights that are checked: a model is not a sibling of itself.
     """
     found = []
     # Whoever names a folder wants to know that it is of no use.

@@ -116,7 +116,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
         outcome = batch.attack(name, attack, standing)
         # Asked anew instead of trusting the attack: one scale for attacks that maximise different losses.
         margin, fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])
-        first = everything and index == 0  # the image itself is no result in this protocol
+        first = everything and index == 0  # the image itself is not a result in this protocol
         take = (fooled & ~broken[rows]) | ((fooled == broken[rows]) & (margin > worst_margin[rows])) | first
         taken = torch.zeros_like(wrong).index_fill(0, rows[take], True)
         images = where(batch.on_device(taken), outcome.images, images)

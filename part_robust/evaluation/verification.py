@@ -16,7 +16,7 @@ from torch import nn
 from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
-from part_robust.evaluation.adversarials import load_adversarials, verdict
+from part_robust.evaluation.adversarials import load_adversarials, outputs_to_compare
 from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.add import set_checks
 from part_robust.evaluation.checks.catalogue import CATALOGUE, RecordEvidence
@@ -167,7 +167,7 @@ def _score(
             result.problems.append(f"images {ids[0]}...: outside the threat model: {error}")
         if padding is not None and ((attacked != images) & padding[:, None]).any():
             result.problems.append(f"images {ids[0]}...: letterbox padding was changed")
-        found = verdict(inner.inference(attacked, padding), batch, num_parts)
+        found = outputs_to_compare(inner.inference(attacked, padding), batch, num_parts)
     predictions = found["prediction"].tolist() if "prediction" in found else [None] * len(ids)
     for image_id, prediction, label in zip(ids, predictions, arrays["label"].tolist(), strict=True):
         result.right[image_id] = None if prediction is None else prediction == label

@@ -73,7 +73,7 @@ def masks_to_boxes(
     height, width = labels.shape[-2:]
     # Compared as shares: 0.05 * 12 * 5 is a little more than 3, and would drop a component of exactly 5 %.
     pixels = height * width
-    components = np.zeros(labels.shape, dtype=np.int64)  # numbered from 1 through the whole batch; 0 is no component
+    components = np.zeros(labels.shape, dtype=np.int64)  # numbered from 1 through the whole batch; 0 is not a component
     boxes: list[np.ndarray] = []
     classes: list[int] = []
     counts = []

@@ -163,7 +163,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Every head starts with points in a direction of its own, 1 to P pixels away, all of one weight."""
+        """Initialise each head with points in a separate direction, 1 to P pixels away, of equal weight."""
         angle = torch.arange(self.heads) * (2.0 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)

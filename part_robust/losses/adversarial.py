@@ -31,7 +31,7 @@ class TrainingObjective:
         mart_beta: 0 or more.
         part_loss_on: images whose parts are learned: "attacked", "clean", or "both": half each, under "mix" in its
             proportion.
-        denoise_attacked: attacked images are asked denoising queries too.
+        denoise_attacked: attacked images get denoising queries, too.
         match_on: image on which queries are assigned to the true parts that they learn from attacked images.
     """
 

@@ -24,7 +24,7 @@ from part_robust.structures import Matching, PartBoxes, PredictedParts
 class SetCriterion:
     """Class loss of all queries; L1 and generalised IoU of matched boxes; losses of matched masks.
 
-    Unweighted sums per image come first, so that one image's loss can be told from its neighbours'.
+    Unweighted sums per image come first, so that the loss of each image is known.
 
     Attributes:
         weights: of the terms "class", "box", "giou", and with masks "mask" and "dice".

@@ -32,7 +32,7 @@ def part_metadata(name: str) -> Metadata:
             )
         DatasetCatalog.get(name)  # reads the json, which fills the metadata in
     if not metadata.get("object_classes"):
-        raise ValueError(f"dataset {name!r} is no part dataset: use part_robust.data.register_part_dataset")
+        raise ValueError(f"dataset {name!r} is not a part dataset: use part_robust.data.register_part_dataset")
     return metadata
 
 

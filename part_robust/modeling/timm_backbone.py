@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class TimmBackbone(Backbone):
     """Images (N, 3, H, W) -> {"res2": (N, C, ceil(H / s), ceil(W / s)), ...}, as detectron2's ResNets give them.
 
-    Images whose sides are no multiples of `size_divisibility` are padded at the right and the bottom with zeros, the
+    Images whose sides are not multiples of `size_divisibility` are padded at the right and the bottom with zeros, the
     mean colour, and features are cut to the image, so that they lie over it for odd sizes too.
     """
 

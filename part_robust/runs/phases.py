@@ -30,11 +30,11 @@ class OtherRun(UserError):
 
 
 def prepare_two_phases(args: argparse.Namespace) -> Callable[[], Path]:
-    """Looks at both phases' configs before any work, and gives what does it.
+    """Validate both configs and return a function that runs both phases.
 
     Args:
         args: of `default_argument_parser`, with the config of the adversarial phase. `opts` hold in both phases, but
-            for MODEL.WEIGHTS, which is where the clean one starts. With `resume`, a phase goes on even if its config
+            for MODEL.WEIGHTS, which is where the clean one starts. With `resume`, a phase continues even if its config
             has changed since.
 
     Returns:
@@ -103,7 +103,7 @@ def train_phase(cfg: CfgNode, go_on: bool = False, restart: bool = False) -> Pat
         OtherRun: OUTPUT_DIR holds a training with another config.
     """
     output = Path(cfg.OUTPUT_DIR)
-    # One process looks at the files, all do the same.
+    # Rank 0 reads the files; all ranks do the same.
     wanted = fingerprint(cfg) if comm.is_main_process() else ""
     (plan,) = comm.all_gather(_plan(output, wanted, go_on, restart) if comm.is_main_process() else None)[:1]
     if plan.startswith("refuse"):
@@ -158,7 +158,7 @@ def _plan(output: Path, wanted: str, go_on: bool, restart: bool) -> str:
     else:
         reason = f"had another {', '.join(different_keys(started.read_text(), wanted))}"
     return (
-        f"refuse: the training in OUTPUT_DIR {output} {reason}. Give another OUTPUT_DIR, or go on with it all the "
+        f"refuse: the training in OUTPUT_DIR {output} {reason}. Give another OUTPUT_DIR, or continue it all the "
         "same: --resume"
     )
 

@@ -1,4 +1,4 @@
-"""Many runs, several at a time: each in a process of its own, after the run whose weights it begins from."""
+"""Many runs, several at a time: each in a separate process, after the run whose weights it starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from part_robust.runs.experiment import FINISHED, Phase, finished_record, phase_
 from part_robust.runs.phases import TRAINED, is_trained
 
 CONSOLE = "console.txt"  # what a run prints, in its folder
-PERIOD = 0.2  # seconds between two looks at the processes
+PERIOD = 0.2  # seconds between two checks of the processes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def plan(phases: Sequence[Phase]) -> list[Job]:
-    """Looks at the configs before any work.
+    """Validate the configs before any work.
 
     Raises:
         FileNotFoundError, KeyError: as `get_part_robust_cfg`.
@@ -84,11 +84,11 @@ def states(jobs: Sequence[Job]) -> list[str]:
     """Return the state of each job.
 
     "finished"; "trained, evaluates" (for the first time) or "trained, evaluates again" (in another way); "begun" (it
-    goes on); "other config" (it begins anew in that folder); "to do"; or "after X", of which the run X is still to be
+    continues); "other config" (it starts anew in that folder); "to do"; or "after X", of which the run X is still to be
     trained: all there is of it is kept only if X's weights come out as they were.
 
     Raises:
-        FileNotFoundError, ImportError, KeyError, ValueError: as `complete_config`, where there is something to look at.
+        FileNotFoundError, ImportError, KeyError, ValueError: as `complete_config`, where there is a config to check.
     """
     found = {job.output: _state(job) for job in jobs}
     after = {job.output: job.after for job in jobs}
@@ -142,7 +142,7 @@ def run_jobs(
     say: Callable[[str], None] = print,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Runs what is not finished. A run that fails leaves the others alone, but for those that begin from it.
+    """Execute the runs that are not finished. A run that fails stops those that start from it and no others.
 
     Ended by Ctrl-C or SIGTERM, it passes that on, so trainings save, and waits for them.
 
@@ -151,7 +151,7 @@ def run_jobs(
         processes: at the same time, at least 1.
         devices: values for CUDA_VISIBLE_DEVICES, shared out among the processes.
         say: takes lines about the progress.
-        done: is told every outcome at once.
+        done: callback, receives every outcome at once.
 
     Returns:
         One outcome for each job, in the order of `jobs`.
@@ -208,7 +208,7 @@ def _start(job: Job, slot: int, processes: int, devices: Sequence[str]) -> subpr
     job.output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "part_robust.runs.experiment", "--config-file", job.phase.config_file]
     with open(job.console, "w") as console:
-        # A session of its own: Ctrl-C reaches it through this process alone, and so once.
+        # A separate session: Ctrl-C reaches it through this process alone, and so once.
         return subprocess.Popen(
             [*command, *(str(value) for value in job.phase.opts)],
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Which runs the tables of the thesis, and their stand-ins on drawn images, are made of."""
+"""Runs of the thesis's tables, and of their stand-ins on drawn images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ SHORT = {
 SUITES = {
     "part_shapes": Suite({"part_shapes_deeplab": (), "part_shapes_dino": (), "part_shapes_mask_dino": ()}),
     # For CPUs, timed in docs/results.md: one model of each kind, half of the epochs, one evaluation in the end. The
-    # slowest first, so that nobody waits for it alone. DINO learns its boxes late: it keeps most of its epochs.
+    # slowest first, so that no process waits for it alone. DINO learns its boxes late: it keeps most of its epochs.
     "part_shapes_small": Suite(
         {
             "part_shapes_dino": ("dino_sequential",),
@@ -148,7 +148,7 @@ class Run:
     Attributes:
         table: name in TABLES.
         leaf: name of its clean config, without ending: model and supervision.
-        cells: model, supervision, training, in words.
+        cells: model, supervision and training, as in the table.
         phase: what is run.
     """
 
@@ -159,7 +159,7 @@ class Run:
 
 
 def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
-    """Every run of a table, clean trainings before what goes on from them.
+    """Return every run of a table, clean trainings before the runs that continue them.
 
     Args:
         table: name in TABLES.
@@ -181,7 +181,7 @@ def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), f
 
 
 def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
-    """Every run of a suite, as `table_runs`; `only` names leaf configs. Raises ValueError likewise."""
+    """Return every run of a suite, like `table_runs`; `only` names leaf configs. Raises the same ValueError."""
     suite = SUITES[name]
     if suite.folder and not folder:
         folder = f"./output/{suite.folder}"
@@ -214,7 +214,7 @@ def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), fo
 
 
 def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:
-    """(model, leaf config, (model, supervision) in words) of every row."""
+    """Return (model, leaf config, (model, supervision) as in the table) of every row."""
     _, models, supervisions = TABLES[table]
     return [
         (model, model + suffix, (title, supervision))

@@ -110,7 +110,7 @@ def all_numbers(found: Sequence[tuple[Run, Mapping]]) -> tuple[list[list], list[
 def numbers(record: Mapping, attacks: Sequence[str]) -> list[float | None]:
     """Each metric under each of `attacks` ("clean" for none); None where a model has no such number."""
     (tasks,) = record["results"].values()
-    # Of a tier the class counts as right if no attack broke it, whatever the last look at its images said.
+    # In a tier the class is right if no attack broke it, whatever it is on the final images.
     accuracy = {row["attack"]: row["accuracy"] for row in matrix(record)}
 
     def cell(task: str, metric: str, attack: str) -> float | None:
@@ -138,7 +138,7 @@ def _plain(cell: str | float | None) -> str | float:
 
 
 def attack_words(settings: Mapping) -> str:
-    """Return an attack in words: "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate".
+    """Return the text of an attack: "PGD on cross_entropy, linf 8/255, 20 steps of 2/255, random start, best iterate".
 
     The record has the rest.
     """

@@ -1,6 +1,6 @@
 """The tables of the thesis (UC Berkeley EECS-2023-153): layout, numbers as printed, and what must be corrected in them.
 
-Numbers are percent, but for the mAP of Tables 2.2 and 2.3, which is printed as a fraction; `thesis_tables.py` corrects
+Numbers are percent, except the mAP of Tables 2.2 and 2.3, which is printed as a fraction; `thesis_tables.py` corrects
 and converts them.
 """
 
@@ -32,7 +32,7 @@ class Row:
     """A row of a table of the thesis.
 
     Attributes:
-        cells: model, and what the table's other heads ask for.
+        cells: model, and the other columns of the table.
         leaves: clean configs that the row may be of; of several the one with the highest attacked accuracy is shown.
         printed: one word for each group and metric, "-" where the thesis has none; groups are separated by "|".
         notes: letters of footnotes.

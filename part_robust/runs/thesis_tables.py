@@ -44,7 +44,7 @@ def corrected(table: Table, row: Row) -> list[float | None]:
 
 
 def lines(table: Table, records: Records, stand_in: bool) -> list[Line]:
-    """The rows of a table. Of a stand-in only those that have a record, and at least two, as a table compares them.
+    """Return the rows of a table. Those of a stand-in need a record, and are at least two, as a table compares them.
 
     Args:
         table: of the thesis.

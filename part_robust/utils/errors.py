@@ -82,7 +82,7 @@ def _message(error: BaseException) -> str:
 
 
 def _out_of_space(error: BaseException | None) -> OSError | None:
-    """Looks behind an error too: torch.save raises a RuntimeError of its own when a write fails."""
+    """Also inspects the cause of an error: torch.save raises a RuntimeError when a write fails."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error

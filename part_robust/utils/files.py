@@ -27,7 +27,7 @@ _KINDS = (
 
 
 def check_file(path: str | Path, what: str = "a file") -> None:
-    """Refuses what has no end to be read to: reading a named pipe waits for a writer, and a device may go on forever.
+    """Refuse files without an end: reading a named pipe waits for a writer, and a device may never end.
 
     Args:
         path: of what is to be read; links are followed.

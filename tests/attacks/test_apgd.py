@@ -79,7 +79,7 @@ def test_schedule_counts_inside_the_radius_alone():
     labels = torch.zeros(3, dtype=torch.long)
     node = {"NAME": "APGD", "EPS": 8.0, "STEPS": 20, "RADIUS_SCHEDULE": ((2.0, 0.5), (1.0, 0.5))}
     result = run(Shell(), node, images, labels)
-    assert not result.fooled.any()
+    assert not result.success.any()
     assert ((result.images - images).abs().flatten(1).amax(dim=1) <= 8.0).all()
     wider = run(Shell(), {**node, "EPS": 9.5}, images, labels)
-    assert wider.fooled.all()
+    assert wider.success.all()

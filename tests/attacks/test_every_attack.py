@@ -29,7 +29,7 @@ def test_result_is_allowed_and_flags_are_the_models(name):
     norm = ATTACKS[name].get("NORM", "linf")
     ThreatModel(norm, EPS[norm]).verify(result.images, images)
     wrong = model(result.images).argmax(dim=1) != labels
-    assert torch.equal(result.fooled, wrong)
+    assert torch.equal(result.success, wrong)
     assert bool(wrong[-1]), "what is wrong stays wrong"
     assert result.forwards > 0
 
@@ -41,7 +41,7 @@ def test_batch_order_and_size_do_not_matter(name):
     together = run(model, spec(name), images, labels, keys)
     for order in ([0], [5, 2], [3, 1, 4]):
         part = run(model, spec(name), images[order], labels[order], keys[order])
-        assert torch.equal(part.fooled, together.fooled[order])
+        assert torch.equal(part.success, together.success[order])
         # Sums of float32 depend on the batch a little, and the way of an attack on them.
         torch.testing.assert_close(part.images, together.images[order], atol=2e-2, rtol=0)
 
@@ -50,11 +50,11 @@ def test_batch_order_and_size_do_not_matter(name):
 def test_early_stopping_changes_cost_alone(name):
     model, images, labels = case(24)
     full = run(model, spec(name), images, labels)
-    assert 2 <= int(full.fooled.sum()), "the toy must let some images leave"
+    assert 2 <= int(full.success.sum()), "the toy must let some images leave"
     for every in (1, 2, 5):
         short = run(model, spec(name, EARLY_STOP=True, COMPACT_EVERY=every), images, labels)
-        assert torch.equal(short.fooled, full.fooled), every
-        assert torch.equal(model(short.images).argmax(dim=1) != labels, full.fooled)
+        assert torch.equal(short.success, full.success), every
+        assert torch.equal(model(short.images).argmax(dim=1) != labels, full.success)
         assert torch.equal(short.zero_gradient, full.zero_gradient)
         # An image that is wrong before the attack costs no step at all.
         assert short.forwards < full.forwards and short.backwards <= full.backwards
@@ -76,7 +76,7 @@ def test_eps_zero_is_the_clean_result(name):
     model, images, labels = case()
     result = run(model, spec(name, EPS=0.0), images, labels)
     torch.testing.assert_close(result.images, images)
-    assert torch.equal(result.fooled, model(images).argmax(dim=1) != labels)
+    assert torch.equal(result.success, model(images).argmax(dim=1) != labels)
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgd_l2", "apgd_t", "fab", "square"])
@@ -85,7 +85,9 @@ def test_more_eps_never_saves_an_image_of_a_linear_model(name):
     model, images = Linear(), pictures(12)
     labels = model(images).argmax(dim=1)
     flags = [
-        run(model, spec(name, EPS=eps, STEPS=max(ATTACKS[name]["STEPS"], 20), STEP_SIZE=eps / 4), images, labels).fooled
+        run(
+            model, spec(name, EPS=eps, STEPS=max(ATTACKS[name]["STEPS"], 20), STEP_SIZE=eps / 4), images, labels
+        ).success
         for eps in (1.0, 3.0, 9.0, 60.0)
     ]
     for small, large in zip(flags, flags[1:], strict=False):
@@ -108,7 +110,7 @@ def test_allowed_whatever_the_image(name, eps, seed, shade):
     result = run(
         model, spec(name, EPS=eps, STEPS=3 if name != "apgd_schedule" else 5, SEED=seed), images, torch.tensor([0, 1])
     )
-    assert torch.equal(result.fooled, model(result.images).argmax(dim=1) != torch.tensor([0, 1]))
+    assert torch.equal(result.success, model(result.images).argmax(dim=1) != torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "apgd_t", "fab"])
@@ -133,7 +135,7 @@ def test_black_box_attacks_use_no_gradient(name):
     images = pictures(8)
     labels = Linear()(images).argmax(dim=1)
     result = run(Detached(), spec(name, EPS=60.0 if name != "square_l2" else 200.0, STEPS=60), images, labels)
-    assert result.fooled.any() and result.backwards == 0 and not result.zero_gradient.any()
+    assert result.success.any() and result.backwards == 0 and not result.zero_gradient.any()
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -144,16 +146,16 @@ def test_two_and_three_classes(classes, objective, caplog):
     node = {"NAME": "FAB"} if objective == "fab" else {"NAME": "APGD", "OBJECTIVE": objective}
     found = run(model, {**node, "STEPS": 20, "EPS": 30.0}, images, labels)
     exact = model.distances(images, labels, "linf")
-    assert torch.equal(found.fooled, exact < 30.0)
+    assert torch.equal(found.success, exact < 30.0)
 
 
 def test_counts_and_history():
     model, images, labels = case(4)
     result = run(model, spec("pgd", STEPS=3, KEEP="last", RECORD_HISTORY=True), images, labels)
     assert (result.forwards, result.backwards) == (12, 12)
-    assert result.fooled is None and result.history.shape == (3, 4) and torch.isfinite(result.history).all()
+    assert result.success is None and result.history.shape == (3, 4) and torch.isfinite(result.history).all()
     asked = run(model, spec("pgd", STEPS=3, KEEP="last"), images, labels, scored=True)
-    assert (asked.forwards, asked.backwards) == (16, 12) and asked.fooled is not None
+    assert (asked.forwards, asked.backwards) == (16, 12) and asked.success is not None
     # One look at the original, one at the start, and one after each step, the last without gradient.
     result = run(model, spec("apgd", RECORD_HISTORY=True, RESTARTS=2), images, labels)
     assert (result.forwards, result.backwards) == (4 * (1 + 2 * 13), 4 * 2 * 12)
@@ -179,7 +181,10 @@ def test_specs_describe_themselves():
     [
         ({"NAME": "APGD", "STEPS": 0}, "STEPS"),
         ({"NAME": "APGD", "RADIUS_SCHEDULE": ((2.0, 0.5), (1.5, 0.5))}, "RADIUS_SCHEDULE"),
-        ({"NAME": "APGD", "RADIUS_SCHEDULE": ((2.0, 0.01), (1.0, 0.99)), "STEPS": 10}, "without a step"),
+        (
+            {"NAME": "APGD", "RADIUS_SCHEDULE": ((2.0, 0.01), (1.0, 0.99)), "STEPS": 10},
+            "RADIUS_SCHEDULE must give each stage a step",
+        ),
         ({"NAME": "APGD", "APGD_MOMENTUM": 2.0}, "APGD_MOMENTUM"),
         ({"NAME": "APGD", "NUM_TARGETS": 0}, "NUM_TARGETS"),
         ({"NAME": "APGD", "TARGET_RANKING": "random"}, "TARGET_RANKING"),

@@ -25,8 +25,8 @@ def test_finds_the_exact_distance_of_a_linear_model(norm):
     torch.testing.assert_close(result.distance[1:], exact[1:], rtol=1e-3, atol=0)
     assert result.distance[0] == 0
     assert (result.distance >= exact.clamp(min=0) * (1 - 1e-4)).all(), "nothing is nearer than the nearest"
-    assert torch.equal(result.fooled, result.distance <= eps)
-    assert torch.equal(result.images[~result.fooled], images[~result.fooled]), "what is too far is not returned"
+    assert torch.equal(result.success, result.distance <= eps)
+    assert torch.equal(result.images[~result.success], images[~result.success]), "what is too far is not returned"
 
 
 def test_distance_does_not_depend_on_eps_and_no_start_does_harm():

@@ -67,8 +67,8 @@ def test_part_losses(name):
     assert float(loss[1]) == 0.0
     found = objective.score(logits, labels, loss)
     wrong = [np.mean(p.argmax(axis=1) != y) for y, p in (pixels(logits, labels, row) for row in (0, 2))]
-    assert found.harm[[0, 2]].tolist() == pytest.approx(wrong) and float(found.harm[1]) == 0.0
-    assert found.idle.tolist() == [False, True, False]
+    assert found.margin_score[[0, 2]].tolist() == pytest.approx(wrong) and float(found.margin_score[1]) == 0.0
+    assert found.nothing_to_attack.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -95,8 +95,8 @@ def test_weights_of_segpgd_move_from_right_to_wrong_pixels():
 def test_dlr_forgets_scale_and_shift(classes, factor, shift, seed):
     logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
     labels = torch.arange(5) % classes
-    aims = (labels + 1) % classes
-    for name, targets in (("dlr", labels), ("targeted_dlr", (labels, aims))):
+    target_classes = (labels + 1) % classes
+    for name, targets in (("dlr", labels), ("targeted_dlr", (labels, target_classes))):
         loss = get_objective(name).value(logits, targets)
         moved = get_objective(name).value(factor * logits + shift, targets)
         torch.testing.assert_close(moved, loss, rtol=2e-2, atol=1e-3)
@@ -120,4 +120,4 @@ def test_dlr_of_few_classes_is_the_margin_and_says_so(classes, monkeypatch, capl
         aimed = get_objective("targeted_dlr").value(logits, (labels, (labels + 1) % classes))
     assert torch.equal(loss, get_objective("margin").value(logits, labels))
     assert torch.equal(aimed, get_objective("targeted_margin").value(logits, (labels, (labels + 1) % classes)))
-    assert caplog.text.count("the margin takes its place") == 2
+    assert caplog.text.count("the margin is used instead") == 2

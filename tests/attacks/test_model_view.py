@@ -77,7 +77,7 @@ def test_parts_of_a_batch_inside_sea(toy_data):
         result, padding = attack_batch(build_attack(node), inner, batch, torch.arange(6))
         images, _ = inner.preprocess(batch)
         view = ModelView(inner, get_objective("masked_cross_entropy"), batch, images, padding)
-        harm = get_objective("masked_cross_entropy").harm
+        margin_score = get_objective("masked_cross_entropy").margin_score
         with torch.no_grad():
-            before, after = (harm(view(x), targets(view)) for x in (images, result.images))
+            before, after = (margin_score(view(x), targets(view)) for x in (images, result.images))
     assert (after >= before - 1e-6).all() and after.mean() > before.mean()

@@ -21,7 +21,7 @@ def test_class_objectives():
     for row in range(8):
         others = [float(v) for k, v in enumerate(logits[row]) if k != labels[row]]
         assert float(margin[row]) == pytest.approx(max(others) - float(logits[row, labels[row]]))
-    assert torch.equal(margin > 0, get_objective("margin").fooled(logits, labels))
+    assert torch.equal(margin > 0, get_objective("margin").success(logits, labels))
 
 
 def test_pixel_objective_ignores_what_counts_nowhere():
@@ -37,14 +37,14 @@ def test_pixel_objective_ignores_what_counts_nowhere():
         assert float(loss[row]) == pytest.approx(-picked[valid].mean(), rel=1e-5)
     assert float(loss[1]) == 0.0
     right = torch.nn.functional.one_hot(labels.clamp(max=3), 4).permute(0, 3, 1, 2).float()
-    assert not get_objective("pixel_cross_entropy").fooled(right, labels).any()
-    assert get_objective("pixel_cross_entropy").fooled(-right, labels).tolist() == [True, False, True]
+    assert not get_objective("pixel_cross_entropy").success(right, labels).any()
+    assert get_objective("pixel_cross_entropy").success(-right, labels).tolist() == [True, False, True]
 
 
 def test_being_fooled_beats_any_loss():
     loss, best = torch.tensor([1.0, 9.0, 2.0, 1.0]), torch.tensor([5.0, 5.0, 1.0, float("nan")])
-    fooled, best_fooled = torch.tensor([True, False, False, False]), torch.tensor([False, True, False, False])
-    assert better(loss, fooled, best, best_fooled).tolist() == [True, False, True, True]
+    success, best_success = torch.tensor([True, False, False, False]), torch.tensor([False, True, False, False])
+    assert better(loss, success, best, best_success).tolist() == [True, False, True, True]
 
 
 # What its objectives read of a model, and whether they are aimed at its parts.
@@ -79,7 +79,7 @@ class OnlyClasses(Linear):
 def test_an_objective_written_the_old_way_attacks(monkeypatch, steps):
     """`Objective(name, reads, loss, fooled)` put into OBJECTIVES, as before there was a class for each."""
     margin = get_objective("margin")
-    monkeypatch.setitem(OBJECTIVES, "mine", Objective("mine", "class_logits", margin.loss, margin.fooled))
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective("mine", "class_logits", margin.loss, margin.success))
     batch = [{"image": image, "class_id": index % 5} for index, image in enumerate(pictures())]
     found = []
     for name in ("mine", "margin", margin):
@@ -87,7 +87,7 @@ def test_an_objective_written_the_old_way_attacks(monkeypatch, steps):
             attack = build_attack({"OBJECTIVE": name, "STEPS": steps, "KEEP": "best"})
             found.append(attack_batch(attack, inner, batch, torch.arange(6))[0])
     assert all(torch.equal(found[0].images, other.images) for other in found[1:])
-    assert torch.equal(found[0].fooled, found[1].fooled)
+    assert torch.equal(found[0].success, found[1].success)
 
 
 def test_the_old_way_names_what_is_read():

@@ -75,10 +75,10 @@ def test_the_same_images_as_by_its_own_entry_point(name, norm):
     steps = {"square": 60, "fab_t": 15}.get(name, 100)  # its APGD has a hundred
     found = run(Official(own(name, norm, NUM_TARGETS=2, STEPS=steps)), counting, images, labels)
     torch.testing.assert_close(found.images, 255 * expected, atol=1e-3, rtol=0)
-    assert torch.equal(found.fooled, net(found.images).argmax(dim=1) != labels)
-    assert 1 < int(found.fooled.sum()) < len(images), "else this compares nothing"
+    assert torch.equal(found.success, net(found.images).argmax(dim=1) != labels)
+    assert 1 < int(found.success.sum()) < len(images), "else this compares nothing"
     moved = (found.images != images).flatten(1).any(dim=1)
-    assert torch.equal(moved[:-1], found.fooled[:-1]) and found.fooled[-1] and not moved[-1]
+    assert torch.equal(moved[:-1], found.success[:-1]) and found.success[-1] and not moved[-1]
     ThreatModel(norm, EPS[norm]).verify(found.images, images)
     assert (found.forwards, found.backwards) == (counting.images, counting.with_gradient)
     assert (found.backwards == 0) == (name == "square") and not found.zero_gradient.any()
@@ -89,11 +89,11 @@ def test_about_the_verdicts_of_ours(norm):
     net, images, labels = case(24)
     verdicts = []
     for make in (lambda attack: attack, Official):
-        fooled = torch.zeros_like(labels, dtype=torch.bool)
+        success = torch.zeros_like(labels, dtype=torch.bool)
         for name in ("apgd_ce", "fab_t"):
             changes = {"STEPS": 20, "NUM_TARGETS": 3, "EPS": EPS[norm] / 3}
-            fooled |= run(make(own(name, norm, **changes)), net, images, labels).fooled
-        verdicts.append(fooled)
+            success |= run(make(own(name, norm, **changes)), net, images, labels).success
+        verdicts.append(success)
     assert 4 < int(verdicts[0].sum()) < 20, "else this compares nothing"
     assert int((verdicts[0] != verdicts[1]).sum()) <= 1, "more than what may hang on the random start"
 
@@ -150,8 +150,8 @@ def test_padding_stays_and_goes_with_its_images(name, norm):
     with attack_view(model) as inner:
         result, _ = attack_batch(Official(own(name, norm, EPS=3 * EPS[norm])), inner, items, torch.arange(12))
         labels = torch.tensor([item["class_id"] for item in items])
-        assert torch.equal(result.fooled, inner.class_logits(result.images, padding).argmax(dim=1) != labels)
-    assert 0 < int(result.fooled.sum()) and result.forwards == sum(model.batches[:-1])
+        assert torch.equal(result.success, inner.class_logits(result.images, padding).argmax(dim=1) != labels)
+    assert 0 < int(result.success.sum()) and result.forwards == sum(model.batches[:-1])
     padded = padding[:, None].expand_as(images)
     assert torch.equal(result.images[padded], images[padded])
     assert max(model.batches[1:-1]) <= 6 < model.batches[0], "each shape has a batch of its own"
@@ -186,8 +186,8 @@ def test_what_tells_images_apart_gives_each_a_batch_of_its_own():
             index = torch.tensor([row])
             alone = attack(told.select(index), images[index], right[index], keys=index)
             assert torch.equal(alone.images[0], found.images[row])
-    assert torch.equal(found.fooled, told(found.images).argmax(dim=1) != right)
-    assert 0 < int(found.fooled.sum()) < 6
+    assert torch.equal(found.success, told(found.images).argmax(dim=1) != right)
+    assert 0 < int(found.success.sum()) < 6
 
 
 def test_blind_where_there_is_no_gradient():
@@ -212,9 +212,9 @@ def test_edges(name):
     net, images, labels = case(2)
     attack = Official(own(name))
     assert torch.equal(run(Official(own(name, EPS=0.0)), net, images, labels).images, images)
-    assert run(attack, net, images[1:], labels[1:]).fooled.tolist() == [True], "wrong before, so nothing to do"
+    assert run(attack, net, images[1:], labels[1:]).success.tolist() == [True], "wrong before, so nothing to do"
     alone = run(attack, net, images[:1], labels[:1])
-    assert torch.equal(alone.fooled, net(alone.images).argmax(dim=1) != labels[:1])
+    assert torch.equal(alone.success, net(alone.images).argmax(dim=1) != labels[:1])
 
 
 def test_few_classes():

@@ -153,12 +153,12 @@ def test_an_image_that_is_wrong_already_stays_wrong():
             bonus = moved[:, None] * 100.0 * nn.functional.one_hot(labels, 4)
             return model(x) + bonus
 
-    fooled = get_objective("margin").fooled
+    success = get_objective("margin").success
     for keep, expected in (("best", True), ("last", False)):
         with attack_view(Trap()) as inner:
             result = pgd(keep=keep, steps=3)(inner, images, labels, keys=torch.arange(6))
             assert not result.zero_gradient.any()
-            assert bool(fooled(inner(result.images), labels).all()) == expected
+            assert bool(success(inner(result.images), labels).all()) == expected
 
 
 def test_zero_gradient_is_reported(caplog, monkeypatch):
@@ -217,7 +217,7 @@ def test_scale_shrinks_radius_and_step():
     [
         ({"steps": -1}, "STEPS"),
         ({"keep": "first"}, "KEEP"),
-        ({"restarts": 0}, "restart"),
+        ({"restarts": 0}, "RESTARTS must be at least 1, got 0"),
         ({"restarts": 3, "random_start": False}, "RESTARTS"),
     ],
 )

@@ -125,11 +125,11 @@ def noise(*shape: int) -> Image.Image:
 def test_missing_unreadable_and_wrong_sizes(toy, capsys):
     path, root = toy
     (root / "2.png").unlink()
-    (root / "3.png").write_text("this is no image")
+    (root / "3.png").write_text("this is not an image")
     content = (root / "4.png").read_bytes()
     (root / "4.png").write_bytes(content[: len(content) // 2])
     noise(SIZE, SIZE + 1, 3).save(root / "5.png")
-    noise(SIZE, SIZE).save(root / "6.png")  # grey is no fault
+    noise(SIZE, SIZE).save(root / "6.png")  # grey is not a fault
     code, lines = run(capsys, path, "--image-root", root)
     assert code == 1
     assert lines[0] == f"images[1] (id 2): {root / '2.png'} does not exist"
@@ -187,7 +187,7 @@ def test_windows_must_lie_in_their_file(toy, capsys):
 
 def test_image_root_that_is_no_folder(toy, capsys):
     path, root = toy
-    expected = [f"--image-root {root / 'nowhere'}: is no folder", f"{path}: 1 violation"]
+    expected = [f"--image-root {root / 'nowhere'}: is not a folder", f"{path}: 1 violation"]
     assert run(capsys, path, "--image-root", root / "nowhere") == (1, expected)
 
 

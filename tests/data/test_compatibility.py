@@ -108,7 +108,7 @@ def test_data_without_parts_is_refused_for_a_segmenter(tmp_path):
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("first", ["train", "val"])
 def test_images_of_another_import_are_found(tmp_path, command, copied, first):
-    """Also where each import has copies of its own; and validation images are no test images either."""
+    """Also where each import has copies of its own; and validation images are not test images either."""
     names, data = {}, coco(tmp_path, 3)
     for split in (first, "test"):
         shares = ("1" if split == name else "0" for name in ("train", "val", "test"))

@@ -126,7 +126,7 @@ def test_groups_by_name(tmp_path, group_by):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"group_by": "(a"}, "no regular expression"),
+        ({"group_by": "(a"}, "not a regular expression"),
         ({"group_by": "a"}, r"with a \(group\)"),
         ({"group_by": "(zzz)"}, "finds nothing in 8 file names"),
         ({"fractions": ("0.8", "0.1", "0.2")}, "sum to 1"),

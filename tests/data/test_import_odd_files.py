@@ -35,7 +35,7 @@ def test_cvat_points_lines_and_several_tags(tmp_path):
         "polyline": '<polyline label="door" points="1,1;9,9"/>',
         "skeleton": '<skeleton label="door"><points label="a" points="3,3"/></skeleton>',
         "cuboid": '<cuboid label="wheel" xtl1="1" ytl1="1" xbr1="5" ybr1="5"/>',
-        "landmark": '<points label="mirror" points="2,2"/>',  # nobody draws a mirror: it is no part
+        "landmark": '<points label="mirror" points="2,2"/>',  # nobody draws a mirror: it is not a part
         "tags": '<tag label="bus"/>',
     }
     labels = "".join(f"<label><name>{n}</name><type>{t}</type></label>" for n, t in (
@@ -56,7 +56,7 @@ def test_cvat_points_lines_and_several_tags(tmp_path):
     assert all(right(found[f"{name}.png"], "partial" if name in lost else "full") for name in marks)
     assert counted(tmp_path / "out") == {"shape_kind": 4, "several_classes": 1, "image_with_lost_parts": 3}
     names = [c["name"] for c in json.loads((tmp_path / "out/annotations/train.json").read_text())["categories"]]
-    assert names == ["wheel", "door"], "a class that no image has is no part"
+    assert names == ["wheel", "door"], "a class that no image has is not a part"
 
 
 def test_broken_values_are_counted_or_named(tmp_path, capsys):
@@ -255,7 +255,7 @@ def test_yolo_lists_of_folders(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
     (tmp_path / "labels/a/car_0.txt").write_bytes("0 0.5 0.5 0.1 0.1 é".encode("latin-1"))
     yaml.write_text("train: images/a\nnames: [wheel, door]\n")
-    assert command(*arguments, tmp_path / "no") == 1 and "is no text in UTF-8" in capsys.readouterr().err
+    assert command(*arguments, tmp_path / "no") == 1 and "is not text in UTF-8" in capsys.readouterr().err
 
 
 # --- Roboflow: augmented copies of one picture ---

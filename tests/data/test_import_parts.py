@@ -113,7 +113,7 @@ def test_cvat(cvat, capsys):
     assert len(found) == COUNT
     split, image, parts, _ = found["shoot0/img_0.png"]
     assert image["class"] == "car" and image["part_supervision"] == "partial", "an annotation of no category is lost"
-    assert parts == {"car:wheel": (2.0, 4.0, 5.0, 5.0), "door": (10.0, 4.0, 5.0, 5.0)}, "a drawn mask is no crowd"
+    assert parts == {"car:wheel": (2.0, 4.0, 5.0, 5.0), "door": (10.0, 4.0, 5.0, 5.0)}, "a drawn mask is not a crowd"
     assert found["shoot0/img_1.png"][2] == {"bike:wheel": (2.0, 4.0, 5.0, 5.0)}
     splits = {}
     for name, (split, *_) in found.items():

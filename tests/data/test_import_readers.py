@@ -75,7 +75,7 @@ def test_cvat_xml(tmp_path, capsys):
     assert on > 0.98 and share == pytest.approx(np.pi / 4, abs=0.03), "an ellipse inside the door"
     assert found["a/3.png"]["supervision"] == "none", "its only mask is broken"
     names = json.loads((tmp_path / "out/annotations/train.json").read_text())["categories"]
-    assert [c["name"] for c in names] == ["door", "wheel"], "tags are no parts"
+    assert [c["name"] for c in names] == ["door", "wheel"], "tags are not parts"
     (tmp_path / "annotations.xml").write_text(CVAT.replace("<image", "<track").replace("</image", "</track"))
     assert command(*arguments, "--output", tmp_path / "no") == 1
     assert 'export the task as "CVAT for images 1.1"' in capsys.readouterr().err
@@ -263,4 +263,4 @@ def test_roboflow(tmp_path):
     found = result(tmp_path / "out", tmp_path)
     assert len(found) == 2 and all(right(entry) for entry in found.values())
     names = [c["name"] for c in json.loads((tmp_path / "out/annotations/val.json").read_text())["categories"]]
-    assert names == ["door", "wheel"], "the root category is no part"
+    assert names == ["door", "wheel"], "the root category is not a part"

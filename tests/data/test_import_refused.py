@@ -81,7 +81,7 @@ def test_refused_in_one_sentence(tmp_path, command, case, capsys):
         ("supercategory", "none of the parts of 3 images has a supercategory"),
         ("folder", "all 3 images lie in the folder 'images', which names no class"),
         ("tag", "no_class: 3"),
-        ("name:(", "no regular expression"),
+        ("name:(", "not a regular expression"),
         ("name:^(x)", "finds nothing in 3 of 3 file names"),
         ("star", "--class-from must be folder, tag, supercategory"),
         ("attribute:make", "no_class: 3"),

@@ -191,9 +191,9 @@ def test_taxonomy_of_other_names(catalog):
     ):
         with pytest.raises(KeyError, match=sentence) as error:
             read("nobody")
-        assert "coco_2017" not in str(error.value), "detectron2's own names are no part data sets"
+        assert "coco_2017" not in str(error.value), "detectron2's own names are not part data sets"
     DatasetCatalog.register("foreign", list)
-    with pytest.raises(ValueError, match="dataset 'foreign' is no part dataset: use .*register_part_dataset"):
+    with pytest.raises(ValueError, match="dataset 'foreign' is not a part dataset: use .*register_part_dataset"):
         get_taxonomy("foreign")
 
 

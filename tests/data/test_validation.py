@@ -219,7 +219,7 @@ OTHER_CASES = {
         [("categories", 0, "id", True)],
         [
             f"categories[0]: {ID_RULE.format(True)}",
-            "classes[0]: part_category_ids [1] are no category ids",
+            "classes[0]: part_category_ids [1] are not category ids",
             f"{BASE}: category_id 1 is not the id of any category",
         ],
     ),
@@ -239,7 +239,7 @@ OTHER_CASES = {
         [("categories", 1, "lamp:shade")],
         [
             "categories[1]: must be a json object, is str",
-            "classes[0]: part_category_ids [2] are no category ids",
+            "classes[0]: part_category_ids [2] are not category ids",
             f"{SHADE}: category_id 2 is not the id of any category",
         ],
     ),
@@ -262,7 +262,7 @@ OTHER_CASES = {
     ),
     "class of unknown parts": (
         [("classes", 1, "part_category_ids", [1, 9, "sign:board", True])],
-        ["classes[1]: part_category_ids [9, 'sign:board', True] are no category ids"],
+        ["classes[1]: part_category_ids [9, 'sign:board', True] are not category ids"],
     ),
     "class of a part twice": (
         [("classes", 2, "part_category_ids", [3, 3])],

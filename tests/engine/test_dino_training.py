@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.configured_attacks import aimed, build_attacks
+from part_robust.configured_attacks import build_attacks, build_model_attack
 from part_robust.data import register_part_dataset
 from part_robust.engine import train
 from part_robust.engine.best_metric import best_metric
@@ -50,11 +50,11 @@ def test_adversarial_training_of_mask_dino(toy_data, tmp_path, model):
 
 def test_attack_on_a_model_without_a_head_aims_at_its_boxes(toy_data, tmp_path):
     cfg = run_cfg(tmp_path, model="dino_detector")
-    assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "part_loss"
+    assert build_model_attack(cfg, cfg.ATTACK.TRAIN).objective.name == "part_loss"
     cfg = run_cfg(tmp_path, model="deeplab_segmenter")
-    assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "pixel_cross_entropy"
+    assert build_model_attack(cfg, cfg.ATTACK.TRAIN).objective.name == "pixel_cross_entropy"
     cfg = run_cfg(tmp_path, "ATTACK.TRAIN.OBJECTIVE", "joint", model="dino_sequential")
-    assert aimed(cfg, cfg.ATTACK.TRAIN).objective.name == "joint"
+    assert build_model_attack(cfg, cfg.ATTACK.TRAIN).objective.name == "joint"
 
 
 @pytest.mark.parametrize(("model", "full"), [("dino_two_headed", True), ("dino_two_headed", False), ("resnet", False)])

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from part_robust.attacks import attack_view
-from part_robust.engine import PartTrainer, evaluate, export, train
+from part_robust.engine import PartCheckpointer, PartTrainer, evaluate, export, train
 from part_robust.evaluation import verification
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.precision import describe_precision, tf32
@@ -78,11 +78,13 @@ def test_evaluation_record_export_and_verification(toy_data, tmp_path, seen):
         assert record["precision"] == EXACT
     export.export_classifier(cfg, tmp_path / "export")
     cfg, record = verification.recorded_config(tmp_path / "tier")
-    assert not verification.verify(tmp_path / "tier", cfg, record)[0].problems
+    model = PartTrainer.build_model(cfg)
+    PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    assert not verification.verify(tmp_path / "tier", cfg, model, record)[0].problems
     assert len(seen) > 8 and all(flags == EXACT for _, flags in seen)
     record["precision"] = FAST
     seen.clear()
-    verification.verify(tmp_path / "tier", cfg, record)
+    verification.verify(tmp_path / "tier", cfg, model, record)
     assert describe_precision() == FAST
 
 

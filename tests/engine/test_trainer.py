@@ -60,7 +60,7 @@ def test_best_checkpoint_is_chosen_by_attacked_accuracy(finished):
     ]
     assert record["value"] == max(seen)
     assert torch.load(folder / "model_best.pth")["iteration"] == record["iteration"]
-    assert (folder / "last_checkpoint").read_text() == "model_final.pth", "--resume goes on from the newest"
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth", "--resume continues from the newest"
 
 
 def test_evaluation_of_the_checkpoint_equals_the_training_run(finished):

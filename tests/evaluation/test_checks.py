@@ -266,7 +266,7 @@ def test_joint_attack_as_strong_as_the_single_ones():
         record_fixture.matrix_row("joint", "joint", 33.8, None, None, 15.4, None),
     ]
     result = record_result(lambda E: put(E, ("attack_matrix",), rows), "C18")
-    assert result.status == "pass", "the tier of parts is no single attack"
+    assert result.status == "pass", "the tier of parts is not a single attack"
 
 
 def test_flags_that_contradict():

@@ -35,6 +35,7 @@ from part_robust.evaluation.checks import (
 from part_robust.evaluation.checks.context import RecordingModel
 from part_robust.evaluation.checks.gradients import check_gradient, check_losses
 from part_robust.evaluation.checks.outputs import check_classes, check_deterministic, check_logits
+from part_robust.evaluation.checks.run import AUDIT
 from tests.evaluation import check_models as models
 
 SMALL = CheckSettings(steps=8, long_steps=16, noise_draws=20, directions=3, eot_draws=4)
@@ -202,7 +203,7 @@ def test_expectation_averages_outputs_and_gradients():
 def test_logits_of_a_wrong_shape_and_honest_ones_that_sum_to_one():
     assert check_logits(torch.zeros(2, 3, 4)).status == "fail"
     logits = torch.tensor([[2.0, -1.0], [0.5, 0.5]])
-    assert check_logits(logits).status == "pass", "a negative logit is no probability"
+    assert check_logits(logits).status == "pass", "a negative logit is not a probability"
     assert check_logits(torch.tensor([[0.5, 0.5], [1.0, 0.0]])).status == "fail"
 
 
@@ -332,13 +333,13 @@ def test_attack_past_the_choice_of_queries():
     model.preprocess = lambda items: (images, None)
     sent = []
     model.register_forward_pre_hook(lambda module, arguments: sent.append(len(arguments[0])))
-    for factor, fooled in ((1, False), (4, True)):
+    for factor, success in ((1, False), (4, True)):
         attack = pgd(EPS=8.0, STEP_SIZE=1.0, QUERY_FACTOR=factor, RANDOM_START=False, EARLY_STOP=True, COMPACT_EVERY=3)
         with attack_view(model) as view:
             sent.clear()
             result, _ = attack_batch(attack, view, items, torch.arange(3))
         assert result.forwards == sum(sent)
-        assert result.fooled.tolist() == [fooled] * 3
+        assert result.success.tolist() == [success] * 3
         assert attack.describe().get("query_factor", 1) == factor
     with pytest.raises(ValueError, match="QUERY_FACTOR"):
         pgd(QUERY_FACTOR=0)
@@ -400,7 +401,7 @@ def test_attack_that_misjudges_itself():
         threat_model, objective = attack.threat_model, attack.objective
 
         def __call__(self, *arguments, **values):
-            return SimpleNamespace(images=attack(*arguments, **values).images, fooled=torch.ones(10, dtype=torch.bool))
+            return SimpleNamespace(images=attack(*arguments, **values).images, success=torch.ones(10, dtype=torch.bool))
 
     with attack_view(models.Honest()) as view:
         assert strength.check_verdicts(subject_of(view, Boaster())).status == "fail"
@@ -452,6 +453,8 @@ def test_catalogue():
     for id, check in CATALOGUE.items():
         assert check.id == id and check.title and check.level in ("error", "warning") and check.remedy
         assert check.always or check.audit or check.record
+    only_audit = [id for id, check in CATALOGUE.items() if check.audit and not check.always]
+    assert sorted(AUDIT) == sorted(only_audit), "the audit runs what the catalogue says"
 
 
 def test_verdict_and_summary():

@@ -38,7 +38,7 @@ DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objecti
 
 def given(result: AttackResult) -> list:
     """What an attack gives, without what it has no value for."""
-    values = [result.images, result.fooled, result.zero_gradient, result.history]
+    values = [result.images, result.success, result.zero_gradient, result.history]
     return [value for value in values if value is not None]
 
 

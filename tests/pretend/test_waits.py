@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase
 
-from part_robust.configured_attacks import aimed
+from part_robust.configured_attacks import build_model_attack
 from part_robust.engine import PartTrainer
 from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
@@ -80,7 +80,7 @@ def of_evaluation(model: str, step: Counter) -> tuple[Counter, Counter]:
         built, evaluator = PartTrainer.build_model(cfg), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
         found = {}
-        for name, attacks in {"clean": {}, "both": {"pgd": aimed(cfg, cfg.ATTACK.TRAIN)}}.items():
+        for name, attacks in {"clean": {}, "both": {"pgd": build_model_attack(cfg, cfg.ATTACK.TRAIN)}}.items():
             counted = []
             for number in (1, 2):
                 with count_waits() as waits:

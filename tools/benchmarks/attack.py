@@ -188,7 +188,7 @@ def half_way(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
     for _ in range(ROUNDS):
         eps = (low * high) ** 0.5
         spec = {"STEPS": 20, "STEP_SIZE": eps / 5, "EPS": eps, "KEEP": "best"}
-        fooled = build_attack(spec)(forward, images, labels, keys=torch.arange(len(images))).fooled
+        fooled = build_attack(spec)(forward, images, labels, keys=torch.arange(len(images))).success
         low, high = (low, eps) if 2 * int(fooled.sum()) >= len(images) else (eps, high)
     return eps
 
@@ -218,8 +218,8 @@ def _leaving(
     early, full = results[True], results[False]
     return {
         "attack": f"{name}, {steps} steps",
-        "broken": int(full.fooled.sum()),
-        "flags that differ": int((early.fooled != full.fooled).sum()),
+        "broken": int(full.success.sum()),
+        "flags that differ": int((early.success != full.success).sum()),
         "images forward": early.forwards,
         "without leaving": full.forwards,
         "ratio of images": early.forwards / full.forwards,

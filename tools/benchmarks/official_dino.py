@@ -39,11 +39,11 @@ def load_official(folder: str | Path, **options) -> tuple[torch.nn.Module, torch
         **options: change its config/DINO/DINO_4scale.py, as in `num_queries=100`.
 
     Raises:
-        FileNotFoundError: that is no checkout.
+        FileNotFoundError: that is not a checkout.
     """
     config = Path(folder) / "config" / "DINO" / "DINO_4scale.py"
     if not config.is_file():
-        raise FileNotFoundError(f"{folder} is no checkout of IDEA-Research/DINO: it has no {config.name}")
+        raise FileNotFoundError(f"{folder} is not a checkout of IDEA-Research/DINO: it has no {config.name}")
     values = {key: value for key, value in runpy.run_path(str(config)).items() if not key.startswith("_")}
     values |= {"device": "cpu", "frozen_weights": None, "masks": False, "dataset_file": "coco", **options}
     # For the rest of the process: its modules import one another by these names.

@@ -30,10 +30,10 @@ def load_official(folder: str | Path, config: str = SEMANTIC, opts: tuple = ()) 
         opts: KEY VALUE pairs on top.
 
     Raises:
-        FileNotFoundError: that is no checkout.
+        FileNotFoundError: that is not a checkout.
     """
     if not (Path(folder) / config).is_file():
-        raise FileNotFoundError(f"{folder} is no checkout of IDEA-Research/MaskDINO: it has no {config}")
+        raise FileNotFoundError(f"{folder} is not a checkout of IDEA-Research/MaskDINO: it has no {config}")
     sys.modules.update({name: mock.MagicMock() for name in UNUSED if not installed(name)})
     # The package without its own __init__, which registers data sets and test-time augmentation.
     package = types.ModuleType("maskdino")

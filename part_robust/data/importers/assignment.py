@@ -82,7 +82,7 @@ def _count_copies(samples: Sequence[Sample], tally: Tally) -> None:
         if _are_given(file, sample):
             raise ValueError(
                 f"{sample.path} is in the splits {file.split} and {sample.split}, so a model would be tested on images "
-                "that it was trained on: give each split images of its own, or import one split and divide it"
+                "that it was trained on: give each split separate images, or import one split and divide it"
             )
         origin = first.setdefault(("origin", _origin(sample)), sample) if sample.image.origin else sample
         if _are_given(origin, sample):

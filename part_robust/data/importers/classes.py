@@ -99,7 +99,7 @@ def class_from_name(pattern: str) -> ClassSource:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"--class-from name:{pattern} is no regular expression: {error}") from error
+        raise ValueError(f"--class-from name:{pattern} is not a regular expression: {error}") from error
 
     def find(items: Sequence[Item]) -> list[str | None]:
         found = [expression.search(item.file_name) for item in items]

@@ -1,8 +1,8 @@
 """Reads COCO instances jsons whose categories are parts: plain ones, and those of CVAT, Label Studio and Roboflow.
 
-CVAT: drawn masks are run-length codes with lists of counts and `iscrowd` 1, though they are no crowds; the class can be
-an attribute; a turned rectangle has its angle in the attribute `rotation`. Label Studio: all ids begin at 0, rectangles
-have an empty `segmentation`. Roboflow: numbers as text, and a root category 0 that names the project.
+CVAT: drawn masks are run-length codes with lists of counts and `iscrowd` 1, though they are not crowds; the class can
+be an attribute; a turned rectangle has its angle in the attribute `rotation`. Label Studio: all ids begin at 0,
+rectangles have an empty `segmentation`. Roboflow: numbers as text, and a root category 0 that names the project.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_coco(path: Path) -> dict:
     for key, required in _REQUIRED.items():
         entries = data.get(key) if isinstance(data, Mapping) else None
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise ValueError(f"{path} is no COCO instances file: it has no list of objects {key!r}")
+            raise ValueError(f"{path} is not a COCO instances file: it has no list of objects {key!r}")
         for index, entry in enumerate(entries):
             if required not in entry or (key != "annotations" and "id" not in entry):
                 raise ValueError(f"{path}: {key}[{index}] has no {'id' if required in entry else required!r}")
@@ -53,7 +53,7 @@ def coco_contents(path: Path, data: Mapping, tally: Tally, twins: str = "join") 
             with the supercategory in front ("prefix").
 
     Raises:
-        ValueError: one id stands for two things, a name is empty, or the coordinates are no pixels.
+        ValueError: two entries have one id, a name is empty, or the coordinates are not pixels.
     """
     names = part_names(path, data, tally, twins)
     items = _items(path, data, names, tally)
@@ -110,7 +110,7 @@ def part_names(path: Path, data: Mapping, tally: Tally, twins: str = "join") -> 
 
 
 def _root_ids(path: Path, data: Mapping, entries: list) -> set[int | str]:
-    """Roboflow's root: without annotations, without a parent of its own, and the parent of other categories."""
+    """Roboflow's root: without annotations, without a parent, and the parent of other categories."""
     used = set()
     for annotation in data["annotations"]:
         if isinstance(annotation.get("category_id"), (str, int, float)):
@@ -127,7 +127,7 @@ def _items(path: Path, data: Mapping, names: Mapping, tally: Tally) -> list[Item
     """The images of a source with their raw annotations, sorted by file name.
 
     Raises:
-        ValueError: one id stands for two files.
+        ValueError: two files have one id.
     """
     by_id: dict[int | str, Item] = {}
     by_name: dict[str, Item] = {}

@@ -214,7 +214,7 @@ def _read_one(args: argparse.Namespace, tally: Tally) -> tuple[tuple[Source, Con
         return (Source(args.source, images), read_labelme(args.source, images, tally)), True
     if not args.images.is_dir():
         raise FileNotFoundError(
-            f"--images {args.images} is no folder: name the one that the file names are relative to"
+            f"--images {args.images} is not a folder: name the one that the file names are relative to"
         )
     source = Source(args.json, args.images)
     if args.format == "datumaro":
@@ -225,7 +225,7 @@ def _read_one(args: argparse.Namespace, tally: Tally) -> tuple[tuple[Source, Con
         return (source, read_label_studio(args.json, data, tally)), True
     if args.format == "label-studio" and isinstance(data, list):
         raise ValueError(
-            f'{args.json} is no list of tasks: export the project as "JSON", not as "JSON-MIN", or as COCO'
+            f'{args.json} is not a list of tasks: export the project as "JSON", not as "JSON-MIN", or as COCO'
         )
     return (source, coco_contents(args.json, read_coco(args.json), tally, twins="prefix")), False
 

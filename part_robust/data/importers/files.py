@@ -115,7 +115,7 @@ def find_files(items: Sequence[Item], root: Path, listed_in: Path, skip_missing:
         if name in owners:
             both = f"{owners[name]!r} and {item.file_name!r} are both the file {name} in {root}"
             if owners[name] == item.file_name:
-                both = f"{name} is listed twice, with annotations of its own each time"
+                both = f"{name} is listed twice, with different annotations"
             raise ValueError(f"{listed_in}: {both}: give each image its own file name, and list it once")
         owners[name] = item.file_name
         found[item.file_name] = name

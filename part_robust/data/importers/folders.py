@@ -105,7 +105,7 @@ def read_names(path: Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: other columns, a label that is no number, one without a name, or one with two names.
+        ValueError: other columns, a label that is not a number, one without a name, or one with two names.
     """
     keys: tuple[str, ...]
     try:
@@ -135,7 +135,7 @@ def read_names(path: Path) -> dict:
 
 @lru_cache(maxsize=1)
 def _load(path: str, coloured: bool) -> np.ndarray:
-    """Labels (H, W), or colours (H, W, 3). The numbers of an indexed PNG are its labels, unless colours are asked for.
+    """Labels (H, W), or colours (H, W, 3). The numbers of an indexed PNG are its labels, unless colours are requested.
 
     Raises:
         ValueError: a coloured mask, where the table has labels.

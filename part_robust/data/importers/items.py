@@ -20,7 +20,7 @@ DIVIDE = "fractions"  # split name of the sources whose images the fractions div
 
 
 class MaskFile(NamedTuple):
-    """A mask that lies in a file of its own; `read(path, key)` gives it as bool (H, W)."""
+    """A mask in a separate file; `read(path, key)` gives it as bool (H, W)."""
 
     read: Callable[[str, Any], np.ndarray]
     path: str

@@ -25,7 +25,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def as_side(value: Any) -> int:
-    """Width or height in pixels, 0 where the value is no positive number."""
+    """Width or height in pixels, 0 where the value is not a positive number."""
     number = as_number(value)
     return int(number) if number is not None and 1 <= number < 1 << 31 else 0
 

@@ -1,4 +1,4 @@
-"""Requirements of an import: settings that fit, names of parts and classes, images and parts that are left."""
+"""Requirements on an import: settings that fit, names of parts and classes, images and parts that are left."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_settings(sources: Sequence[Source], settings: ImportSettings) -> None:
     """
     for source in sources:
         if not source.image_root.is_dir():
-            raise FileNotFoundError(f"--image-root {source.image_root} is no folder")
+            raise FileNotFoundError(f"--image-root {source.image_root} is not a folder")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", source.split):
             raise ValueError(f"--split {source.split!r} must be a plain name, such as train")
     name_keys([], settings.group_by)  # complains about a broken expression

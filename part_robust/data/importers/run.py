@@ -181,7 +181,7 @@ def _flat(report: Mapping) -> dict:
 
 
 def _supercategories(contents: Sequence[Contents]) -> dict[str, str]:
-    """{part: object it belongs to}; the first source that says so decides."""
+    """{part: object it belongs to}; the first source that has it decides."""
     found: dict[str, str] = {}
     for entry in contents:
         for name, supercategory in entry.supercategories.items():

@@ -78,7 +78,7 @@ def read_samples(
         contents: what its reader found.
         root: folder above all image roots; names of samples are relative to it.
         class_source: names the classes.
-        needs_parts: whether it looks at the parts.
+        needs_parts: whether the model needs parts.
         settings: see `ImportSettings`.
         tally: receives what was repaired or left out.
         workers: processes that decode images; the result does not depend on it.

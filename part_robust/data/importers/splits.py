@@ -87,7 +87,7 @@ def join(count: int, keys: Sequence[Sequence[Hashable]], pairs: Sequence[tuple[i
 
     Args:
         count: N.
-        keys: lists of N keys; items with equal keys of one list belong together, None stands alone.
+        keys: lists of N keys; items with equal keys of one list belong together, None belongs to no other item.
         pairs: more items that belong together.
     """
     parent = list(range(count))
@@ -130,7 +130,7 @@ def name_keys(file_names: Sequence[str], group_by: str, everywhere: bool = True)
     try:
         pattern = re.compile(group_by)
     except re.error as error:
-        raise ValueError(f"--group-by {group_by!r} is no regular expression: {error}") from error
+        raise ValueError(f"--group-by {group_by!r} is not a regular expression: {error}") from error
     if pattern.groups < 1:
         raise ValueError(f"--group-by {group_by!r} must be content, near, folder, or an expression with a (group)")
     found = [pattern.search(name) for name in file_names]

@@ -1,7 +1,7 @@
 """Reads YOLO folders (Ultralytics 8, also as CVAT and Roboflow write them): data.yaml, images and labels.
 
 A line is the number of the part and, as shares of the image's sides, the middle, width and height of a box, or the
-points of a polygon; behind them may stand a score or the number of a track.
+points of a polygon; a score or the number of a track may follow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_yolo(path: Path, tally: Tally) -> list[tuple[Source, Contents]]:
     """
     data = read_declaration(path, "--yaml")
     parts = _parts(path, data)
-    boxes = "kpt_shape" in data  # behind the box of a pose stand its key points
+    boxes = "kpt_shape" in data  # the key points of a pose follow its box
     images: dict[str, list[Path]] = {}
     for key, split in _SPLITS:
         if data.get(key) and split not in images:
@@ -112,7 +112,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error.reason}") from error
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason}") from error
 
 
 def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: Tally) -> Item:

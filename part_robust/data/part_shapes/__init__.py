@@ -1,6 +1,6 @@
 """PartShapes: a data set of jointed objects with exact part masks, drawn by the package itself.
 
-It needs no download, so tests, demos and first experiments run everywhere. The class can be told
+It needs no download, so tests, demos and first experiments run everywhere. The class can be recognised
 from shape and parts only: colour, texture, size, place, background and clutter are drawn without it.
 """
 

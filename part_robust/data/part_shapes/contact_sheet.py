@@ -1,4 +1,4 @@
-"""A grid of PartShapes images beside their part masks, to look at with one's own eyes."""
+"""A grid of PartShapes images beside their part masks, for inspection."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def read_entries(path: Path, required: Mapping[str, Sequence[str]]) -> dict:
     for key, fields in required.items():
         entries = data.get(key) if isinstance(data, Mapping) else None
         if not isinstance(entries, list):
-            raise ValueError(f"{path} is no COCO json: it must have the list {key}")
+            raise ValueError(f"{path} is not a COCO json: it must have the list {key}")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise ValueError(f"{path}: {key}[{index}] must be an object, is {type(entry).__name__}")

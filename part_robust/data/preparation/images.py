@@ -72,8 +72,8 @@ class Folders:
         return name in self._names[folder]
 
 
-def missing_files_message(what: str, missing: Iterable[str], total: int, mend: str) -> str:
+def missing_files_message(what: str, missing: Iterable[str], total: int, remedy: str) -> str:
     """One message: how many of the `total` files are missing, the first five of them, and what to do."""
     names = sorted(missing)
     shown = "".join(f"\n  {name}" for name in names[:5])
-    return f"{len(names)} of {total} {what} do not exist, first:{shown}\n{mend}"
+    return f"{len(names)} of {total} {what} do not exist, first:{shown}\n{remedy}"

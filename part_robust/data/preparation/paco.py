@@ -1,4 +1,4 @@
-"""PACO (Ramanathan et al., 2023) as a part-classification data set: thesis section 3.2 and its mended variant.
+"""PACO (Ramanathan et al., 2023) as a part-classification data set: thesis section 3.2 and its corrected variant.
 
 Modes:
     grouped: leak-free random split by COCO image and Ego4D video; the default.
@@ -85,7 +85,7 @@ def count_paco(roots: PacoRoots, options: PacoOptions) -> PacoScan:
 
     Raises:
         FileNotFoundError: a json is missing; says where it was looked for.
-        ValueError: a json is broken, or the Ego4D test file that was asked for has no parts.
+        ValueError: a json is broken, or the requested Ego4D test file has no parts.
     """
     files = find_annotation_files(roots, options.files)
     scan = scan_paco(files, options.min_area, options.seed, options.ratios)

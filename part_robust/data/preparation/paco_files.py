@@ -25,7 +25,7 @@ FILES = (
 LICENCE_HINT = (
     "Ego4D frames need a signed licence (https://ego4ddataset.com, about two days), then: "
     "ego4d --output_directory X --version v1 --datasets paco_frames, and --ego4d-images X/v1/paco_frames. "
-    "To go on without them: --sources lvis"
+    "To prepare PACO without them: --sources lvis"
 )
 COCO_HINT = (
     "Unpack COCO's train2017.zip and val2017.zip side by side (http://images.cocodataset.org/zips/train2017.zip, "
@@ -88,16 +88,16 @@ def find_annotation_files(roots: PacoRoots, wanted: Sequence[tuple[str, str]]) -
         folders = ", ".join(str(folder) for folder in roots.annotations)
         archives = " and ".join(sorted({f"paco_{name.split('_')[1]}_v1.zip" for name in missing}))
         packed = [str(path) for path in find_archives(roots) if path.name in archives]
-        mend = f"Unpack {', '.join(packed)}" if packed else (
+        remedy = f"Unpack {', '.join(packed)}" if packed else (
             f"Download {archives} from https://dl.fbaipublicfiles.com/paco/annotations/, unpack, and name the folder "
             "with --annotations"
         )  # fmt: skip
         if all("ego4d" in name for name in missing):
             withheld = any((folder / "paco_ego4d_v1_test_dev.json").is_file() for folder in roots.annotations)
             if withheld:
-                mend += ". The file paco_ego4d_v1_test_dev.json is the old test set without parts: of no use here"
-            mend += ". To go on without Ego4D: --sources lvis"
-        raise FileNotFoundError(f"{', '.join(missing)} not found in {folders}. {mend}")
+                remedy += ". The file paco_ego4d_v1_test_dev.json is the old test set, which has no parts"
+            remedy += ". To prepare PACO without Ego4D: --sources lvis"
+        raise FileNotFoundError(f"{', '.join(missing)} not found in {folders}. {remedy}")
     return found
 
 

@@ -75,7 +75,7 @@ class PacoFile:
         objects: by image id, in file order.
         lost: boxes of annotations that fit nowhere, by image id.
         categories: entries of the json, in ascending id.
-        instances: annotations per category id, as they stand in the file.
+        instances: annotations per category id, as in the file.
         num_objects, num_parts: annotations in the file.
     """
 
@@ -112,7 +112,7 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
         data = _parse(path, masks)
     missing = [key for key in _KEPT_KEYS if not isinstance(data.get(key), list)] if isinstance(data, dict) else ["it"]
     if missing:
-        raise ValueError(f"{path} is no PACO annotation file: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is not a PACO annotation file: it lacks {', '.join(missing)}")
     for key, kind_of_entry in (("images", PacoImage), ("annotations", PacoAnnotation), ("categories", dict)):
         for index, entry in enumerate(data[key]):
             if not isinstance(entry, kind_of_entry):
@@ -124,7 +124,7 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
     kind = {c["id"]: str(c.get("supercategory", "")).upper() for c in categories}
     if not {"OBJECT", "PART"} <= set(kind.values()):
         raise ValueError(
-            f"{path} is no PACO annotation file: its categories must have the supercategories OBJECT and PART"
+            f"{path} is not a PACO annotation file: its categories must have the supercategories OBJECT and PART"
         )
     images = {image.id: image for image in data["images"]}
     tally = tally if tally is not None else Tally()

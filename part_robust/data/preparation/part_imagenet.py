@@ -50,11 +50,11 @@ def prepare_part_imagenet(
     scan = count_part_imagenet(files, options)
     missing = [unit.name for unit in scan.units if unit.name not in files.images]
     if missing and not options.allow_missing:
-        mend = (
+        remedy = (
             "Unpack train.zip, val.zip and test.zip (--unpack), or name a folder with the images (--images; ImageNet's "
             "train/ has them all). The old Google Drive folder holds only jsons. Partial copies: --allow-missing"
         )
-        raise FileNotFoundError(missing_files_message("images", missing, len(scan.units), mend))
+        raise FileNotFoundError(missing_files_message("images", missing, len(scan.units), remedy))
     found = [files.images[unit.name].resolve() for unit in scan.units if unit.name in files.images]
     if not found:
         raise FileNotFoundError(missing_files_message("images", missing, len(scan.units), "There is none at all"))

@@ -56,13 +56,13 @@ def find_part_imagenet(root: Path, images: Path | None = None) -> PartImageNetFi
     missing = [f"{split}.json" for split in SPLITS if split not in annotations]
     if missing:
         packed = [str(path) for path in _archives(root)]
-        mend = (
+        remedy = (
             f"Unpack {', '.join(packed)} with --unpack"
             if packed
             else "Download PartImageNet_OOD.zip or PartImageNet_Seg.zip from https://huggingface.co/datasets/turkeyju/"
             "PartImageNet and name its folder with --source"
         )
-        raise FileNotFoundError(f"{', '.join(missing)} not found in {root}. {mend}")
+        raise FileNotFoundError(f"{', '.join(missing)} not found in {root}. {remedy}")
     found: dict[str, tuple[int, str, Path]] = {}
     label_maps = {}
     for folder in [root, *([images] if images is not None else [])]:
@@ -149,7 +149,7 @@ def unpack(root: Path) -> int:
                     if path.suffix == ".zip":
                         todo.append(path)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{archive} is no complete zip ({error}): download it again") from error
+            raise ValueError(f"{archive} is not a complete zip ({error}): download it again") from error
     return written
 
 

@@ -114,7 +114,7 @@ def count_part_imagenet(files: PartImageNetFiles, options: PartImageNetOptions) 
 
 
 def _require_unique(path: Path, images: list[dict]) -> None:
-    """Raises ValueError where one id stands for two files."""
+    """Raises ValueError where two files have one id."""
     names: dict[int | str, str] = {}
     for image in images:
         first = names.setdefault(image["id"], image["file_name"])

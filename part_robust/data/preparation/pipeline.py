@@ -77,7 +77,7 @@ class Preparation:
     checks: list[Check] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    # Looks at the summed counts of all results before anything is written: more checks and notes, or an error.
+    # Checks the summed counts of all results before anything is written: returns more checks and notes, or raises.
     conclude: Callable[[Counter], tuple[list[Check], list[str]]] | None = None
 
 

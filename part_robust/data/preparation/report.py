@@ -119,7 +119,7 @@ def write_report(
         folder: where to.
         report: json values to store as they are; `title`, `splits`, `per_class` and `notes` are also shown.
         checks: validation table.
-        tallies: counted things, by the heading they stand under.
+        tallies: counts by their heading.
     """
     data = dict(report)
     data["checks"] = [

@@ -68,11 +68,11 @@ def set_checks(dataset: str, evaluation: dict[str, Any], checks: Sequence[CheckR
     """Writes the checks of a data set's evaluation, and what follows from them, in place."""
     evaluation["checks"] = [check.describe() for check in checks]
     evaluation["reportable"] = reportable(checks)
-    evaluation["verdict"] = verdict(checks, headline_sentence(dataset, evaluation))
+    evaluation["verdict"] = verdict(checks, describe_numbers(dataset, evaluation))
 
 
-def headline_sentence(dataset: str, evaluation: dict[str, Any]) -> str:
-    """The numbers in words, without a full stop."""
+def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
+    """Return the headline tier's numbers as a sentence without a full stop."""
     name = evaluation["headline"]
     what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))

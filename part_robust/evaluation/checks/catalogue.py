@@ -20,7 +20,7 @@ from part_robust.evaluation.checks.result import ERROR, FAIL, PASS, SKIPPED, WAR
 
 @dataclass(frozen=True)
 class ModelEvidence:
-    """The model and images that checks on the model examine, inside `attack_view`.
+    """Input of the checks on the model, inside `attack_view`.
 
     Attributes:
         context: the model's class logits, images of an evaluation, and the attack whose numbers are judged.
@@ -45,7 +45,7 @@ class ModelEvidence:
 
 @dataclass(frozen=True)
 class RecordEvidence:
-    """The parts of a record that checks on it examine.
+    """Input of the checks on the record.
 
     Attributes:
         evaluation: one data set's entry in the record's `evaluation` (docs/report.md).

@@ -123,7 +123,7 @@ class CheckContext:
 
     @functools.cached_property
     def clean_logits(self) -> Tensor:
-        """Return the class logits of `images`, float (N, C)."""
+        """Return the model's logits of `images`, float (N, C)."""
         return self.logits(self.images)
 
     @property
@@ -156,7 +156,7 @@ class CheckContext:
             with torch.enable_grad():
                 found = attack(recording, self.images, self.labels, keys=self.keys, padding=self.padding)
             images = found.images.detach()
-            reported = getattr(found, "fooled", None)
+            reported = getattr(found, "success", None)
             self.runs[attack] = AttackRun(images, self.fooled(images), recording.found_any, reported)
         return self.runs[attack]
 

@@ -111,7 +111,7 @@ def _judge(slope: Tensor, difference: Tensor, settled: Tensor, alive: Tensor) ->
         )
     used = alive & settled
     if 2 * int(used.sum()) < seen:
-        # Jumps are no proof of a wrong gradient, so this is no error.
+        # Jumps are not proof of a wrong gradient, so this is not an error.
         return Finding(
             FAIL,
             f"differences settle for {int(used.sum())} of {seen} directions only: the outputs jump at the scale of "

@@ -125,7 +125,7 @@ def check_bounds(
 def round_towards(adversarial: Tensor, images: Tensor) -> Tensor:
     """Whole levels 0..255, rounded towards the original, which therefore stay inside any ball that held them.
 
-    Where the original is no whole level, a pixel without a whole level between the two goes back to the original.
+    Where the original is not a whole level, a pixel without a whole level between the two goes back to the original.
     """
     up = adversarial >= images
     rounded = torch.where(up, adversarial.floor(), adversarial.ceil())

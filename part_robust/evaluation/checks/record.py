@@ -197,7 +197,7 @@ def check_heads(E: Mapping[str, Any]) -> Finding:
                 best = min((r[name] for r in single if r["head"] == head and r.get(name) is not None), default=None)
                 if best is not None and joint[name] > best + 0.5:
                     numbers = f"{joint['attack']} leaves {joint[name]:.1f} % {name}, one on the {head} {best:.1f} %"
-                    return Finding(FAIL, f"{numbers}: its own are no worst case", joint[name] - best)
+                    return Finding(FAIL, f"{numbers}: its own are not worst case", joint[name] - best)
     return Finding(PASS, f"attacks on {' and '.join(sorted(heads))}, each head through its own loss")
 
 

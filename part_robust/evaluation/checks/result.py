@@ -12,7 +12,7 @@ PASS, FAIL, SKIPPED = "pass", "fail", "skipped"
 
 @dataclass(frozen=True)
 class Finding:
-    """The finding of the function of a check; the catalogue makes a `CheckResult` of it.
+    """Result of a check's function; the catalogue makes a `CheckResult` of it.
 
     Attributes:
         status: "pass", "fail" or "skipped".
@@ -108,15 +108,15 @@ def summary(checks: Sequence[CheckResult]) -> str:
     return f"{len(checks)} check{'s' if len(checks) > 1 else ''}: {', '.join(parts)}"
 
 
-def verdict(checks: Sequence[CheckResult], headline: str) -> str:
-    """The first sentence of a report: the headline, or why there is none and what to do.
+def verdict(checks: Sequence[CheckResult], numbers: str) -> str:
+    """The first sentence of a report: the numbers, or why there are none and what to do.
 
     Args:
         checks: all that ran.
-        headline: the numbers in words, without a full stop.
+        numbers: in words, without a full stop.
     """
     wrong = errors(checks)
     if wrong:
         reasons = "; ".join(f"{result.id} {result.sentence}: {result.remedy}" for result in wrong)
         return f"not reportable: {reasons} ({summary(checks)})"
-    return f"{headline} ({summary(checks)})"
+    return f"{numbers} ({summary(checks)})"

@@ -39,7 +39,7 @@ def example_section(
     shown = {int(part) for key in PART_MAPS if key in arrays for part in np.unique(arrays[key])}
     colors = part_colors(len(parts))
     note = (
-        f"The perturbation is signed: grey is no change, white and black are plus and minus {reach:g} levels. "
+        f"The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
         "Parts are drawn over the image; stripes are pixels without a label."
     )
     return Section(

@@ -292,7 +292,7 @@ class MaskDinoSegmenter(QuerySegmenter):
             content = self.query_feat.weight.to(memory.dtype).expand(images, -1, -1)
             return content, self.query_embed.weight.sigmoid().expand(images, -1, -1), None, None
         selected = self.query_selection(
-            # "No object" is no reason to become a query; the published code has no model with both.
+            # "No object" is not a reason to become a query; the published code has no model with both.
             memory,
             tokens,
             lambda x: self.class_embed(x)[..., : self.num_parts],

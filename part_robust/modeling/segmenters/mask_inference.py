@@ -37,7 +37,7 @@ def semantic_scores(parts: Tensor, masks: Tensor) -> Tensor:
 def dense_log_scores(logits: Tensor, masks: Tensor, num_parts: int) -> Tensor:
     """Log-probabilities of the parts and of background at each pixel.
 
-    The published map has no background, and its scores are no logits: cross-entropy on them has a flat gradient.
+    The published map has no background, and its scores are not logits: cross-entropy on them has a flat gradient.
     Background scores 1 less the claim of the surest query on the pixel: in a product over all queries, many unsure ones
     would leave none. Then all scores are divided by their sum, so the order of the parts stays as published.
 

@@ -282,7 +282,7 @@ class QuerySelection(nn.Module):
         content = x.gather(1, index.expand(-1, -1, x.shape[-1]))
         # The box head on the selected pixels only: the others' boxes are used nowhere.
         change = (box_head or self.enc_out_bbox_embed)(content)
-        # Pixels that are no proposal can be selected all the same; their box is the corner point (1, 1).
+        # Pixels that are not proposals can be selected all the same; their box is the corner point (1, 1).
         start = boxes.logit().masked_fill(~valid[..., None], float("inf")).expand(images, -1, -1)
         boxes = (change.to(start.dtype) + start.gather(1, index.expand(-1, -1, 4))).sigmoid()
         return Selected(content, logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes, index[..., 0])
