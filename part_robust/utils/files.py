@@ -105,7 +105,7 @@ def read_text(path: str | Path, what: str) -> str:
         what: what it holds, for the message.
 
     Raises:
-        UserError: it is no file, or no text.
+        UserError: it is not a file, or no text.
         OSError: it cannot be read.
     """
     check_file(path, f"a file of {what}")
