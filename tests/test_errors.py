@@ -279,3 +279,13 @@ def test_what_is_to_be_drawn(tmp_path):
             check_picture(path)
     with pytest.raises(UserError, match="--count must be at least 1, got 0"):
         check_picture("a.jpg", 0)
+
+
+def test_weights_with_nan_are_refused_by_all_that_evaluate(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    path = str(tmp_path / "weights.pth")
+    torch.save({"model": {key: torch.full_like(value, torch.nan) for key, value in model.state_dict().items()}}, path)
+    with pytest.raises(
+        UserError, match=r"weights\.pth must hold finite numbers, got NaN or infinity in 2 of 2 tensors"
+    ):
+        PartCheckpointer(model, strict=True).load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -455,6 +456,10 @@ def test_catalogue():
         assert check.always or check.audit or check.record
     only_audit = [id for id, check in CATALOGUE.items() if check.audit and not check.always]
     assert sorted(AUDIT) == sorted(only_audit), "the audit runs what the catalogue says"
+
+
+def test_import_that_earlier_records_recommend():
+    assert importlib.import_module("part_robust.attacks.checks").EotView is EotView
 
 
 def test_verdict_and_summary():
