@@ -100,7 +100,7 @@ CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "average
 
 
 def _not_weights(state: Any) -> str | None:
-    """Return what is wrong with weights by name, in words; values that are not tensors may stand beside them."""
+    """Return the fault of weights by name, as text, or None; other values than tensors may be among them."""
     if not isinstance(state, dict):
         return f"a {type(state).__name__}"
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""The contents of a record of an evaluation; a damaged or edited one is refused by a sentence."""
+"""Schema of an evaluation's record, so that a damaged or edited one is refused by a sentence."""
 
 from __future__ import annotations
 
