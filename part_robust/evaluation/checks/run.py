@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import Attack, EotView
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.evaluation.checks.catalogue import CATALOGUE, ModelEvidence, RecordEvidence, skipped
 from part_robust.evaluation.checks.context import CheckContext, CheckSettings, in_expectation, judged_attack
 from part_robust.evaluation.checks.gradients import NO_DEPENDENCE
@@ -87,7 +87,7 @@ def run_checks(
             results += found
             if audit and all(result.status != FAIL for result in found if result.id in ("C3", "C17")):
                 results = [result for result in results if result.id != "C6"]  # the audit uses more directions
-                expanded = open_queries(view, padding)
+                expanded = expand_queries(view, padding)
                 results += run_audit(context, settings, black_box=black_box, transferred=transferred, expanded=expanded)
             elif audit:
                 results += _skip(AUDIT, "logits or labels are broken (C3, C17)")

@@ -22,7 +22,7 @@ from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_denoising_queries, prepend
-from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, repeated, validate_option
 from part_robust.modeling.segmenters.tokens import (
     Tokens,
     content_size,
@@ -178,7 +178,7 @@ class DinoSegmenter(QuerySegmenter):
                 class_weight=node.CLASS_WEIGHT,
                 box_weight=node.BOX_WEIGHT,
                 giou_weight=node.GIOU_WEIGHT,
-                sum_sets=check_choice("DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES) == "thesis",
+                sum_sets=validate_option("DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES) == "thesis",
             ),
             "backend": node.MS_DEFORM_ATTN,
         }

@@ -25,7 +25,7 @@ from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_uni
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
 from part_robust.modeling.segmenters.mask_inference import boxes_of_masks, dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
-from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice, repeated
+from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, repeated, validate_option
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelection, refine
 from part_robust.structures import (
@@ -117,9 +117,9 @@ class MaskDinoSegmenter(QuerySegmenter):
             ValueError: an unknown name; no decoder layer; boxes from masks without two_stage.
         """
         super().__init__()
-        check_choice("MASK_DINO.BOX_INIT", box_init, BOX_INITS)
+        validate_option("MASK_DINO.BOX_INIT", box_init, BOX_INITS)
         for name in outputs:
-            check_choice("MASK_DINO.OUTPUTS", name, OUTPUTS)
+            validate_option("MASK_DINO.OUTPUTS", name, OUTPUTS)
         if not outputs:
             raise ValueError("MODEL.MASK_DINO.OUTPUTS must name semantic, instance or both")
         if decoder_layers < 1:
