@@ -24,7 +24,7 @@ ATTACK = ["ATTACK.EVAL", ["fgsm"], "ATTACK.EVAL_DURING_TRAINING", ["fgsm"], "ATT
 def phases(toy_data, tmp_path, monkeypatch) -> list[Phase]:
     """Clean and adversarial runs of one iteration, and two of a config whose weights do not exist."""
     json_file, images = toy_data
-    # That a run is found and started as a script is shown by tests/test_reproduce.py.
+    # That a run is found and started as a script is shown by tests/runs/test_reproduce.py.
     monkeypatch.setattr(suite.subprocess, "Popen", ForkedCommand)
     config = tmp_path / "toy.yaml"
     config.write_text("VERSION: 2\n")
