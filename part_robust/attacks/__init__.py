@@ -1,4 +1,4 @@
-"""Attacks on any differentiable callable images -> outputs; nothing here knows the models."""
+"""Attacks on any differentiable callable images -> outputs; independent of the models."""
 
 from part_robust.attacks.apgd import APGD
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack

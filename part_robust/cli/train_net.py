@@ -6,8 +6,8 @@
     part-robust evaluate --config-file ... MODEL.WEIGHTS output/model_best.pth TEST.TIER standard,parts
 
 Flags are detectron2's, --two-phase: first the clean training that the adversarial one begins from, --audit: the
-expensive checks of an evaluation, too, and --backend: whose code attacks the class in an evaluation. KEY VALUE pairs
-that change the config come last. Also under torchrun and srun (docs/scaling.md).
+expensive checks of an evaluation, too, and --backend: whose implementation attacks the class in an evaluation. KEY
+VALUE pairs that change the config come last. Also under torchrun and srun (docs/scaling.md).
 """
 
 import argparse
@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], object]:
         args.opts = [*args.opts, "TEST.AUDIT", "True"]
     if args.backend:
         if not args.eval_only:
-            raise ValueError("--backend says whose attacks evaluate: it goes with --eval-only and TEST.TIER")
+            raise ValueError("--backend requires --eval-only and TEST.TIER")
         args.opts = [*args.opts, "TEST.BACKEND", args.backend]
     if not args.eval_only and "TEST.TIER" in args.opts[0::2]:
         raise ValueError("TEST.TIER says how to evaluate: it goes with --eval-only (or part-robust evaluate)")

@@ -48,7 +48,7 @@ class CenterCrop(T.Augmentation):
 
 
 class ContentPad(PadTransform):
-    """Padding at the right and the bottom that remembers which part is image: `content_size` (h, w)."""
+    """Padding at the right and the bottom that stores the size of the image inside: `content_size` (h, w)."""
 
     def __init__(self, height: int, width: int, size: int, colour: Sequence[float]) -> None:
         super().__init__(0, 0, size - width, size - height, width, height)

@@ -1,4 +1,4 @@
-"""Notes that a training leaves in its folder, so that the next one started there knows which training it was."""
+"""Notes that a training leaves in its folder, so that the next training there can compare itself with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMPORTS = "imports.json"
 def begin_training(cfg: CfgNode, resume: bool) -> None:
     """Note in OUTPUT_DIR which training begins; every process calls it, rank 0 writes.
 
-    A new training forgets what was best in an earlier one, and its `last_checkpoint`: --resume would continue from it
+    A new training ignores the best value of an earlier one, and its `last_checkpoint`: --resume would continue from it
     if this training is killed before its first checkpoint. The weights themselves stay.
     """
     if comm.is_main_process():

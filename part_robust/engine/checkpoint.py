@@ -81,7 +81,7 @@ class PartCheckpointer(DetectionCheckpointer):
         """Load a checkpoint, and account for every weight of the model.
 
         Raises:
-            FileNotFoundError: the weights cannot be had.
+            FileNotFoundError: the weights are not found.
             CheckpointMismatch: they are of another model.
             UnsafeCheckpoint: the file holds more than tensors and plain values.
             NoCheckpoint: the file is not a checkpoint, or not whole.
@@ -161,7 +161,7 @@ def check_finite(model: nn.Module, path: str) -> None:
 
 
 def _not_found(path: str, reason: str) -> str:
-    return f"MODEL.WEIGHTS {path} cannot be had ({reason}). Give a file, or MODEL.WEIGHTS '' for random weights"
+    return f"MODEL.WEIGHTS {path} is not found ({reason}). Give a file, or MODEL.WEIGHTS '' for random weights"
 
 
 def _summarise(keys: Sequence[str]) -> str:

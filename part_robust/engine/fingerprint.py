@@ -77,7 +77,7 @@ def _with_attack_defaults(config: dict[str, object]) -> dict[str, object]:
     for spec in {key.split(".")[2] for key in config if key.startswith(SPECS)}:
         name = config.get(f"{SPECS}{spec}.NAME")
         for key, default in spec_defaults({} if name is None else {"NAME": name}).items():
-            # As YAML has it, which knows no tuples.
+            # As in YAML, which has no tuples.
             complete.setdefault(f"{SPECS}{spec}.{key}", list(default) if isinstance(default, tuple) else default)
     return complete
 

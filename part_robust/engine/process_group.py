@@ -88,7 +88,7 @@ def _slurm_process(environment: Mapping[str, str]) -> ProcessInfo:
     spread = environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
     sizes = {int(size) for size in re.sub(r"\(x\d+\)", "", spread).split(",")}
     if len(sizes) > 1:
-        raise LaunchError(f"Slurm gives the nodes {spread} tasks: ask for the same number on each (--ntasks-per-node)")
+        raise LaunchError(f"Slurm gives the nodes {spread} tasks: request the same number on each (--ntasks-per-node)")
     host = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     # Two jobs on a node, or two steps of a job, must not meet.
     job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))

@@ -64,11 +64,11 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
             "MODEL.DEVICE must be a device that computes, such as cpu, got meta, whose tensors hold no values"
         )
     resumes = args.resume and not args.eval_only
-    told = [*(check_resumed(cfg) if resumes else ()), *imported_again(cfg, resumes)]
+    messages = [*(check_resumed(cfg) if resumes else ()), *imported_again(cfg, resumes)]
     lock_output(cfg.OUTPUT_DIR, "an evaluation" if args.eval_only else "a training")
     start_log(cfg, args, level)
     seed_and_tune(cfg, args.eval_only)
-    for line in told:
+    for line in messages:
         logger.warning(line)
     return cfg
 

@@ -131,7 +131,7 @@ class AttackedBatch:
     def attack(self, name: str, attack: Attack, wanted: Tensor, starts: Tensor | None = None) -> AttackOutcome:
         """Runs the attack on those of the images `wanted`, bool (N,) on the host, that it has not been run on yet.
 
-        An attack of ours gives an image the same result in any batch, so it does not matter who asked for it first.
+        An attack of ours gives an image the same result in any batch, so the first one is reused.
         `starts` (N, 3, H, W) are where it begins instead of a random point.
         """
         if name not in self.outcomes:

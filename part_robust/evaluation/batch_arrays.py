@@ -79,8 +79,8 @@ def describe_batch(
         arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name)
         for name, found in result.fooled.items():
             fooled[name] = found.cpu().numpy() | fooled.get(name, False)
-    for eps, standing in curve.items():
-        arrays |= CurveArrays(standing.cpu().numpy()).write(f"{eps:g}")
+    for eps, right in curve.items():
+        arrays |= CurveArrays(right.cpu().numpy()).write(f"{eps:g}")
     for name, flags in fooled.items():
         arrays |= AttackArrays(fooled=flags).write(name)
     arrays |= _attacks(batch)
@@ -115,7 +115,7 @@ def _measured_on_device(batch: AttackedBatch) -> dict[str, Tensor]:
 
 
 def _rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> Iterator[tuple[str, list[dict]]]:
-    """Name and outputs of everything that the evaluators look at."""
+    """Return name and outputs of all images that the evaluators process."""
     yield "clean", batch.clean
     seen: set[str] = set()
     for tier, result in results.items():

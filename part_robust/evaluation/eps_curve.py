@@ -22,27 +22,27 @@ def run_curve(
 
     Once wrong means wrong at every larger eps.
 
-    Each radius starts where the next smaller one ended, and attacks only the images that still stand. What a tier has
-    broken inside a radius is broken at that radius and all larger ones, so the curve never lies above the headline.
+    Each radius starts where the next smaller one ended, and attacks only the images that are still right. What a tier
+    has broken inside a radius is broken at that radius and all larger ones, so the curve never lies above the headline.
 
     Args:
-        attacks: by their eps; 0 needs none and asks for the clean images.
+        attacks: by their eps; 0 needs none and means the clean images.
         batch: with class logits.
         results: of the tiers that ran before.
     """
     clean = torch.stack([output["class_logits"] for output in batch.clean])
-    standing = ~margins(clean, batch.labels)[1]
+    remaining = ~margins(clean, batch.labels)[1]
     curve: dict[float, Tensor] = {}
     starts = None
     for eps in sorted(attacks):
-        standing = standing & ~_broken_by_tiers(eps, attacks[eps].threat_model.norm, batch, results)
-        rows = standing.nonzero()[:, 0]
+        remaining = remaining & ~_broken_by_tiers(eps, attacks[eps].threat_model.norm, batch, results)
+        rows = remaining.nonzero()[:, 0]
         if eps > 0 and len(rows):
-            outcome = batch.attack(curve_attack_name(eps), attacks[eps], standing, starts)
+            outcome = batch.attack(curve_attack_name(eps), attacks[eps], remaining, starts)
             fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])[1]
-            standing = standing.index_put((rows[fooled],), torch.zeros_like(fooled[:1]))
+            remaining = remaining.index_put((rows[fooled],), torch.zeros_like(fooled[:1]))
             starts = outcome.images
-        curve[eps] = standing
+        curve[eps] = remaining
     return curve
 
 

@@ -83,7 +83,8 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     Raises:
         ImportError: TEST.BACKEND is not installed.
         KeyError: no such tier or attack.
-        ValueError: a tier that this model cannot be judged by, that makes no sense, or that TEST.BACKEND cannot run.
+        ValueError: a tier that this model cannot be evaluated by, that is contradictory, or that TEST.BACKEND cannot
+            run.
     """
     if cfg.TEST.BACKEND not in BACKENDS:
         raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")

@@ -45,7 +45,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
     """Everything but what checks add and files hold.
 
     Args:
-        plan: what was done.
+        plan: of the evaluation.
         merged: what came out.
         results: of `metrics_of`.
         device: its name.
@@ -106,7 +106,7 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
     """Return bool (N,), whether the class is right on the image and on every attacked image of it.
 
-    These are all that the headline's threat model allows, whatever the attack aimed at.
+    These are all that the headline's threat model allows, with any objective of the attack.
     """
     threat, result = plan.headline.threat_model, right(merged, "clean")
     for tier in plan.tiers:
@@ -279,7 +279,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
         flags["clean_correct"] = right(merged, "clean")
         flags["attacked_prediction"] = merged.read(ClassArrays, plan.headline.name).prediction
         for tier in plan.tiers:
-            # Of a tier on parts the flag is not a result of its own: the attacks aimed at something else.
+            # In a tier on parts the flag is not a result: its attacks have other objectives.
             prefix = "class_right" if tier.kind == "parts" else "robust"
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
             flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin

@@ -9,7 +9,7 @@ from typing import Any
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import read_json
 
-# Kinds of values; None stands for what was not measured. A mapping gives the kind of every entry by its name, "*" of
+# Kinds of values; None means not measured. A mapping gives the kind of every entry by its name, "*" of
 # all others, and a list that of its entries; in a tuple they may be None.
 NUMBER, TEXT, FLAG = "a number", "text", "true or false"
 _TYPES = {NUMBER: (int, float), TEXT: (str,), FLAG: (bool,)}
@@ -73,7 +73,7 @@ def check_record(record: Any, path: str | Path) -> None:
 
 
 def wrong_entry(value: Any, kind: Any, name: str) -> str | None:
-    """Finds the first entry of another kind, in words; None where all are right.
+    """Return a description of the first entry of another kind; None where all are right.
 
     Args:
         value: of a record, or a part of it.

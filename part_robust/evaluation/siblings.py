@@ -130,7 +130,7 @@ def transfer(
         model: as it was evaluated.
         dataset: name.
         records: of the data set.
-        plan: what was done.
+        plan: of the evaluation.
         merged: what came out.
         checkpoint: SHA-256 of the model's weights.
 
@@ -145,12 +145,12 @@ def transfer(
         return None
     mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
     by_id = {record["image_id"]: record for record in records}
-    standing = {image_id: by_id[image_id] for image_id in flags["image_id"][robust.astype(bool)].tolist()}
+    remaining = {image_id: by_id[image_id] for image_id in flags["image_id"][robust.astype(bool)].tolist()}
     rows, broken = [], set()
     for sibling in find_siblings(cfg, dataset, headline.threat_model, checkpoint):
         logger.info("C14: trying the images made for %s", sibling.name)
         try:
-            tried, own = _try(cfg, model, mapper, standing, headline.threat_model, sibling)
+            tried, own = _try(cfg, model, mapper, remaining, headline.threat_model, sibling)
         # Images that another process wrote, or is writing: a check must not end an evaluation.
         except (ThreatModelViolation, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             logger.warning("C14: the images made for %s are left out: %s", sibling.name, error)
@@ -165,14 +165,14 @@ def transfer(
                 "broke": len(own),
             }
         )
-    return {"standing": len(standing), "broke": len(broken), "siblings": rows} if rows else None
+    return {"standing": len(remaining), "broke": len(broken), "siblings": rows} if rows else None
 
 
 def _try(
     cfg: CfgNode,
     model: nn.Module,
     mapper: PartDatasetMapper,
-    standing: Mapping[int, dict],
+    remaining: Mapping[int, dict],
     threat_model: ThreatModel,
     sibling: Sibling,
 ) -> tuple[int, set[int]]:
@@ -181,9 +181,9 @@ def _try(
     with attack_view(model) as inner, torch.no_grad():
         for arrays in load_adversarials(sibling.images):
             ids = arrays["image_id"].tolist()
-            rows = [row for row, image_id in enumerate(ids) if image_id in standing]
+            rows = [row for row, image_id in enumerate(ids) if image_id in remaining]
             for chosen in (rows[i : i + most] for i in range(0, len(rows), most)):
-                batch = [mapper(standing[ids[row]]) for row in chosen]
+                batch = [mapper(remaining[ids[row]]) for row in chosen]
                 images, padding = inner.preprocess(batch)
                 attacked = torch.from_numpy(arrays["images"][chosen]).to(images.device)
                 _same_geometry(attacked, images, padding)

@@ -104,17 +104,17 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
     everything = tier.kind == "full"
     clean = torch.stack([output["class_logits"] for output in batch.clean])
     worst_margin, wrong = margins(clean, batch.labels)
-    standing = torch.ones_like(wrong) if everything else ~wrong
+    remaining = torch.ones_like(wrong) if everything else ~wrong
     broken = torch.zeros_like(wrong) if everything else wrong
     images, broken_by = batch.images, torch.full_like(batch.labels, -1)
     verdicts = {name: torch.zeros_like(wrong) for name in tier.attacks}
     for index, (name, attack) in enumerate(tier.attacks.items()):
-        rows = standing.nonzero()[:, 0]
+        rows = remaining.nonzero()[:, 0]
         if not len(rows):
             break
         note(f"{tier.name}, {name} on {len(rows)} of {len(batch)} images")
-        outcome = batch.attack(name, attack, standing)
-        # Asked anew instead of trusting the attack: one scale for attacks that maximise different losses.
+        outcome = batch.attack(name, attack, remaining)
+        # Evaluated again instead of trusting the attack: one scale for attacks that maximise different losses.
         margin, fooled = margins(batch.class_logits(outcome.images, rows), batch.labels[rows])
         first = everything and index == 0  # the image itself is not a result in this protocol
         take = (fooled & ~broken[rows]) | ((fooled == broken[rows]) & (margin > worst_margin[rows])) | first
@@ -126,7 +126,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
         broken[newly] = True
         verdicts[name][rows] = fooled
         if not everything:
-            standing[newly] = False
+            remaining[newly] = False
     return TierResult(images, batch.outputs(images), broken_by, verdicts, {}, {})
 
 

@@ -89,7 +89,7 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
 
 
 def verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[Verification]:
-    """Scores every saved image in float32 and compares with what was saved beside it, and with the originals.
+    """Score every saved image in float32 and compare with the saved outputs and the originals.
 
     Args:
         folder: OUTPUT_DIR of the evaluation.

@@ -1,4 +1,4 @@
-"""Which prediction answers for which true part (Carion et al., 2020): least cost, one to one.
+"""Bipartite matching of predictions to ground-truth parts (Carion et al., 2020), of least cost.
 
 Letters: T sets of predictions (decoder layers), N images, Q queries, K part classes, G true parts (padded).
 """

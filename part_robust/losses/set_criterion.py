@@ -129,21 +129,21 @@ class SetCriterion:
         answers = torch.zeros(*logits.shape[:2], logits.shape[2] + 1, dtype=torch.bool, device=logits.device)
         answers = answers.scatter(2, query, True)[:, :, :-1]
         # Where parts may be missing, only predictions that have found one are right or wrong.
-        judged = (targets.complete[:, None] | answers) & targets.known[:, None]
+        trained = (targets.complete[:, None] | answers) & targets.known[:, None]
         if counted is not None:
-            judged = judged & counted
+            trained = trained & counted
         label = targets.labels.expand_as(query)
         if self.no_object_weight is None:
             wanted = logits.new_zeros(*logits.shape[:2], logits.shape[2] + 1, logits.shape[3])
             label = F.one_hot(label, logits.shape[3]).to(logits.dtype)
             wanted = wanted.scatter(2, query[..., None].expand_as(label), label)[:, :, :-1]
             focal = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).sum(dim=-1)
-            return {"class": focal.where(judged, 0.0).sum(dim=-1)}
+            return {"class": focal.where(trained, 0.0).sum(dim=-1)}
         nothing = logits.shape[3] - 1
         classes = query.new_full((*logits.shape[:2], logits.shape[2] + 1), nothing)
         classes = classes.scatter(2, query, label)[:, :, :-1]
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(classes)
-        weight = torch.where(answers, 1.0, self.no_object_weight).where(judged, 0.0)
+        weight = torch.where(answers, 1.0, self.no_object_weight).where(trained, 0.0)
         return {"class": (entropy * weight).sum(dim=-1), "class_count": weight.sum(dim=-1)}
 
     def class_count(self, parts: Tensor, complete: Tensor, num_queries: int) -> Tensor:

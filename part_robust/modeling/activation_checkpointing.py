@@ -33,7 +33,7 @@ def checkpoint_activations(model: nn.Module, parts: Sequence[str]) -> int:
     changed = 0
     for part in parts:
         if part not in KINDS:
-            raise ValueError(f"MODEL.ACTIVATION_CHECKPOINTING knows {', '.join(KINDS)}, not {part!r}")
+            raise ValueError(f"MODEL.ACTIVATION_CHECKPOINTING must be of {', '.join(KINDS)}, got {part!r}")
         modules = [module for module in model.modules() if isinstance(module, KINDS[part])]
         if part == "backbone":
             modules += [b for net in model.modules() if isinstance(net, TimmBackbone) for b in blocks(net.net)]

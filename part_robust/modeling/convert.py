@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Pattern -> replacement, the first that matches the whole key counts; None drops it, for the reason that stands there.
+# Pattern -> replacement, the first that matches the whole key counts; None drops it, for the reason given there.
 Rules = tuple[tuple[str, str | None, str], ...]
 
 _OFFICIAL: Rules = (

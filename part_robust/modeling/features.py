@@ -1,4 +1,4 @@
-"""The features that a backbone gives, and what a config asks of them."""
+"""The features of a backbone, and the ones that a config uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_features(key: str, names: Sequence[str], input_shape: Mapping[str, Sha
 
     Args:
         key: of the config.
-        names: of the features that it asks for.
+        names: of the features that it uses.
         input_shape: of the features that the backbone gives, by name.
 
     Raises:

@@ -59,7 +59,7 @@ class PartToClass(nn.Module):
     """Class scores = part scores x matrix.
 
     Under a fixed matrix the logit of a class without parts would be zero whatever the image shows. It gets instead
-        "column": a learned column, so that it reads the other classes' parts, whose absence speaks for it, or
+        "column": a learned column, so that it reads the other classes' parts, whose absence is evidence for it, or
         "bias": one learned number, so that classes are read from their own parts alone; but of several classes
             without parts only the one of the largest number is ever predicted.
     A learned matrix has learned columns for all classes.

@@ -124,7 +124,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: an unknown model or option; a norm that cannot be had; weights of another normalisation of images.
+        ValueError: an unknown model or option; a norm that does not exist; weights of another normalisation of images.
     """
     timm, node, resnets = import_timm(), cfg.MODEL.TIMM, cfg.MODEL.RESNETS
     if resnets.NORM not in NORMS:

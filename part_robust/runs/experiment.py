@@ -130,7 +130,7 @@ class Measured:
 def matrix(record: Mapping) -> list[dict]:
     """Every metric on clean images and under each attack or tier, of a record with one data set.
 
-    Rows are {"attack", "head", metrics}, the first one of "clean" images; `head` is what the attack aimed at. Class
+    Rows are {"attack", "head", metrics}, the first one of "clean" images; `head` is the head under attack. Class
     accuracies of tiers are those of the worst case per image.
     """
     (E,) = evaluations(record).values()

@@ -72,7 +72,7 @@ def plan(phases: Sequence[Phase]) -> list[Job]:
     outputs = [Path(cfg.OUTPUT_DIR) for cfg in cfgs]
     for phase, output in zip(phases, outputs, strict=True):
         if outputs.count(output) > 1:
-            raise ValueError(f"OUTPUT_DIR {output} of {phase.title} is that of another run, too: each needs its own")
+            raise ValueError(f"OUTPUT_DIR {output} of {phase.title} is used by another run, too: give each its own")
     jobs = []
     for phase, output, cfg in zip(phases, outputs, cfgs, strict=True):
         source = Path(cfg.MODEL.WEIGHTS).parent if cfg.MODEL.WEIGHTS else None

@@ -326,7 +326,7 @@ def test_files_of_others_are_never_replaced(tmp_path, name, overwrite):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"counts": {"train": 0}}, "ask for no image"),
+        ({"counts": {"train": 0}}, "counts must have at least one image"),
         ({"counts": {"train": -1}}, "must not be negative"),
         ({"counts": {"../train": 1}}, "split name"),
         ({"image_size": 31}, r"32\.\.512"),

@@ -273,6 +273,6 @@ def test_activations_computed_again_change_nothing(toy_data, tmp_path, model, pa
 
 
 def test_activation_checkpointing_names_its_key(toy_data, tmp_path):
-    for parts, message in ((["stem"], "knows backbone, encoder, decoder"), (["encoder"], "no encoder")):
+    for parts, message in ((["stem"], "must be of backbone, encoder, decoder"), (["encoder"], "no encoder")):
         with pytest.raises(ValueError, match=message):
             PartTrainer(run_cfg(tmp_path, "MODEL.ACTIVATION_CHECKPOINTING", parts, model="resnet"))

@@ -210,7 +210,7 @@ def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tupl
 
 
 def known_only(class_source: ClassSource, known: Sequence[str]) -> ClassSource:
-    """The same source, which raises ValueError where it names a class that is not known; [] knows all."""
+    """Return the same source, which raises ValueError where it names a class that is not in the list; [] allows all."""
 
     def checked(items: Sequence[Item]) -> list[str | None]:
         labels = class_source(items)

@@ -71,7 +71,7 @@ def make_part_shapes(
 
 def _check_arguments(counts: Mapping[str, int], image_size: int, part_free_fraction: float, workers: int) -> None:
     if not any(counts.values()):
-        raise ValueError(f"counts {dict(counts)} ask for no image")
+        raise ValueError(f"counts must have at least one image, got {dict(counts)}")
     for split, count in counts.items():
         if not re.fullmatch(r"[A-Za-z0-9_]+", split):
             raise ValueError(f"a split name must consist of letters, digits and _, is {split!r}")

@@ -75,7 +75,7 @@ def _colour(category_id: int) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    # Nearest when enlarging: the masks must be judged pixel by pixel.
+    # Nearest when enlarging: the masks must be visible pixel by pixel.
     shrink = image.shape[0] > side
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST)
 

@@ -180,7 +180,9 @@ def _conclude(categories: list[dict], counts: Counter) -> tuple[list[Check], lis
         if c["id"] in votes and votes[c["id"]].most_common(1)[0][0] != c["id"]
     ]
     if wrong:
-        raise ValueError(f"label maps and json number the parts differently: {'; '.join(wrong[:5])}. Which is right?")
+        raise ValueError(
+            f"label maps and json number the parts differently: {'; '.join(wrong[:5])}. Fix one of them and run again"
+        )
     if votes:
         agreeing = sum(votes[c][c] for c in votes) / sum(sum(v.values()) for v in votes.values())
         checks.append(Check("parts whose label map agrees with the json", (), f"{agreeing:.4f}"))

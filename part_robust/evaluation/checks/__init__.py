@@ -1,4 +1,4 @@
-"""Automatic checks of a robustness evaluation: can its numbers be believed (docs/checks.md)?
+"""Automatic checks of a robustness evaluation: are its numbers reliable (docs/checks.md)?
 
 `run_cheap_checks` costs some 20 forward passes for each image and belongs in every evaluation; `run_audit` costs some
 hundred times that. `record_checks` needs no model, only the numbers.

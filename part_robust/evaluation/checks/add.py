@@ -40,14 +40,14 @@ def add_checks(
     evaluation: dict[str, Any],
     before: dict[str, str],
 ) -> None:
-    """Adds `checks`, `reportable` and `verdict` to a data set's evaluation, and says in the log what was found.
+    """Adds `checks`, `reportable` and `verdict` to a data set's evaluation, and logs the findings.
 
     Args:
         cfg: with TEST.AUDIT and TEST.CHECKS.
         model: as it was evaluated.
         dataset: name.
         records: of the data set.
-        plan: what was done.
+        plan: of the evaluation.
         merged: what came out.
         evaluation: of `describe_evaluation`.
         before: `tensor_hashes` of the model before the evaluation.
@@ -99,7 +99,7 @@ def _check_model(
     merged: Merged,
     before: dict[str, str],
 ) -> list[CheckResult]:
-    """The checks that ask the model, on images that may become pictures: of those the attacked ones are at hand."""
+    """Run the checks on the model, on images that may become pictures, whose attacked versions are in memory."""
     settings = CheckSettings.from_config(cfg.TEST.CHECKS)
     pictures = merged.pictures()
     assert pictures is not None, "the first batch has images of the sample"

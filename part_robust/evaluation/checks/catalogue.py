@@ -23,7 +23,7 @@ class ModelEvidence:
     """Input of the checks on the model, inside `attack_view`.
 
     Attributes:
-        context: the model's class logits, images of an evaluation, and the attack whose numbers are judged.
+        context: the model's class logits, images of an evaluation, and the attack whose numbers are checked.
         settings: what checks may cost.
         adversarial: (N, 3, H, W), images that were scored as the attack's result.
         black_box: an attack without gradients.

@@ -25,12 +25,12 @@ FOUND = 95.0
 
 def white_box_survivors(context: CheckContext) -> Tensor:
     """int64 (M,): images that no attack run so far has broken."""
-    standing = ~context.fooled(context.images)
+    remaining = ~context.fooled(context.images)
     for trial in context.runs.values():
         # Attacks of other radii do not count.
         inside = context.threat_model.distance(trial.images, context.images) <= context.threat_model.eps + 1e-3
-        standing &= ~(trial.fooled & inside)
-    return standing.nonzero()[:, 0]
+        remaining &= ~(trial.fooled & inside)
+    return remaining.nonzero()[:, 0]
 
 
 def check_black_box(context: CheckContext, attack: Attack | None) -> Finding:
@@ -129,13 +129,14 @@ def check_noise(context: CheckContext, draws: int, seed: int = 0) -> Finding:
     broken = context.fooled(context.images)
     for draw in range(draws):
         broken |= context.fooled(_corner(context, noise.make_keys(seed, context.keys, 16, draw)))
-    standing = int((~broken).sum())
+    remaining = int((~broken).sum())
     numbers = (
-        f"{standing} of {len(context)} images are right under {draws} random perturbations, {attacked} under the attack"
+        f"{remaining} of {len(context)} images are right under {draws} random perturbations, "
+        f"{attacked} under the attack"
     )
-    if more_than(attacked - standing, len(context), 0.5):
-        return Finding(FAIL, numbers, percent(attacked - standing, len(context)))
-    return Finding(PASS, numbers, percent(attacked - standing, len(context)))
+    if more_than(attacked - remaining, len(context), 0.5):
+        return Finding(FAIL, numbers, percent(attacked - remaining, len(context)))
+    return Finding(PASS, numbers, percent(attacked - remaining, len(context)))
 
 
 def _corner(context: CheckContext, keys: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ class CheckContext:
 
 
 class RecordingModel:
-    """Passes images on to the model and remembers which of them ever fooled it."""
+    """Passes images on to the model and records the images for which one was ever misclassified."""
 
     def __init__(
         self,
@@ -299,7 +299,7 @@ def in_expectation(context: CheckContext, draws: int) -> CheckContext:
 
 
 def judged_attack(attack: Attack) -> Attack:
-    """The attack itself, or for one that is aimed at parts, PGD on the class in its ball."""
+    """Return the attack itself, or for an attack on parts, PGD on the class in its ball."""
     if not attack.objective.needs_parts:
         return attack
     eps = attack.threat_model.eps

@@ -93,7 +93,7 @@ def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> 
         return None
     gap = min(groups[True]) - min(groups[False])
     sentence = (
-        f"{min(groups[True]):.1f} % stand against the cross-entropy alone, {min(groups[False]):.1f} % with margins"
+        f"{min(groups[True]):.1f} % are right under the cross-entropy alone, {min(groups[False]):.1f} % with margins"
     )
     return Finding(FAIL if gap > 5.0 else PASS, sentence, gap)
 
@@ -185,11 +185,11 @@ def check_heads(E: Mapping[str, Any]) -> Finding:
     for head, names in metrics.items():
         scored = [name for name in names if any(row.get(name) is not None for row in rows)]
         if scored and head not in heads:
-            aimed = " and ".join(sorted(heads))
-            return Finding(FAIL, f"{scored[0]} was scored under attacks on {aimed}, none was aimed at the {head} head")
+            attacked = " and ".join(sorted(heads))
+            return Finding(FAIL, f"{scored[0]} was scored under attacks on {attacked}, none of them on the {head} head")
     if not rows:
         return Finding(SKIPPED, "the record has no attack matrix")
-    # Tiers of parts are the worst of attacks that stand below them, the joint ones among them.
+    # Tiers of parts are the worst of the attacks listed below them, the joint ones among them.
     single = [row for row in rows if row["head"] != "joint" and not (row["head"] == "part" and row["attack"] in tiers)]
     for joint in (row for row in rows if row["head"] == "joint"):
         for head, names in metrics.items():

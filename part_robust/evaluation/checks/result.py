@@ -16,7 +16,7 @@ class Finding:
 
     Attributes:
         status: "pass", "fail" or "skipped".
-        sentence: what was found, or why the check was not made.
+        sentence: the finding, or the reason why the check was not made.
         value: the number that was compared, None where there is none.
         level: "error" or "warning" in place of the catalogue's level; "" for that.
         remedy: what to do about it in place of the catalogue's remedy; "" for that.
@@ -35,11 +35,11 @@ class CheckResult:
 
     Attributes:
         id: "C1" to "C21".
-        name: what was checked.
+        name: of the check.
         level: "error" or "warning".
         status: "pass", "fail" or "skipped".
         value: the number that was compared, None where there is none.
-        sentence: what was found.
+        sentence: the finding.
         remedy: what to do about it; "" unless it failed.
     """
 
@@ -65,7 +65,7 @@ def from_record(rows: Iterable[Mapping[str, Any]]) -> list[CheckResult]:
 def merge_checks(*groups: Iterable[CheckResult]) -> list[CheckResult]:
     """One result for each id: a finding beats a pass, and a pass beats "skipped"; errors beat warnings.
 
-    For checks that ran on several batches, or on the model and on the record. Two findings are both told.
+    For checks that ran on several batches, or on the model and on the record. Both findings are reported.
     """
     order = {SKIPPED: 0, PASS: 1, FAIL: 2}
     merged: dict[str, CheckResult] = {}

@@ -73,8 +73,8 @@ def check_convergence(context: CheckContext, long_steps: int, restarts: int = 5)
         # What the start at the image has broken tells nothing about restarts.
         single = ~once.fooled & ~first.fooled
         several = single & ~others.fooled
-        findings[f"{int(single.sum())} stand after one random start too, {int(several.sum())} after {restarts}"] = int(
-            (single & others.fooled).sum()
+        findings[f"{int(single.sum())} are right after one random start too, {int(several.sum())} after {restarts}"] = (
+            int((single & others.fooled).sum())
         )
     wrong = [words for words, gained in findings.items() if more_than(gained, len(context), 0.5)]
     worst = percent(max(findings.values()), len(context))

@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 class Figure(NamedTuple):
     """A plot.
 
-    `svg` is an <svg> element without a size, the only field that is markup; `description` says in words what it shows.
+    `svg` is an <svg> element without a size, the only field that is markup; `description` is a text of what it shows.
     """
 
     svg: str
@@ -140,7 +140,7 @@ def make_table(caption: str, rows: Iterable[Mapping[str, Any]], digits: int = 1)
 
     Args:
         caption: what the table shows, with units.
-        rows: all with the same columns in the same order; values as of `to_text`, or cells.
+        rows: all with the same columns in the same order; values of `to_text`, or cells.
         digits: decimals of floats.
     """
     cells = [

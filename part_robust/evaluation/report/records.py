@@ -19,7 +19,7 @@ RECORD_NAME = "robustness.json"
 
 
 def find_records(paths: list[str | Path]) -> list[Path]:
-    """Return the records among files and folders; a folder stands for its own record, or else for all below it.
+    """Return the records among files and folders; a folder means its own record, or else all below it.
 
     Raises:
         FileNotFoundError: a path does not exist, or has no record in it.
@@ -138,7 +138,7 @@ def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | 
 
 
 def headline(entry: Mapping[str, Any]) -> str:
-    """Return the most important numbers in words."""
+    """Return the most important numbers as text."""
     name, result = headline_result(entry)
     clean, words = entry.get("clean"), []
     if result:

@@ -284,7 +284,7 @@ def _attacks(record: Mapping[str, Any]) -> Section:
 
 
 def _words(values: Mapping[str, Any] | None, leave_out: Sequence[str] = ()) -> str:
-    """Return values in words, such as "steps 100, seed 0"."""
+    """Return values as text, such as "steps 100, seed 0"."""
     return ", ".join(
         f"{key} {value if isinstance(value, (str, int, float)) else json.dumps(value)}"
         for key, value in (values or {}).items()

@@ -1,7 +1,7 @@
 """Denoising (Zhang et al., 2023; Li et al., 2022): queries made of disturbed true parts, which need no matching.
 
-Letters: N images, G true parts (padded), M groups, Z ways to ask for a part (2 in DINO, 1 in Mask DINO), D = Z M G
-denoising queries, Q ordinary queries, C channels, K part classes.
+Letters: N images, G true parts (padded), M groups, Z queries of a part in a group (2 in DINO, 1 in Mask DINO), D = Z M
+G denoising queries, Q ordinary queries, C channels, K part classes.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def make_denoising_queries(
     box_noise: float,
     eps: float = 1e-3,
 ) -> DenoisingQueries | None:
-    """Each group asks for every true part twice: once from nearby, and once from further off, which must be refused.
+    """Make a positive (small box noise) and a negative query (large box noise) of each ground-truth part in each group.
 
-    Padding is neither asked for nor refused; the published code trains it as background.
+    Negatives are trained as no-object. Padding is not trained; the published code trains it as background.
 
     Args:
         targets: of the batch.
         embedding: of part labels, (at least K, C).
         num_classes: K.
         num_queries: Q.
-        number: wanted number of parts asked for, M G; 0 turns denoising off.
+        number: wanted number of denoised parts, M G; 0 turns denoising off.
         label_noise: twice the share of labels that become random ones.
-        box_noise: how far corners move: up to this share of half a side (nearby), or once to twice that (further off).
+        box_noise: how far corners move: up to this share of half a side (positive), or once to twice that (negative).
         eps: of `inverse_sigmoid`.
 
     Returns:
@@ -78,14 +78,14 @@ def make_unified_denoising_queries(
     box_noise: float,
     eps: float = 1e-5,
 ) -> DenoisingQueries | None:
-    """Mask DINO's: each group asks for every true part once, and for its mask too.
+    """Make one query of each ground-truth part in each group, as in Mask DINO, which is trained on its mask, too.
 
     Args:
         targets: of the batch.
         embedding: of part labels, (at least K, C).
         num_classes: K.
         num_queries: Q.
-        number: most parts asked for, M G; 0 turns denoising off.
+        number: largest number of denoised parts, M G; 0 turns denoising off.
         label_noise: twice the share of labels that become random ones.
         box_noise: how far boxes move: the centre up to this share of half a side, sides up to this share of themselves.
         eps: of `inverse_sigmoid`.
@@ -123,14 +123,14 @@ def _queries(targets: PartBoxes, content: Tensor, boxes: Tensor, num_queries: in
     slot = torch.arange(total, device=device)
     group = torch.cat([slot // (ways * most), slot.new_full((num_queries,), -1)])
     attention_mask = (group[None] >= 0) & (group[:, None] != group[None])
-    asked = slot.view(groups, ways, most)[:, 0].flatten()
+    parts = slot.view(groups, ways, most)[:, 0].flatten()
     matched = targets.present.repeat(1, groups)
     return DenoisingQueries(
         content=content.flatten(1, 3),
         boxes=boxes.flatten(1, 3),
         attention_mask=attention_mask,
         groups=groups,
-        matching=Matching(asked.expand(1, images, -1), matched[None]),
+        matching=Matching(parts.expand(1, images, -1), matched[None]),
         counted=present.flatten(1),
     )
 

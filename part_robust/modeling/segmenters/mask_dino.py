@@ -274,7 +274,8 @@ class MaskDinoSegmenter(QuerySegmenter):
         output.query_logits, output.query_boxes = decoder.logits[-1], decoder.boxes[-1]
         output.sets = PredictedSets(true_parts, decoder, encoder, starts_at)
         if denoising is not None:
-            # Without two stages, the published model does not ask the denoising queries before the first layer.
+            # Without two stages, the published model predicts nothing from the denoising queries before the first
+            # layer.
             first = int(self.initial_prediction and not self.two_stage)
             output.sets.denoising = Denoised(denoising, predictions.of(slice(first, None), slice(0, hidden)))
         return output
