@@ -56,7 +56,7 @@ def has_detectron2(python: str) -> bool:
 
 
 def detectron2_source(default: str) -> str:
-    """What pip is asked for: $DETECTRON2 (a folder, a wheel or a URL) or the pinned public commit."""
+    """Return pip's argument: $DETECTRON2 (a folder, a wheel or a URL) or the pinned public commit."""
     own = os.environ.get("DETECTRON2", "").strip()
     if not own:
         return default

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.expanded_queries import expand_queries
 
 
 class Attackable(Protocol):
@@ -67,7 +67,7 @@ class AttackInputs:
         images: (N, 3, H, W) before the attack.
         padding: bool (N, H, W), True on letterbox padding.
         query_factor: above 1, gradients of the class are those of a model that chooses so many times the object queries
-            (`OpenQueries`), where it chooses any.
+            (`ExpandedQueries`), where it chooses any.
     """
 
     model: Any
@@ -87,9 +87,9 @@ class AttackInputs:
 
     def class_forward(self) -> Callable[[Tensor], Tensor]:
         """Images -> class logits (N, C)."""
-        opened = open_queries(self.model, self.padding, self.query_factor) if self.query_factor > 1 else None
-        if opened is not None:
-            return opened
+        expanded = expand_queries(self.model, self.padding, self.query_factor) if self.query_factor > 1 else None
+        if expanded is not None:
+            return expanded
         path = self.model.attack_class_logits() if isinstance(self.model, HasAttackPath) else self.model.class_logits
         return functools.partial(path, padding=self.padding)
 

@@ -112,7 +112,7 @@ class Attack(ABC):
         self.scale = 1.0
         # Follow the gradient that a model detaches in training; see `attack_view`.
         self.full_gradient = True
-        # Gradients past a detector's choice of object queries; see `OpenQueries`.
+        # Gradients past a detector's choice of object queries; see `ExpandedQueries`.
         self.query_factor = 1
 
     @classmethod

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.attacks.attackable import AttackInputs, CutsGradient
 from part_robust.attacks.base import Attack
+from part_robust.attacks.expanded_queries import ExpandedQueries
 from part_robust.attacks.objective import AttackObjective
-from part_robust.attacks.open_queries import OpenQueries
 from part_robust.attacks.state import AttackResult
 from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
@@ -85,7 +85,7 @@ class ModelView:
     @property
     def passes(self) -> int:
         """Forward passes of a call."""
-        return self.view.passes if isinstance(self.view, OpenQueries) else 1
+        return self.view.passes if isinstance(self.view, ExpandedQueries) else 1
 
     def select(self, index: Tensor) -> ModelView:
         """Return the view of the images at `index`; a matching fixed at the originals costs one more forward pass."""

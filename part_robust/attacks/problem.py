@@ -116,7 +116,7 @@ class Problem:
 
     def forward(self, images: Tensor) -> Any:
         """Return the outputs of the model for the objective, and count the forward passes."""
-        # One call may be several passes (`OpenQueries`).
+        # One call may be several passes (`ExpandedQueries`).
         self.counts.forwards += len(images) * getattr(self.model, "passes", 1)
         return self.model(images)
 

@@ -63,18 +63,18 @@ def convert_file(args: argparse.Namespace) -> None:
     model = build_model(cfg)
     layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
     if layout in convert_imagenet.LAYOUTS:
-        weights, accounts = convert_imagenet.convert_imagenet(
+        weights, reports = convert_imagenet.convert_imagenet(
             state, model.state_dict(), layout, cfg, trust=args.trust_normalisation
         )
     else:
         layout = layout or detect_layout({key.removeprefix("module."): value for key, value in state.items()})
-        weights, accounts = convert(state, model.state_dict(), layout)
+        weights, reports = convert(state, model.state_dict(), layout)
     print(f"layout: {layout}")
-    rows = [[a.action, a.key, a.ours, a.reason] for a in accounts]
+    rows = [[a.action, a.key, a.ours, a.reason] for a in reports]
     print(tabulate(rows, ["action", "key", "our name", "why"], "github"))
     if extra := [key for key in file if key != container] if container else []:
         print(f"left out of the file: {', '.join(extra)}")
-    counts = Counter(a.action for a in accounts)
+    counts = Counter(a.action for a in reports)
     print(", ".join(f"{count} {action}" for action, count in counts.items()))
     for action in LOUD:
         if counts[action]:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from part_robust.utils.errors import UserError
 
 
-def watched_datasets(cfg: CfgNode) -> tuple[str, ...]:
+def validation_datasets(cfg: CfgNode) -> tuple[str, ...]:
     """Return the data sets that training evaluates on: DATASETS.VAL, and DATASETS.TEST only where there is no VAL."""
     return tuple(cfg.DATASETS.VAL or cfg.DATASETS.TEST)
 
@@ -21,7 +21,7 @@ def best_metric(cfg: CfgNode) -> str:
     task = "classification/accuracy" if cfg.MODEL.PART_CLASSIFIER.HEAD else "part_seg/pixel_accuracy"
     if cfg.ATTACK.TRAIN.ENABLED and cfg.ATTACK.EVAL_DURING_TRAINING:
         task = task.replace("/", f"_{cfg.ATTACK.EVAL_DURING_TRAINING[0]}/")
-    watched = watched_datasets(cfg)
+    watched = validation_datasets(cfg)
     return f"{watched[0]}/{task}" if len(watched) > 1 else task
 
 
@@ -39,7 +39,7 @@ def check_best_metric(cfg: CfgNode) -> None:
     Raises:
         UserError: no evaluation of this training gives TEST.BEST_METRIC.
     """
-    watched = watched_datasets(cfg)
+    watched = validation_datasets(cfg)
     if not watched:
         return
     model = cfg.MODEL.PART_CLASSIFIER

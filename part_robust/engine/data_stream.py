@@ -59,7 +59,7 @@ class StreamSampler(Sampler):
             yield place * self.size + int(index)
 
 
-class PlacedRecords(Dataset):
+class IndexedDataset(Dataset):
     """Records by what `StreamSampler` yields; each gets its `position` in the stream."""
 
     def __init__(self, records: list[dict]) -> None:
@@ -92,7 +92,7 @@ class SeededMapper:
 
 
 def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoader:
-    """The train loader; its place is set by `begin_at`.
+    """The train loader; its place is set by `set_start_iteration`.
 
     Raises:
         ValueError: DATALOADER.SAMPLER_TRAIN is none that can begin anywhere.
@@ -118,7 +118,7 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
             f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, is {name!r}"
         )
     loader = build_detection_train_loader(
-        PlacedRecords(records),
+        IndexedDataset(records),
         mapper=SeededMapper(mapper, seed),
         sampler=StreamSampler(sampler, len(records)),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -131,7 +131,7 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
     return loader
 
 
-def begin_at(loader: Any, iteration: int, cfg: CfgNode) -> None:
+def set_start_iteration(loader: Any, iteration: int, cfg: CfgNode) -> None:
     """Makes the next iterator over `loader` begin with the batch of `iteration`."""
     sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
     if isinstance(sampler, StreamSampler):

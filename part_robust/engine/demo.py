@@ -156,7 +156,7 @@ class Demo:
                 threat, delta = attack.threat_model, changed - clean
                 reach = threat.eps if threat.norm == "linf" else float(np.abs(delta).max())
                 words = f"{type(attack).__name__}, {threat.norm} {threat.eps:g}/255"
-                blind = " (zero gradient: the attack saw nothing)" if bool(result.zero_gradient[index]) else ""
+                blind = " (zero gradient: the attack had no effect)" if bool(result.zero_gradient[index]) else ""
                 panels += [
                     Panel(amplify(delta, reach), f"perturbation x {127.5 / max(reach, 1e-6):.0f}\n{words}{blind}"),
                     Panel(_picture(changed), "attacked"),

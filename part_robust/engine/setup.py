@@ -19,7 +19,7 @@ from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.engine.begun import begin_training, imported_again
-from part_robust.engine.best_metric import check_best_metric, check_expected, watched_datasets
+from part_robust.engine.best_metric import check_best_metric, check_expected, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
@@ -90,7 +90,7 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN must name one or more data sets to train on, got none")
-        check_counts(cfg, cfg.DATASETS.TRAIN, watched_datasets(cfg))
+        check_counts(cfg, cfg.DATASETS.TRAIN, validation_datasets(cfg))
         check_part_labels(cfg)
         set_schedule(cfg)
         check_training(cfg)

@@ -25,9 +25,9 @@ from part_robust.data.sample import evaluated_records
 from part_robust.data.test_loader import build_test_loader
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.batch_norm import check_batch_norm
-from part_robust.engine.best_metric import best_metric, watched_datasets
+from part_robust.engine.best_metric import best_metric, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.data_stream import begin_at, build_stream_loader
+from part_robust.engine.data_stream import build_stream_loader, set_start_iteration
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
 from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
@@ -37,7 +37,7 @@ from part_robust.engine.weight_average import AverageWeights, WeightAverage
 from part_robust.engine.weight_perturbation import RestoreWeights
 from part_robust.evaluation import build_evaluator, evaluate_under_attacks
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
-from part_robust.modeling.gradients import cuts_gradient
+from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.modeling.part_classifier import PartClassifier, training_objective
 from part_robust.utils.precision import exact_kernels, tf32
 
@@ -78,7 +78,7 @@ class PartTrainer(DefaultTrainer):
         position = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
         result[position] = evaluation
-        if watched_datasets(cfg):
+        if validation_datasets(cfg):
             best = None
             if comm.is_main_process():
                 best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
@@ -163,7 +163,9 @@ class PartTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         loader = self.data_loader
-        begin_at(loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg)
+        set_start_iteration(
+            loader.loader if isinstance(loader, AdversarialLoader) else loader, self.start_iter, self.cfg
+        )
 
     def train(self) -> OrderedDict | None:
         """Train, and end the data-loading workers, however the training ends.
@@ -223,7 +225,7 @@ class PartTrainer(DefaultTrainer):
         """
         share_buffers(model)
         names = cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED else ()
-        results, _ = cls.evaluate(cfg, model, watched_datasets(cfg), build_attacks(cfg, names), evaluators)
+        results, _ = cls.evaluate(cfg, model, validation_datasets(cfg), build_attacks(cfg, names), evaluators)
         return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
@@ -247,7 +249,7 @@ class PartTrainer(DefaultTrainer):
                 results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
             warnings[name] = [*notes, *found]
             cut = [attack for attack, built in attacks.items() if not built.full_gradient]
-            if cut and cuts_gradient(model):
+            if cut and has_detached_gradients(model):
                 warnings[name].append(
                     f"{', '.join(cut)}: FULL_GRADIENT is False, the attack followed the cut gradient of the published "
                     "detector; robustness is overestimated"

@@ -1,4 +1,4 @@
-"""Adversarial images on disk, without loss, so that somebody else can score them.
+"""Adversarial images on disk, without loss, so that others can score them.
 
 A folder for each tier holds `batch_<hash>.npz` with `image_id`, `label`, `eps`, `norm`, what the model said about
 exactly the saved images (`prediction`, `pixels_right`, where the model has classes, parts), and the images: `images`

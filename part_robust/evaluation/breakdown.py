@@ -73,7 +73,7 @@ def by_part(clean: Mapping[str, np.ndarray], attacked: Mapping[str, np.ndarray],
 
     Args:
         clean: pixels by image and label, arrays (M,) `label`, `hits` and `truth`.
-        attacked: likewise.
+        attacked: same as `clean`, on the attacked images.
         names: of the K labels.
     """
 

@@ -57,7 +57,7 @@ class Journal:
         Args:
             folder: of the journal alone.
             identity: what must be the same for batches to belong together: name -> value, both for people's eyes.
-            resume: go on with the batches that are there.
+            resume: keep the batches that exist and continue after them.
 
         Raises:
             JournalMismatch: with `resume`, the folder holds another evaluation's batches.
@@ -84,7 +84,7 @@ class Journal:
         return journal
 
     def identity(self) -> dict[str, str] | None:
-        """Return what `open` was told when the journal began; None where there is no journal.
+        """Return the identity that `open` stored when the journal was created; None where there is no journal.
 
         Raises:
             UserError: journal.json is damaged.

@@ -220,13 +220,13 @@ class PictureArrays(NamedArrays):
         attacked: float32 (R, 3, H, W), RGB, 0..255.
         true_parts: int16 (R, H, W), background P, -1 where nothing is known.
         parts_before: int16 (R, H, W), as predicted, -1 of models that predict none.
-        parts_after: likewise.
+        parts_after: int16 (R, H, W), under attack.
         harm: float (R,), how far the attack got: the class margin, or the share of pixels it turned.
         broken: bool (R,), the class is wrong, or most pixels turned.
         top3_labels_before: int64 (R, 3), the most probable classes, -1 where there are fewer.
         top3_probabilities_before: float (R, 3).
-        top3_labels_after: likewise.
-        top3_probabilities_after: likewise.
+        top3_labels_after: int (R, 3), under attack.
+        top3_probabilities_after: float (R, 3), under attack.
     """
 
     template = "pictures.{field}"

@@ -32,7 +32,7 @@ class Plan:
     Attributes:
         tiers: the strongest first; its images are those that breakdowns and pictures show.
         class_names: of the data set.
-        part_names: likewise, without background.
+        part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
         save_adversarials: "", "npz" or "png".
         sample: ids of images that may become pictures.

@@ -62,7 +62,7 @@ def run_plan(
     finished = {int(image_id) for batch in earlier for image_id in ImageArrays.read(batch).image_id}
     done: set[int] = comm.all_gather(finished)[0]
     if done:
-        logger.info("Going on: %d of %d images are done (%s)", len(done), num_images, journal.folder)
+        logger.info("Continuing: %d of %d images are done (%s)", len(done), num_images, journal.folder)
     progress = Progress(num_images, plan.headline.name, done=len(done), processes=comm.get_world_size())
     for batch in earlier:
         progress.count(batch)
@@ -75,7 +75,7 @@ def run_plan(
             progress.count(arrays)
             progress.update(len(items))
     except KeyboardInterrupt:
-        logger.warning("Stopped; what is done is in %s: the same command with --resume goes on", journal.folder)
+        logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
         raise
     wait_for_all()
     gathered = comm.gather(own, dst=0)

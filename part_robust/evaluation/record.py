@@ -48,7 +48,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         plan: what was done.
         merged: what came out.
         results: of `metrics_of`.
-        device: in words.
+        device: its name.
     """
     image, headline = merged.image, plan.headline
     costs = {name: merged.cost(name) for name in plan.attacks()}
@@ -255,14 +255,14 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
         if cost.blind and attack.uses_gradient:
             sentences.append(
                 f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
-                "the attack was blind there and robust accuracy is overestimated"
+                "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:
         if tier.kind == "class":
-            mended = int((right(merged, tier.name) & (merged.read(TierArrays, tier.name).broken_by >= 0)).sum())
-            if mended:
+            right_again = int((right(merged, tier.name) & (merged.read(TierArrays, tier.name).broken_by >= 0)).sum())
+            if right_again:
                 sentences.append(
-                    f"{tier.name}: {mended} images that an attack had broken were right when scored once more; "
+                    f"{tier.name}: {right_again} images that an attack had broken were right when scored again; "
                     "they lie on the class boundary, or the model is not deterministic. They count as broken"
                 )
         if any(attack.threat_model.eps == 0 for attack in tier.attacks.values()):

@@ -82,6 +82,6 @@ def evaluate_under_attacks(
         if blind:
             warnings.append(
                 f"{name}: {blind} of {total} images had an all-zero gradient at every step; "
-                "the attack was blind there and robust accuracy is overestimated"
+                "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     return results, warnings

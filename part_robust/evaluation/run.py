@@ -33,7 +33,7 @@ from part_robust.evaluation.record import (
 )
 from part_robust.evaluation.robustness import log_attack
 from part_robust.evaluation.siblings import sibling_folders, transfer
-from part_robust.modeling.gradients import cuts_gradient
+from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         model: with its weights.
         weights: local file they came from; "" for random ones.
         weights_of: "MODEL.WEIGHTS" or "last_checkpoint".
-        resume: go on with the finished batches in OUTPUT_DIR.
+        resume: keep the finished batches in OUTPUT_DIR and continue after them.
 
     Raises:
         JournalMismatch: `resume`, and they are of another evaluation.
@@ -101,7 +101,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         if merged is None:
             continue
         warnings += plan_warnings(plan, merged)
-        if not cfg.ATTACK.FULL_GRADIENT and cuts_gradient(model):
+        if not cfg.ATTACK.FULL_GRADIENT and has_detached_gradients(model):
             warnings.append(
                 "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
                 "robustness is overestimated"

@@ -44,9 +44,9 @@ def build_record(
         config: the complete config as YAML.
         evaluations: of an evaluation with tiers, data set -> `describe_evaluation`'s result.
         name: of the model, for leaderboards.
-        architecture: likewise.
+        architecture: of the model.
         parameters: of `parameter_counts`.
-        pretraining: what the weights had learned from before, in words.
+        pretraining: training data of the weights before this training, a short text.
     """
     total, trainable = parameters or (None, None)
     dataset, results = next(iter(results), ""), measured(results)

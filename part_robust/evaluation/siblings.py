@@ -1,7 +1,7 @@
 """Images that attacks made for other models, tried on this one: check C14.
 
 An attack on one model often breaks another that saw the same data. Images that break this one although its own attacks
-did not show that these are weaker than they look. Trying them costs one forward pass for each image that still stands.
+did not show that these are weaker than they look. Trying them costs one forward pass for each image that is not broken.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def find_siblings(cfg: CfgNode, dataset: str, threat_model: ThreatModel, checkpo
         checkpoint: SHA-256 of the weights that are checked: a model is not a sibling of itself.
     """
     found = []
-    # Whoever names a folder wants to know that it is of no use.
+    # A folder that the user named and that cannot be used is a warning.
     log = logger.info if cfg.TEST.CHECKS.SIBLINGS.strip() == "auto" else logger.warning
     for name, folder in sibling_folders(cfg).items():
         try:
@@ -123,7 +123,7 @@ def transfer(
     merged: Merged,
     checkpoint: str,
 ) -> dict[str, Any] | None:
-    """Asks the model for the class of what was made for its siblings, of the images that its headline left standing.
+    """Classify the images that were made for siblings, of the images that the headline's attacks did not break.
 
     Args:
         cfg: of the evaluation.
@@ -151,7 +151,7 @@ def transfer(
         logger.info("C14: trying the images made for %s", sibling.name)
         try:
             tried, own = _try(cfg, model, mapper, standing, headline.threat_model, sibling)
-        # Images that somebody else wrote, or is writing: a check must not end an evaluation.
+        # Images that another process wrote, or is writing: a check must not end an evaluation.
         except (ThreatModelViolation, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             logger.warning("C14: the images made for %s are left out: %s", sibling.name, error)
             continue

@@ -83,7 +83,7 @@ def compare_paired(first: np.ndarray, second: np.ndarray, confidence: float = 0.
 
     Args:
         first: bool (N,), right.
-        second: likewise, of the same images in the same order.
+        second: bool (N,), right, of the same images in the same order.
         confidence: of the interval (Bonett and Price, 2012).
 
     Raises:

@@ -53,7 +53,7 @@ class Tier:
 
     @property
     def objective(self) -> str:
-        """The objective in words, for the record."""
+        """Return the description of the objective for the record."""
         return {
             "full": "class accuracy, every attack on every image, last word to the worst restart",
             "class": "class accuracy, worst case per image",
@@ -72,7 +72,7 @@ class TierResult:
             -1 for none: wrong without any attack, still right, or (parts) worst without any attack.
         fooled: bool (N,) by attack, the class is wrong after it; False where the attack was not run.
         counts: of the parts, by attack, for tier "parts" alone.
-        outputs_by_attack: likewise.
+        outputs_by_attack: outputs of the model, by attack, for tier "parts" alone.
     """
 
     images: Tensor
@@ -88,8 +88,8 @@ def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> T
 
     Args:
         tier: what to run.
-        batch: on what.
-        note: is told before each attack what comes.
+        batch: the images.
+        note: callback, receives a progress message before each attack.
 
     Raises:
         ValueError: the model has no classes, or no parts, to attack.

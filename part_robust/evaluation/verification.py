@@ -33,7 +33,7 @@ class Verification:
 
     Attributes:
         dataset: of the images.
-        tier: likewise.
+        tier: of the evaluation.
         right: image id -> whether the class is right; None for models without classes.
         problems: sentences, one for each image or batch that is not as the record says.
     """
@@ -78,7 +78,7 @@ def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
     cfg.MODEL.WEIGHTS = weights or checkpoint.get("path") or ""
     expected = checkpoint.get("sha256")
     if expected is None:
-        raise ValueError(f"{path} is of random weights, which nobody else can have")
+        raise ValueError(f"{path} evaluated random weights (MODEL.WEIGHTS is empty), so it cannot be verified")
     found = file_sha256(cfg.MODEL.WEIGHTS)
     if found != expected:
         what = "does not exist" if found is None else f"has the SHA-256 {found[:16]}..."

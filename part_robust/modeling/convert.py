@@ -98,8 +98,8 @@ _QUERY_KEYS = tuple(f"segmenter.{name}.weight" for name in ("tgt_embed", "query_
 
 
 @dataclass
-class Account:
-    """Account of what became of a key.
+class KeyReport:
+    """Report of what became of a key.
 
     Attributes:
         action: "used" (its name is ours), "renamed", "dropped", "re-initialised" or "missing" (in the model,
@@ -134,7 +134,7 @@ def detect_layout(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def our_name(key: str, layout: str) -> tuple[str | None, str]:
+def map_key(key: str, layout: str) -> tuple[str | None, str]:
     """Our name of a key of the file, or None and the reason why it is dropped."""
     for pattern, replacement, reason in LAYOUTS[layout]:
         match = re.fullmatch(pattern, key)
@@ -149,7 +149,7 @@ def our_name(key: str, layout: str) -> tuple[str | None, str]:
 
 def convert(
     state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], layout: str | None = None
-) -> tuple[dict[str, Tensor], list[Account]]:
+) -> tuple[dict[str, Tensor], list[KeyReport]]:
     """Renames a DINO or Mask DINO checkpoint for a model of ours.
 
     Args:
@@ -159,7 +159,7 @@ def convert(
         layout: a key of LAYOUTS; found out by default.
 
     Returns:
-        Weights for the model, and one `Account` per key of the file and per key of the model that the file lacks.
+        Weights for the model, and one `KeyReport` per key of the file and per key of the model that the file lacks.
 
     Raises:
         ValueError: unknown layout; shapes that have nothing to do with the number of parts differ; layers' heads differ
@@ -168,16 +168,16 @@ def convert(
     state = {key.removeprefix("module."): value for key, value in state.items()}
     layout = layout or detect_layout(state)
     result: dict[str, Tensor] = {}
-    accounts = []
+    reports = []
     source: dict[str, str] = {}
     for key, value in state.items():
-        name, reason = our_name(key, layout)
+        name, reason = map_key(key, layout)
         if name is not None and layout == "detrex":
             name = _encoder_head(name, state)
         if name is not None and name not in model_state:
             name, reason = _shared_head(name, value, model_state, result)
         if name is None:
-            accounts.append(Account("dropped", key, reason=reason))
+            reports.append(KeyReport("dropped", key, reason=reason))
             continue
         if value.shape != model_state[name].shape:
             rows = len(model_state[name]) if name in _QUERY_KEYS else len(value)
@@ -186,7 +186,7 @@ def convert(
                 reason = f"the first {rows} of {len(state[key])} queries"
             elif _PART_COUNT_KEYS.fullmatch(name):
                 had, has = tuple(value.shape), tuple(model_state[name].shape)
-                accounts.append(Account("re-initialised", key, name, f"{had} in the file, {has} in the model"))
+                reports.append(KeyReport("re-initialised", key, name, f"{had} in the file, {has} in the model"))
                 result[name] = model_state[name].clone()
                 continue
             else:
@@ -197,11 +197,11 @@ def convert(
                 )
         result[name] = value
         source[name] = key
-        accounts.append(Account("used" if name == key else "renamed", key, name, reason))
+        reports.append(KeyReport("used" if name == key else "renamed", key, name, reason))
     for name in model_state:
         if name not in result and not name.endswith("num_batches_tracked"):
-            accounts.append(Account("missing", name, reason="keeps its initial value"))
-    return result, accounts
+            reports.append(KeyReport("missing", name, reason="keeps its initial value"))
+    return result, reports
 
 
 def _encoder_head(name: str, state: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""ImageNet classifiers, adversarially trained ones above all, -> weights of our backbone, with an account of every key.
+"""ImageNet classifiers, mostly adversarially trained ones, -> weights of our backbone, with a report of every key.
 
 Two layouts: torchvision's ResNets into detectron2's, and timm's models into `build_timm_backbone`. Wrappers are taken
 off: DistributedDataParallel, the `robustness` library (Engstrom et al., 2019), a normalisation in front of the network.
@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from part_robust.modeling.convert import Account
+from part_robust.modeling.convert import KeyReport
 
 LAYOUTS = ("torchvision", "timm")
 # RGB, 0..1.
@@ -51,7 +51,7 @@ def detect_imagenet_layout(state: Mapping[str, Tensor], model_state: Mapping[str
 
 def convert_imagenet(
     state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], layout: str, cfg: CfgNode, *, trust: bool = False
-) -> tuple[dict[str, Tensor], list[Account]]:
+) -> tuple[dict[str, Tensor], list[KeyReport]]:
     """Renames a classifier's weights for the backbone of a model of ours.
 
     Args:
@@ -62,7 +62,7 @@ def convert_imagenet(
         trust: the config's normalisation is right although the file does not say so and it is not ImageNet's usual one.
 
     Returns:
-        The backbone's weights, all of them, and one `Account` per key of the file and per key of the model that the
+        The backbone's weights, all of them, and one `KeyReport` per key of the file and per key of the model that the
         file lacks.
 
     Raises:
@@ -72,20 +72,20 @@ def convert_imagenet(
     check_backbone(cfg, layout)
     normaliser: dict[str, Tensor] = {}
     result: dict[str, Tensor] = {}
-    accounts = []
+    reports = []
     for key, value in state.items():
         short = unwrapped(key)
         match = _NORMALISER.fullmatch(short)
         if match:
             normaliser[match[1]] = value.flatten()
-            accounts.append(Account("dropped", key, reason=f"in the config it is MODEL.PIXEL_{match[1].upper()}"))
+            reports.append(KeyReport("dropped", key, reason=f"in the config it is MODEL.PIXEL_{match[1].upper()}"))
             continue
         if short.startswith("attacker."):
-            accounts.append(Account("dropped", key, reason="a second name, for the library's attacks"))
+            reports.append(KeyReport("dropped", key, reason="a second name, for the library's attacks"))
             continue
         name = _name(short, layout, model_state)
         if name is None:
-            accounts.append(Account("dropped", key, reason=_reason(short)))
+            reports.append(KeyReport("dropped", key, reason=_reason(short)))
             continue
         if value.shape != model_state[name].shape:
             raise ValueError(
@@ -93,7 +93,7 @@ def convert_imagenet(
                 "config's backbone is another architecture than the file's"
             )
         result[name] = value
-        accounts.append(Account("renamed", key, name))
+        reports.append(KeyReport("renamed", key, name))
     check_normalisation(normaliser, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, trust)
     lacking = [name for name in model_state if name not in result and not name.endswith("num_batches_tracked")]
     fatal = [name for name in lacking if name.startswith("backbone.")]
@@ -102,8 +102,8 @@ def convert_imagenet(
             f"{len(fatal)} weights of the backbone are not in the file, first {fatal[0]}: the config's backbone is "
             f"another architecture, or the layout is not {layout}{_hint(state, model_state)}"
         )
-    accounts += [Account("missing", name, reason="no part of a backbone, keeps its initial value") for name in lacking]
-    return result, accounts
+    reports += [KeyReport("missing", name, reason="no part of a backbone, keeps its initial value") for name in lacking]
+    return result, reports
 
 
 def check_backbone(cfg: CfgNode, layout: str) -> None:

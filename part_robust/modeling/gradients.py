@@ -18,7 +18,7 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
     The published detectors pass boxes between decoder layers as constants, which steadies training. An attack that
     follows the remaining gradient misses a part of the truth: robust accuracy measured with it is too high.
     """
-    cut = _cutting_modules(model)
+    cut = _modules_with_detach(model)
     try:
         for module in cut:
             module.detach_references = False
@@ -29,7 +29,7 @@ def full_gradient(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def more_queries(model: nn.Module, factor: int) -> Iterator[None]:
+def expanded_queries(model: nn.Module, factor: int) -> Iterator[None]:
     """Meanwhile `factor` times the queries are chosen from the encoder's pixels, or all there are.
 
     The choice of the Q most confident pixels is a hard gate: those that are not chosen get no gradient, although a
@@ -46,12 +46,12 @@ def more_queries(model: nn.Module, factor: int) -> Iterator[None]:
 
 
 def chooses_queries(model: nn.Module) -> bool:
-    """Return whether `more_queries` would change anything."""
+    """Return whether `expanded_queries` would change anything."""
     return bool(_choosing_modules(model))
 
 
 @contextmanager
-def only_looking(model: nn.Module) -> Iterator[None]:
+def eval_mode_no_grad(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients: batch norm keeps its statistics, and the model is as before afterwards."""
     training = {module: module.training for module in model.modules()}
     try:
@@ -63,14 +63,14 @@ def only_looking(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def cuts_gradient(model: nn.Module) -> bool:
+def has_detached_gradients(model: nn.Module) -> bool:
     """Return whether `full_gradient` would change anything."""
-    return bool(_cutting_modules(model))
+    return bool(_modules_with_detach(model))
 
 
 def _choosing_modules(model: nn.Module) -> list[QuerySelection]:
     return [module for module in model.modules() if isinstance(module, QuerySelection)]
 
 
-def _cutting_modules(model: nn.Module) -> list[Decoder]:
+def _modules_with_detach(model: nn.Module) -> list[Decoder]:
     return [module for module in model.modules() if isinstance(module, Decoder) and module.detach_references]

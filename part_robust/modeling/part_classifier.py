@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from part_robust.losses.adversarial import TrainingObjective
 from part_robust.modeling.compiled import CompiledPath
 from part_robust.modeling.counts import with_counts
-from part_robust.modeling.gradients import chooses_queries, full_gradient, more_queries, only_looking
+from part_robust.modeling.gradients import chooses_queries, eval_mode_no_grad, expanded_queries, full_gradient
 from part_robust.modeling.part_loss_view import part_loss_view
 from part_robust.modeling.preprocess import part_targets, preprocess, training_targets
 from part_robust.modeling.registry import ClassHead, PartSegmenter, build_class_head, build_part_segmenter, check_fit
@@ -60,7 +60,7 @@ class PartClassifier(nn.Module):
             segmenter: part segmenter, or None for a plain classifier.
             head: class head, or None for segmentation only.
             pixel_mean: three values, RGB, 0..255.
-            pixel_std: likewise.
+            pixel_std: three values, RGB, 0..255.
             seg_loss_weight: c_seg, 0..1; unused where only one of the two losses exists.
             label_smoothing: of the class cross-entropy, 0..1.
             full_gradient_attacks: attacks see the gradient that the segmenter cuts in training.
@@ -178,14 +178,14 @@ class PartClassifier(nn.Module):
         """The context in which attacks take their gradients."""
         return full_gradient(self) if self.full_gradient_attacks else nullcontext()
 
-    def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
+    def expanded_queries(self, factor: int) -> AbstractContextManager[None] | None:
         """Return the context in which `class_logits` reads `factor` times the queries.
 
         It is None where the class is read from no queries that are chosen among others.
         """
         if self.head is None or not self.head.needs_parts or not chooses_queries(self):
             return None
-        return more_queries(self, factor)
+        return expanded_queries(self, factor)
 
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
@@ -243,30 +243,34 @@ class PartClassifier(nn.Module):
         """Weighted losses of one batch: `loss_cls` and what the objective adds, and the segmenter's own names."""
         learned = training_targets(batched_inputs, self.device, self._target_fields, self.head is not None)
         targets, labels, clean = learned.parts, learned.labels, learned.clean
-        on_clean, on_attacked = self.objective.part_weights()
-        if clean is None:  # nothing was attacked, or nobody asks for what was before
-            on_attacked = 1.0
+        clean_weight, adversarial_weight = self.objective.part_weights()
+        if clean is None:  # the batch has no clean copy
+            adversarial_weight = 1.0
         part_losses: dict[str, Tensor] = {}
-        clean_logits, like = None, None
+        clean_logits, assignment = None, None
 
-        def see(
-            images: Tensor, part_weight: float, class_wanted: bool, denoise: bool = True, like: Assignment | None = None
+        def forward_losses(
+            images: Tensor,
+            part_weight: float,
+            compute_class: bool,
+            denoise: bool = True,
+            given: Assignment | None = None,
         ) -> tuple[Tensor | None, Assignment | None]:
-            logits, losses, assignment = self._training_pass(
-                images, padding, targets, part_weight > 0, class_wanted, denoise, like
+            logits, losses, found = self._training_pass(
+                images, padding, targets, part_weight > 0, compute_class, denoise, given
             )
             for name, loss in losses.items():
                 part_losses[name] = part_losses.get(name, 0.0) + self.part_loss_weight * part_weight * loss
-            return logits, assignment
+            return logits, found
 
-        # Clean before attacked, so that batch norm ends with the statistics of the images that are learned from.
-        if clean is not None and (on_clean > 0 or self.objective.class_needs_clean):
-            clean_logits, like = see(clean, on_clean, self.objective.class_needs_clean)
-        if clean is None or self.objective.match_on == "attacked" or targets is None or on_attacked == 0:
-            like = None
-        elif like is None:
-            like = self._assignment(clean, padding, targets)
-        logits, _ = see(images, on_attacked, True, denoise=self.objective.denoise_attacked, like=like)
+        # Clean before attacked, so that batch norm ends with the statistics of the attacked ones.
+        if clean is not None and (clean_weight > 0 or self.objective.class_needs_clean):
+            clean_logits, assignment = forward_losses(clean, clean_weight, self.objective.class_needs_clean)
+        if clean is None or self.objective.match_on == "attacked" or targets is None or adversarial_weight == 0:
+            assignment = None
+        elif assignment is None:
+            assignment = self._assignment(clean, padding, targets)
+        logits, _ = forward_losses(images, adversarial_weight, True, self.objective.denoise_attacked, assignment)
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
@@ -278,7 +282,7 @@ class PartClassifier(nn.Module):
         """Return the denominators of the part losses in a batch, for a caller that splits it; see `PartSegmenter`."""
         if self.segmenter is None:
             return {}
-        # Counted on the host, where the labels are: whoever splits the batch copies the few numbers.
+        # Counted on the host, where the labels are: the caller that splits the batch copies the few numbers.
         return self.segmenter.label_counts(
             part_targets(batched_inputs, torch.device("cpu"), self.segmenter.target_fields)
         )
@@ -292,23 +296,23 @@ class PartClassifier(nn.Module):
         images: Tensor,
         padding: Tensor | None,
         targets: PartTargets | None,
-        parts_wanted: bool,
-        class_wanted: bool,
+        compute_parts: bool,
+        compute_class: bool,
         denoise: bool = True,
-        like: Assignment | None = None,
+        given: Assignment | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor], Assignment | None]:
         """Compute class logits (N, C), part losses, and the assignment of queries to true parts, as far as they exist.
 
-        Computes what is wanted and no more. `like` is an assignment to keep.
+        Computes only what is requested. `given` is an assignment to keep, see `PartSegmenter.assign`.
         """
         features = self.features(images)
-        segmenter, head = self.segmenter, self.head if class_wanted else None
+        segmenter, head = self.segmenter, self.head if compute_class else None
         parts, losses = None, {}
-        if segmenter is not None and targets is not None and parts_wanted:
+        if segmenter is not None and targets is not None and compute_parts:
             options = {} if denoise or not segmenter.uses_queries else {"denoise": False}
             parts = segmenter(features, images.shape[-2:], padding, targets, **options)
-            if like is not None:
-                segmenter.assign(parts, like)
+            if given is not None:
+                segmenter.assign(parts, given)
             losses = segmenter.losses(parts, targets)
         elif segmenter is not None and head is not None and head.needs_parts:
             parts = segmenter(features, images.shape[-2:], padding, class_only=True)
@@ -317,7 +321,7 @@ class PartClassifier(nn.Module):
 
     def _assignment(self, images: Tensor, padding: Tensor | None, targets: PartTargets) -> Assignment | None:
         assert self.segmenter is not None
-        with only_looking(self):
+        with eval_mode_no_grad(self):
             features = self.features(images)
             return self.segmenter.assign(self.segmenter(features, images.shape[-2:], padding, targets))
 

@@ -137,7 +137,7 @@ class ClassHead(nn.Module):
 
     Attributes:
         needs_parts: the head reads the segmenter's output. When False the segmenter is skipped wherever only the
-            class is wanted, in attacks above all.
+            class is needed, such as in attacks.
         reads: fields of `PartOutput` that it must have; empty where it does not say.
     """
 

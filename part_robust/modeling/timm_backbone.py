@@ -149,7 +149,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 def _create(timm: Any, name: str, pretrained: bool, options: dict) -> FeatureNet:
-    # Swin refuses other sizes than its own unless it is told not to; most models do not know the word.
+    # Swin refuses other image sizes without this option; most models do not have it.
     for attempt in ({"strict_img_size": False, **options}, options):
         try:
             return timm.create_model(name, pretrained=pretrained, features_only=True, **attempt)
@@ -185,7 +185,7 @@ def import_timm() -> Any:
     """Return the package timm.
 
     Raises:
-        ImportError: it is not installed, with the mend.
+        ImportError: timm is not installed; the message has the command.
     """
     try:
         import timm

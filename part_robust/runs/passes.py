@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from part_robust.configured_attacks import build_attacks, training_attack
-from part_robust.engine.best_metric import watched_datasets
+from part_robust.engine.best_metric import validation_datasets
 
 
 def expected_passes(cfg: CfgNode) -> int:
@@ -30,7 +30,7 @@ def expected_passes(cfg: CfgNode) -> int:
     step = 1 + (training_attack(cfg).steps if adversarial else 0)
     training = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * step
     evaluations = cfg.SOLVER.MAX_ITER // cfg.TEST.EVAL_PERIOD if cfg.TEST.EVAL_PERIOD > 0 else 0
-    watched = _evaluation(cfg, watched_datasets(cfg), cfg.ATTACK.EVAL_DURING_TRAINING if adversarial else ())
+    watched = _evaluation(cfg, validation_datasets(cfg), cfg.ATTACK.EVAL_DURING_TRAINING if adversarial else ())
     return training + evaluations * watched + _evaluation(cfg, cfg.DATASETS.TEST, cfg.ATTACK.EVAL)
 
 

@@ -168,7 +168,7 @@ def run_jobs(
         outcomes[outcome.job.output] = outcome
         done(outcome)
 
-    with _ended_politely(running):
+    with _terminate_on_exit(running):
         while waiting or running:
             for job in list(waiting):
                 before = outcomes.get(job.after) if job.after else None
@@ -240,7 +240,7 @@ def _line(outcome: Outcome, total: int, outcomes: Sequence[Outcome], processes: 
 
 
 @contextmanager
-def _ended_politely(running: Collection[subprocess.Popen]) -> Iterator[None]:
+def _terminate_on_exit(running: Collection[subprocess.Popen]) -> Iterator[None]:
     """Leaves no process behind: trainings save on SIGTERM (engine/failures.py)."""
 
     def end(number: int, frame: FrameType | None) -> None:

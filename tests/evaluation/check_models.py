@@ -193,7 +193,7 @@ class Chooser(nn.Module):
         return self(images)
 
     @contextmanager
-    def more_queries(self, factor):
+    def expanded_queries(self, factor):
         self.number = factor
         yield
         self.number = 1

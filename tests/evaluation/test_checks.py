@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from part_robust.attacks import attack_view, build_attack
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.evaluation.checks import (
     CATALOGUE,
     CheckSettings,
@@ -159,12 +159,12 @@ def test_gradients_past_the_choice_of_queries(name, opts, chooses, toy_data):
     model = awake(build_model(tiny_cfg(name, *opts)))
     images = 255 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with attack_view(model) as view:
-        opened = open_queries(view, None)
-        assert (opened is not None) == chooses
-        if opened is None:
+        expanded = expand_queries(view, None)
+        assert (expanded is not None) == chooses
+        if expanded is None:
             return
         x = images.clone().requires_grad_(True)
-        own, past = view.class_logits(x), opened(x)
+        own, past = view.class_logits(x), expanded(x)
         torch.testing.assert_close(own, past, rtol=0, atol=1e-6)
         slopes = [torch.autograd.grad(logits[:, 0].sum(), x)[0] for logits in (own, past)]
         assert all(torch.isfinite(slope).all() and slope.abs().sum() > 0 for slope in slopes)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from part_robust.attacks import EotView, Square, ThreatModel, attack_batch, attack_view, build_attack, get_objective
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.checks import (
     CATALOGUE,
@@ -291,7 +291,7 @@ def test_one_step_that_beats_many():
         context = subject_of(view, pgd(EPS=8.0), images=models.grey(5))
         result = strength.check_effort(context, 20)
     assert result.status == "fail" and result.value == 100.0
-    assert "5 of 5 images stand against 20 steps, 0 against 1 step" in result.sentence
+    assert "5 of 5 images are right under 20 steps, 0 under 1 step" in result.sentence
 
 
 def test_attack_that_has_not_converged():
@@ -318,14 +318,14 @@ def test_choice_of_queries_that_hides_a_path(lead, status):
     with attack_view(models.Chooser()) as view:
         context = subject_of(view, pgd(EPS=8.0), count=4, images=models.red_patches(4, lead))
         assert context.labels.tolist() == [0] * 4
-        opened = open_queries(view, None)
-        result = CATALOGUE["C21"].result(competitors.check_query_selection(context, opened, 16))
+        expanded = expand_queries(view, None)
+        result = CATALOGUE["C21"].result(competitors.check_query_selection(context, expanded, 16))
         assert context.pgd(16, 0.1).standing == 4, "through the gate nothing is to be found"
     assert result.status == status and "4 images" in result.sentence
     if status == "fail":
         assert result.level == "error" and "QUERY_FACTOR" in result.remedy
     assert competitors.check_query_selection(context, None, 16).status == "skipped"
-    assert open_queries(models.Honest(), None) is None
+    assert expand_queries(models.Honest(), None) is None
 
 
 def test_attack_past_the_choice_of_queries():

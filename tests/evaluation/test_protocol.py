@@ -290,7 +290,7 @@ def test_blind_attacks_and_unsteady_models_are_named(items, tmp_path, monkeypatc
     warnings = plan_warnings(plan, merged)
     broken = merged.images["broken_by.one"] >= 0
     assert broken.any() and not holds(merged, plan.headline)[broken].any(), "the doubt is the attacker's"
-    assert any("scored once more" in sentence for sentence in warnings)
+    assert any("scored again" in sentence for sentence in warnings)
 
 
 def test_padding_is_left_alone(tmp_path):
@@ -372,7 +372,7 @@ def test_interrupted_by_hand(items, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(SmallPartModel, "preprocess", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, items)
-    assert "--resume goes on" in caplog.text
+    assert "--resume continues" in caplog.text
     monkeypatch.undo()
     assert len(run(tmp_path, items)[0]) == 14
 

@@ -73,15 +73,15 @@ def test_kept_pairs_win_at_any_cost_and_the_rest_is_matched():
 @pytest.mark.parametrize("name", QUERY_MODELS)
 def test_parts_keep_the_queries_of_the_clean_image(batch, name):
     model = build(name, *CLEAN, *STILL)
-    on_clean, on_attacked = assignments(model, batch)
-    assert pairs(on_clean), "the toy has parts"
-    if on_clean.pixels is None:
-        assert pairs(on_attacked) == pairs(on_clean)
+    clean_weight, adversarial_weight = assignments(model, batch)
+    assert pairs(clean_weight), "the toy has parts"
+    if clean_weight.pixels is None:
+        assert pairs(adversarial_weight) == pairs(clean_weight)
         return
-    here = [set(own.tolist()) for own in on_attacked.pixels]
-    still_there = {pair for pair in pairs(on_clean) if pair[3] in here[pair[1]]}
-    assert still_there and still_there <= pairs(on_attacked)
-    assert len(pairs(on_attacked)) == len(pairs(on_clean)), "who lost its query has found another"
+    here = [set(own.tolist()) for own in adversarial_weight.pixels]
+    still_there = {pair for pair in pairs(clean_weight) if pair[3] in here[pair[1]]}
+    assert still_there and still_there <= pairs(adversarial_weight)
+    assert len(pairs(adversarial_weight)) == len(pairs(clean_weight)), "who lost its query has found another"
 
 
 @pytest.mark.parametrize("name", QUERY_MODELS)

@@ -12,7 +12,7 @@ import torch
 from detectron2.modeling import build_model
 
 from part_robust.config import get_part_robust_cfg
-from part_robust.modeling.convert import LAYOUTS, convert, detect_layout, our_name
+from part_robust.modeling.convert import LAYOUTS, convert, detect_layout, map_key
 from tests.dino_weights import official_names
 from tests.mask_dino_weights import official_name
 from tests.toy import tiny_cfg
@@ -81,12 +81,12 @@ def test_official_layout():
     ours = weights(model)
     state = to_official(ours)
     assert detect_layout({k.removeprefix("module."): v for k, v in state.items()}) == "official"
-    result, accounts = convert(state, model.state_dict())
+    result, reports = convert(state, model.state_dict())
     assert result.keys() == ours.keys()
     assert all(torch.equal(result[key], ours[key]) for key in ours)
-    assert sorted(a.key for a in accounts) == sorted(key.removeprefix("module.") for key in state), "each key, once"
-    assert {a.action for a in accounts} == {"renamed", "dropped"}
-    assert all(a.reason for a in accounts if a.action == "dropped")
+    assert sorted(a.key for a in reports) == sorted(key.removeprefix("module.") for key in state), "each key, once"
+    assert {a.action for a in reports} == {"renamed", "dropped"}
+    assert all(a.reason for a in reports if a.action == "dropped")
     model.load_state_dict(result)
 
 
@@ -95,11 +95,11 @@ def test_detrex_layout():
     ours = weights(model)
     state = to_detrex(ours)
     assert "neck.convs.0.conv.weight" in state and "class_embed.2.weight" in state
-    result, accounts = convert(state, model.state_dict())
+    result, reports = convert(state, model.state_dict())
     assert result.keys() == ours.keys()
     assert all(torch.equal(result[key], ours[key]) for key in ours)
-    assert sorted(a.key for a in accounts) == sorted(state)
-    assert {a.action for a in accounts} == {"used", "renamed", "dropped"}, "backbone keys are detectron2's own"
+    assert sorted(a.key for a in reports) == sorted(state)
+    assert {a.action for a in reports} == {"used", "renamed", "dropped"}, "backbone keys are detectron2's own"
 
 
 def test_heads_of_their_own_do_not_fit_a_model_that_shares_one():
@@ -111,8 +111,8 @@ def test_heads_of_their_own_do_not_fit_a_model_that_shares_one():
 def test_other_number_of_parts_starts_anew_and_says_so():
     file = to_official(weights(build("MODEL.PART_CLASSIFIER.NUM_PARTS", 5, "MODEL.DINO.LABEL_BOOK_SIZE", 5)))
     model = build("MODEL.DINO.LABEL_BOOK_SIZE", 3)
-    result, accounts = convert(file, model.state_dict())
-    anew = {a.ours: a.reason for a in accounts if a.action == "re-initialised"}
+    result, reports = convert(file, model.state_dict())
+    anew = {a.ours: a.reason for a in reports if a.action == "re-initialised"}
     assert set(anew) == {
         "segmenter.class_embed.0.weight",
         "segmenter.class_embed.0.bias",
@@ -126,9 +126,9 @@ def test_other_number_of_parts_starts_anew_and_says_so():
 
 def test_fewer_queries_take_the_first_ones():
     file = to_official(weights(build("MODEL.DINO.NUM_QUERIES", 20)))
-    result, accounts = convert(file, build("MODEL.DINO.NUM_QUERIES", 8).state_dict())
+    result, reports = convert(file, build("MODEL.DINO.NUM_QUERIES", 8).state_dict())
     assert torch.equal(result["segmenter.tgt_embed.weight"], file["module.transformer.tgt_embed.weight"][:8])
-    assert "first 8 of 20" in next(a.reason for a in accounts if a.ours == "segmenter.tgt_embed.weight")
+    assert "first 8 of 20" in next(a.reason for a in reports if a.ours == "segmenter.tgt_embed.weight")
 
 
 def test_unknown_missing_and_wrong():
@@ -136,8 +136,8 @@ def test_unknown_missing_and_wrong():
     state = to_official(weights(model))
     state["optimizer.step"] = torch.zeros(1)
     del state["module.label_enc.weight"]
-    result, accounts = convert(state, model.state_dict())
-    found = {a.key: a for a in accounts}
+    result, reports = convert(state, model.state_dict())
+    found = {a.key: a for a in reports}
     assert (found["optimizer.step"].action, found["optimizer.step"].reason) == ("dropped", "unknown key")
     assert found["segmenter.label_enc.weight"].action == "missing"
     with pytest.raises(ValueError, match=r"linear1.*another architecture"):
@@ -152,7 +152,7 @@ def test_every_public_key_is_known():
     keys = [re.sub(r"\{i\}", "0", key) for key in keys if not key.startswith("sem_seg_head.")]
     assert len(keys) > 100
     for key in keys:
-        name, reason = our_name(key, "official")
+        name, reason = map_key(key, "official")
         assert name is not None or reason.startswith("a second name"), key
 
 
@@ -209,28 +209,28 @@ def test_mask_dino_layout(model, parts, norm, keys):
     state = to_mask_dino(ours)
     assert len(state) == keys, "as many as the public files have"
     assert detect_layout(state) == "mask_dino"
-    result, accounts = convert(state, ours)
+    result, reports = convert(state, ours)
     assert result.keys() == ours.keys()
     assert all(result[key] is ours[key] for key in ours)
-    assert sorted(a.key for a in accounts) == sorted(state), "each key, once"
-    assert Counter(a.action for a in accounts)["dropped"] == 2 * 9 * 6 + 2 + 1
-    assert all(a.reason for a in accounts if a.action == "dropped")
+    assert sorted(a.key for a in reports) == sorted(state), "each key, once"
+    assert Counter(a.action for a in reports)["dropped"] == 2 * 9 * 6 + 2 + 1
+    assert all(a.reason for a in reports if a.action == "dropped")
 
 
 def test_mask_dino_with_other_parts_fewer_layers_and_queries():
     state = to_mask_dino(mask_dino().state_dict())
     model = mask_dino("mask_dino_segmenter", 40, "MODEL.MASK_DINO.DECODER_LAYERS", 1, "MODEL.MASK_DINO.NUM_QUERIES", 30)
-    result, accounts = convert(state, model.state_dict())
-    anew = {a.ours: a.reason for a in accounts if a.action == "re-initialised"}
+    result, reports = convert(state, model.state_dict())
+    anew = {a.ours: a.reason for a in reports if a.action == "re-initialised"}
     assert set(anew) == {f"segmenter.{name}" for name in ("class_embed.weight", "class_embed.bias", "label_enc.weight")}
     assert "(20, 256) in the file, (41, 256) in the model" in anew["segmenter.class_embed.weight"]
     assert result["segmenter.query_feat.weight"].shape == (30, 256) and result.keys() == model.state_dict().keys()
-    dropped = {a.key for a in accounts if a.action == "dropped"}
+    dropped = {a.key for a in reports if a.action == "dropped"}
     assert "sem_seg_head.predictor.decoder.layers.1.norm1.weight" in dropped
     # As many parts, but sigmoids instead of a softmax with "no object".
     model = mask_dino("mask_dino_segmenter", 19, "MODEL.MASK_DINO.CLASS_LOSS", "focal")
-    _, accounts = convert(state, model.state_dict())
-    anew = {a.ours for a in accounts if a.action == "re-initialised"}
+    _, reports = convert(state, model.state_dict())
+    anew = {a.ours for a in reports if a.action == "re-initialised"}
     assert anew == {"segmenter.class_embed.weight", "segmenter.class_embed.bias"}
 
 
@@ -246,5 +246,5 @@ def test_every_public_mask_dino_key_is_known():
     keys = {re.sub(r"\{i\}", "0", key) for key in lines if key.startswith(("backbone.", "sem_seg_head.", "criterion."))}
     assert len(keys) > 150
     for key in keys:
-        name, reason = our_name(key, "mask_dino")
+        name, reason = map_key(key, "mask_dino")
         assert name is not None or reason.startswith(("a second name", "no weight")), key

@@ -63,14 +63,14 @@ def robustness_library(state: dict) -> dict:
     }
 
 
-def accounted(state: dict, model, accounts) -> dict[str, list[str]]:
+def accounted(state: dict, model, reports) -> dict[str, list[str]]:
     """Keys by what became of them; each key of both sides once."""
-    assert sorted(a.key for a in accounts if a.action != "missing") == sorted(state)
-    ours = [a.ours for a in accounts if a.action == "renamed"] + [a.key for a in accounts if a.action == "missing"]
+    assert sorted(a.key for a in reports if a.action != "missing") == sorted(state)
+    ours = [a.ours for a in reports if a.action == "renamed"] + [a.key for a in reports if a.action == "missing"]
     wanted = [key for key in model.state_dict() if key in ours or not key.endswith("num_batches_tracked")]
     assert sorted(ours) == sorted(wanted)
-    assert all(a.reason and a.reason != "unknown key" for a in accounts if a.action in ("dropped", "missing"))
-    return {action: [a.key for a in accounts if a.action == action] for action in ("renamed", "dropped", "missing")}
+    assert all(a.reason and a.reason != "unknown key" for a in reports if a.action in ("dropped", "missing"))
+    return {action: [a.key for a in reports if a.action == action] for action in ("renamed", "dropped", "missing")}
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
@@ -78,8 +78,8 @@ def test_torchvision_s_resnet_gives_the_same_features(resnet, norm):
     model, cfg = build("MODEL.RESNETS.NORM", norm)
     state = resnet.state_dict()
     assert detect_imagenet_layout(state, model.state_dict()) == "torchvision"
-    weights, accounts = convert_imagenet(state, model.state_dict(), "torchvision", cfg)
-    keys = accounted(state, model, accounts)
+    weights, reports = convert_imagenet(state, model.state_dict(), "torchvision", cfg)
+    keys = accounted(state, model, reports)
     assert [key for key in keys["dropped"] if "num_batches" not in key] == ["fc.weight", "fc.bias"]
     assert all(key.startswith("head.") for key in keys["missing"])
     model.load_state_dict(weights, strict=False)
@@ -99,8 +99,8 @@ def test_robustness_library(resnet):
     model, cfg = build()
     plain, _ = convert_imagenet(resnet.state_dict(), model.state_dict(), "torchvision", cfg)
     state = robustness_library(resnet.state_dict())
-    weights, accounts = convert_imagenet(state, model.state_dict(), "torchvision", cfg)
-    keys = accounted(state, model, accounts)
+    weights, reports = convert_imagenet(state, model.state_dict(), "torchvision", cfg)
+    keys = accounted(state, model, reports)
     assert weights.keys() == plain.keys() and all(torch.equal(weights[key], plain[key]) for key in plain)
     assert {"module.normalizer.new_mean", "module.normalizer.new_std"} <= set(keys["dropped"])
     assert sum(key.startswith("module.attacker.") for key in keys["dropped"]) == len(resnet.state_dict()) + 2
@@ -152,8 +152,8 @@ def test_timm_layout():
     model, cfg = build(*TIMM, "convnext_tiny", *SMALL)
     state = network.state_dict()
     assert detect_imagenet_layout(state, model.state_dict()) == "timm"
-    weights, accounts = convert_imagenet(state, model.state_dict(), "timm", cfg)
-    keys = accounted(state, model, accounts)
+    weights, reports = convert_imagenet(state, model.state_dict(), "timm", cfg)
+    keys = accounted(state, model, reports)
     assert keys["dropped"] == ["head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"]
     model.load_state_dict(weights, strict=False)
     images = torch.rand(1, 3, 64, 64)
@@ -168,8 +168,8 @@ def test_swin_in_timm_s_layout():
     pairs = [[key, list(value) if isinstance(value, tuple) else value] for key, value in options.items()]
     model, cfg = build(*TIMM, "swin_tiny_patch4_window7_224", "MODEL.TIMM.OPTIONS", pairs)
     state = network.state_dict() | {"layers.1.blocks.1.attn_mask": torch.zeros(1)}  # older files keep it
-    weights, accounts = convert_imagenet(state, model.state_dict(), "timm", cfg)
-    keys = accounted(state, model, accounts)
+    weights, reports = convert_imagenet(state, model.state_dict(), "timm", cfg)
+    keys = accounted(state, model, reports)
     behind = ["norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"]
     assert sorted(keys["dropped"]) == sorted([*behind, "layers.1.blocks.1.attn_mask"])
     model.load_state_dict(weights, strict=False)
@@ -183,8 +183,8 @@ def test_conv_stem_and_normalisation():
     timm = pytest.importorskip("timm")
     state = conv_stem_state(timm.create_model("convnext_tiny", dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)))
     model, cfg = build(*TIMM, "convnext_tiny", *SMALL, "MODEL.TIMM.CONV_STEM", True)
-    weights, accounts = convert_imagenet(state, model.state_dict(), "timm", cfg)
-    keys = accounted(state, model, accounts)
+    weights, reports = convert_imagenet(state, model.state_dict(), "timm", cfg)
+    keys = accounted(state, model, reports)
     assert "normalize.mean" in keys["dropped"]
     assert torch.equal(weights["backbone.net.stem_0.3.weight"], state["model.stem.stem.3.weight"])
     model, cfg = build(*TIMM, "convnext_tiny", *SMALL)

@@ -11,7 +11,7 @@ import torch
 
 from part_robust.runs import suite
 from part_robust.runs.experiment import Phase, finished_record, headline, matrix, measured
-from part_robust.runs.suite import _ended_politely, default_processes, plan, run_jobs, states
+from part_robust.runs.suite import _terminate_on_exit, default_processes, plan, run_jobs, states
 from tests.evaluation.record_fixture import DATASET, first_schema, record
 from tests.processes import ForkedCommand
 from tests.toy import MODELS, TINY
@@ -88,7 +88,7 @@ def test_two_runs_in_one_folder_are_refused(phases):
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
 def test_no_process_outlives_the_suite(reason):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    with pytest.raises(reason), _ended_politely({process: None}):
+    with pytest.raises(reason), _terminate_on_exit({process: None}):
         raise reason
     assert process.returncode is not None
 

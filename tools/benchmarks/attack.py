@@ -42,7 +42,7 @@ class ClassPath(nn.Module):
 
 
 class WholeModel(ClassPath):
-    """Likewise, with the parts computed on the way: what a tool that knows nothing of parts calls."""
+    """Same as `ClassPath`, with the parts computed, too: the function that a tool without support for parts calls."""
 
     def forward(self, images: Tensor) -> Tensor:
         return whole_logits(self.model, images)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from benchmarks.gpu_rows import LeftOut, Row, rows_of, sizes
+from benchmarks.gpu_rows import Row, RowSkipped, rows_of, sizes
 
 COLUMNS = ("row", "status", "ms", "images_per_s", "peak_mb", "tflops", "ceiling_share", "note")
 
@@ -100,7 +100,7 @@ def measure(row: Row, found: dict[str, dict]) -> dict:
     result: dict = {"row": row.name}
     try:
         result |= {"status": "ok", **row.run(found)}
-    except LeftOut as reason:
+    except RowSkipped as reason:
         result |= {"status": "left out", "note": str(reason)}
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]

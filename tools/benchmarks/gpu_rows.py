@@ -31,7 +31,7 @@ SETTINGS = {
 }
 
 
-class LeftOut(Exception):
+class RowSkipped(Exception):
     """A row that this machine or size has no use for, with the reason."""
 
 
@@ -89,9 +89,9 @@ def _train(
     """A whole training step, from the batch on the host to the changed weights."""
     transformer = "DINO" in family
     if setting == "attention in plain PyTorch" and not transformer:
-        raise LeftOut("the model has no deformable attention")
+        raise RowSkipped("the model has no deformable attention")
     if setting == "compiled attack" and size.repeats == 1:
-        raise LeftOut("compiling takes minutes, which this size is not for")
+        raise RowSkipped("compiling takes minutes, which this size is not for")
     case = Case(family, size, device, precision, SETTINGS.get(setting, []), fused=setting != "optimizer not fused")
     with case.training(attacked) as step:
         return timed(step, device, size, size.images, found, precision, count=setting != "compiled attack")
@@ -137,7 +137,7 @@ def _attend(
 ) -> dict:
     fault = why_not_triton(device) if backend == "triton" else ""
     if fault:
-        raise LeftOut(f"the kernel does not run here: {fault}")
+        raise RowSkipped(f"the kernel does not run here: {fault}")
     shapes = [(max(size.side // stride, 1),) * 2 for stride in (8, 16, 32, 64)]
     tokens = sum(h * w for h, w in shapes)
     sample = deformops(shapes, device) if backend == "deformops" else functools.partial(_ours, shapes, backend)
@@ -161,12 +161,12 @@ def deformops(shapes: Sequence[tuple[int, int]], device: torch.device) -> Callab
     """The same of the package deformops.
 
     Raises:
-        LeftOut: it is not installed.
+        RowSkipped: it is not installed.
     """
     try:
         from deformops.registry import MSDAMethod, msda
     except ImportError as error:
-        raise LeftOut(f"pip install deformops to compare with it ({error})") from None
+        raise RowSkipped(f"pip install deformops to compare with it ({error})") from None
     levels = torch.tensor(shapes, device=device)
     starts = torch.tensor([0, *itertools.accumulate(h * w for h, w in shapes[:-1])], device=device)
 

@@ -76,7 +76,7 @@ def read_samples(
     Args:
         source: which files.
         contents: what its reader found.
-        root: folder above all image roots; names of samples are relative to it.
+        root: folder that contains all image roots; names of samples are relative to it.
         class_source: names the classes.
         needs_parts: whether the model needs parts.
         settings: see `ImportSettings`.

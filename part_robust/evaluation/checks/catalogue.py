@@ -62,7 +62,7 @@ class RecordEvidence:
 class Check:
     """A check of the catalogue.
 
-    Its functions give None where there is nothing to look at.
+    Its functions return None where there is no input.
 
     Attributes:
         id: "C1" to "C21".
@@ -132,7 +132,7 @@ _CHECKS = (
         "C3",
         "finite float32 logits",
         ERROR,
-        "return the logits in float32, before any softmax, and mend what makes them infinite or not a number",
+        "return the logits in float32, before any softmax, and fix what makes them infinite or not a number",
         always=(lambda e: outputs.check_logits(e.context.clean_logits),),
     ),
     Check(
@@ -170,7 +170,7 @@ _CHECKS = (
         "C8",
         "cross-entropy and margin agree",
         WARNING,
-        "the cross-entropy is blind here (large or masked logits): report the worst case over both losses",
+        "the cross-entropy has no gradient here (large or masked logits): report the worst case over both losses",
         audit=(lambda e: strength.check_losses_agree(e.context, e.settings.steps),),
         record=(lambda e: record.check_losses_alone(e.evaluation, e.attacks),),
     ),
@@ -201,14 +201,14 @@ _CHECKS = (
         "C12",
         "without a bound, accuracy falls to chance",
         ERROR,
-        "the attack does not work on this model, so its numbers mean nothing: look at the gradient (C6, C7)",
+        "the attack does not work on this model, so its numbers are meaningless: check the gradient (C6, C7)",
         audit=(lambda e: strength.check_unbounded(e.context),),
     ),
     Check(
         "C13",
         "black box does not beat white box",
         WARNING,
-        "the gradient misleads: report the worst case with the black-box attack, and look at C6 and C7",
+        "the gradient misleads: report the worst case with the black-box attack, and see C6 and C7",
         audit=(lambda e: competitors.check_black_box(e.context, e.black_box),),
         record=(lambda e: record.check_square(e.evaluation, e.attacks),),
     ),
@@ -231,7 +231,7 @@ _CHECKS = (
         "C16",
         "random noise is weaker than the attack",
         WARNING,
-        "noise of the same size beats the attack, so the attack is broken or blind: look at C6 and C7",
+        "noise of the same size beats the attack, so the attack is broken or has no gradient: see C6 and C7",
         audit=(lambda e: competitors.check_noise(e.context, e.settings.noise_draws, e.settings.seed),),
     ),
     Check(

@@ -1,4 +1,4 @@
-"""Checks that need somebody to beat: black boxes, sibling models, noise, and adversarial images known to exist.
+"""Checks that compare the attack with others: black boxes, sibling models, noise, and constructed adversarial images.
 
 Letters: N images (3, H, W), C classes, S samples of an image.
 """
@@ -50,14 +50,14 @@ def check_queries(context: CheckContext, attack: Attack | None) -> Finding:
         return Finding(SKIPPED, "no black-box attack with queries was given")
     index = white_box_survivors(context)
     if not len(index):
-        return Finding(PASS, "the white-box attacks left no image standing", 0.0)
+        return Finding(PASS, "the white-box attacks broke every image", 0.0)
     quarter = copy.copy(attack)
     quarter.steps = queries // 4
     rest = context.subset(index)
     few, many = rest.run(quarter).fooled, rest.run(attack).fooled
     gain = int(many.sum()) - int(few.sum())
     sentence = (
-        f"of the {len(index)} images that the white-box attacks left standing, {quarter.steps} queries broke "
+        f"of the {len(index)} images that the white-box attacks did not break, {quarter.steps} queries broke "
         f"{int(few.sum())} and {queries} queries {int(many.sum())}"
     )
     if more_than(gain, len(context), 1.0):
@@ -115,9 +115,9 @@ def _rest(
 ) -> Finding:
     index = white_box_survivors(context)
     if not len(index):
-        return Finding(PASS, "the white-box attacks left no image standing", 0.0)
+        return Finding(PASS, "the white-box attacks broke every image", 0.0)
     broken = int(fooled(context.subset(index), index).sum())
-    sentence = f"{who} broke {broken} of the {len(index)} images that the white-box attacks left standing"
+    sentence = f"{who} broke {broken} of the {len(index)} images that the white-box attacks did not break"
     if more_than(broken, len(context), points):
         return Finding(FAIL, sentence, percent(broken, len(context)))
     return Finding(PASS, sentence, percent(broken, len(context)))
@@ -131,7 +131,7 @@ def check_noise(context: CheckContext, draws: int, seed: int = 0) -> Finding:
         broken |= context.fooled(_corner(context, noise.make_keys(seed, context.keys, 16, draw)))
     standing = int((~broken).sum())
     numbers = (
-        f"{standing} of {len(context)} images stand against {draws} random perturbations, {attacked} against the attack"
+        f"{standing} of {len(context)} images are right under {draws} random perturbations, {attacked} under the attack"
     )
     if more_than(attacked - standing, len(context), 0.5):
         return Finding(FAIL, numbers, percent(attacked - standing, len(context)))

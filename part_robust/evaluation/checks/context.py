@@ -77,7 +77,7 @@ class AttackRun:
 
 
 class CheckContext:
-    """A model as a callable, images, labels, and the threat model and loss of the attack whose numbers are judged."""
+    """A model as a callable, images, labels, and the threat model and loss of the attack whose numbers are checked."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class CheckContext:
             forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_view`.
             images: float (N, 3, H, W).
             labels: int64 (N,).
-            attack: the one whose numbers are judged.
+            attack: the one whose numbers are checked.
             keys: int64 (N,), of random numbers; image ids.
             padding: bool (N, H, W), pixels that must not move.
             precise: the same model in float64, for the audit of its gradient.
@@ -136,7 +136,7 @@ class CheckContext:
         return self.logits(images).argmax(dim=1) != self.labels
 
     def subset(self, index: Tensor) -> CheckContext:
-        """The images at `index`, without what was tried on the whole; the same one whoever asks."""
+        """The images at `index`, without the runs on the whole; equal indices give the same object."""
         rows = tuple(index.tolist())
         if rows not in self.subsets:
             self.subsets[rows] = CheckContext(
@@ -150,7 +150,7 @@ class CheckContext:
         return self.subsets[rows]
 
     def run(self, attack: Attack) -> AttackRun:
-        """The attack's result on these images; run once, whoever asks."""
+        """Return the attack's result on these images; it is run once."""
         if attack not in self.runs:
             recording = RecordingModel(self.forward, self.images, self.labels, attack.threat_model)
             with torch.enable_grad():
@@ -168,7 +168,7 @@ class CheckContext:
         Args:
             steps: number of steps.
             step: length of a step, in radii.
-            objective: what to maximise; None: the loss of the attack that is judged.
+            objective: what to maximise; None: the loss of the attack that is checked.
             scale: factor on the radius.
         """
         objective = self.objective if objective is None else objective

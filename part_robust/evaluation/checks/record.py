@@ -39,7 +39,7 @@ def _accuracies(E: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> Finding | None:
-    """C5: the flags of the images add up to the numbers, and no image stands that an attack of the tier broke."""
+    """C5: the flags of the images add up to the numbers, and every image that the tier broke counts as broken."""
     if not flags:
         return None
     findings = []
@@ -99,7 +99,7 @@ def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> 
 
 
 def check_order(E: Mapping[str, Any]) -> Finding | None:
-    """C9: more eps, more attacks and stronger tiers leave no more images standing."""
+    """C9: more eps, more attacks and stronger tiers break no fewer images."""
     sequences: list[tuple[str, list[float]]] = []
     curve = sorted(E.get("eps_curve") or [], key=lambda point: point["eps"])
     if len(curve) > 1:
@@ -157,12 +157,12 @@ def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Findin
             before = after
     if worst is None:
         return None
-    sentence = f"{name} broke {worst:.2f} points of what the attacks before it left standing"
+    sentence = f"{name} broke {worst:.2f} points of the images that the attacks before it had not broken"
     return Finding(FAIL if worst > 0.2 else PASS, sentence, worst)
 
 
 def check_siblings(E: Mapping[str, Any]) -> Finding | None:
-    """C14: images made for other models break at most half a point of what the headline left standing."""
+    """C14: images made for other models break at most half a point more than the headline's attacks."""
     found = E.get("transfer")
     if not found:
         return None
@@ -170,9 +170,9 @@ def check_siblings(E: Mapping[str, Any]) -> Finding | None:
     standing = found["standing"]
     tried = max((row.get("images", standing) for row in found["siblings"]), default=0)
     if not tried:
-        return Finding(SKIPPED, f"images made for {who} are of none of the {standing} images left standing")
+        return Finding(SKIPPED, f"images made for {who} are of none of the {standing} images that were not broken")
     some = f" (at most {tried} were tried)" if tried < standing else ""
-    sentence = f"images made for {who} broke {found['broke']} of the {standing} images left standing{some}"
+    sentence = f"images made for {who} broke {found['broke']} of the {standing} images that were not broken{some}"
     points = 100.0 * found["broke"] / max(E.get("num_images") or 0, 1)
     return Finding(FAIL if found["broke"] > 1 and points > 0.5 else PASS, sentence, points)
 
@@ -226,7 +226,9 @@ def check_size(E: Mapping[str, Any]) -> Finding:
     """C20: at least 1000 images, of a list that others can have."""
     total = E.get("num_images") or 0
     if not E.get("image_list_sha256"):
-        return Finding(FAIL, "the list of images has no hash, so nobody can evaluate the same ones", float(total))
+        return Finding(
+            FAIL, "the list of images has no hash, so the same images cannot be evaluated again", float(total)
+        )
     if total < FEW_IMAGES:
         low, high = wilson(total // 2, total)
         return Finding(

@@ -113,7 +113,7 @@ def verdict(checks: Sequence[CheckResult], numbers: str) -> str:
 
     Args:
         checks: all that ran.
-        numbers: in words, without a full stop.
+        numbers: a sentence without a full stop.
     """
     wrong = errors(checks)
     if wrong:

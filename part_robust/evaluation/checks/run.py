@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from part_robust.attacks import Attack, EotView
-from part_robust.attacks.open_queries import open_queries
+from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.evaluation.checks.catalogue import CATALOGUE, ModelEvidence, RecordEvidence, skipped
 from part_robust.evaluation.checks.context import CheckContext, CheckSettings, in_expectation, judged_attack
 from part_robust.evaluation.checks.gradients import NO_DEPENDENCE
@@ -20,8 +20,8 @@ from part_robust.evaluation.checks.result import FAIL, CheckResult, merge_checks
 
 # Checks on the class of every evaluation, and those that only the audit adds.
 CHEAP = tuple(id for id, check in CATALOGUE.items() if check.always and id not in ("C1", "C4"))
-# In this order: C13, C14 and C21 look at what the attacks of the checks before them left, and a randomised model draws
-# its numbers one check after the other.
+# In this order: C13, C14 and C21 use the images that the attacks of the checks before them did not break, and a
+# randomised model draws its numbers one check after the other.
 AUDIT = ("C5", "C8", "C10", "C9", "C11", "C12", "C13", "C14", "C15", "C16", "C21")
 
 
@@ -46,8 +46,8 @@ def run_checks(
         view: the model inside `attack_view`, with `class_logits(images, padding)`.
         images: float (N, 3, H, W), 0..255; the first `settings.images` are used.
         labels: int64 (N,).
-        attack: the one whose numbers are judged. The audit runs it once.
-        audit: the dear checks, too.
+        attack: the one whose numbers are checked. The audit runs it once.
+        audit: run the expensive checks, too.
         padding: bool (N, H, W), letterbox padding.
         keys: int64 (N,), image ids.
         adversarial: (N, 3, H, W), the evaluation's own result for these images, for C4.
@@ -87,7 +87,7 @@ def run_checks(
             results += found
             if audit and all(result.status != FAIL for result in found if result.id in ("C3", "C17")):
                 results = [result for result in results if result.id != "C6"]  # the audit uses more directions
-                expanded = open_queries(view, padding)
+                expanded = expand_queries(view, padding)
                 results += run_audit(context, settings, black_box=black_box, transferred=transferred, expanded=expanded)
             elif audit:
                 results += _skip(AUDIT, "logits or labels are broken (C3, C17)")
@@ -106,7 +106,7 @@ def run_cheap_checks(
         adversarial: (N, 3, H, W), images that were scored as the attack's result; None: C4 is left out.
 
     Returns:
-        The results, and the context to go on with: of a randomised model, its expectation.
+        The results, and the context of the next checks: for a randomised model, its expectation.
     """
     evidence = ModelEvidence(context, settings or CheckSettings(), adversarial)
     results = CATALOGUE["C3"].on_model(evidence)
@@ -136,8 +136,9 @@ def run_audit(
 ) -> list[CheckResult]:
     """Runs C5, C6 (many directions), C8 to C16 and, of a black box or object queries, C21.
 
-    That takes some 700 forward and backward passes for each image by default; for each image that stands 500 more of
-    random starts, the black box's queries one and a quarter times and, of a detector, 100 with more object queries.
+    That takes some 700 forward and backward passes for each image by default; for each image that is not broken 500
+    more of random starts, the black box's queries one and a quarter times and, of a detector, 100 with more object
+    queries.
 
     Args:
         context: the model and its images, as `run_cheap_checks` gives it back.
@@ -178,7 +179,7 @@ def record_checks(
         flags: arrays of its flags file, by name.
 
     Returns:
-        One result for each check that has something to look at; the others are left out, but for C18 to C20.
+        One result for each check with input; the others are left out, except C18 to C20.
     """
     evidence = RecordEvidence(E, attacks or {}, flags or {})
     return [result for check in CATALOGUE.values() for result in check.on_record(evidence)]

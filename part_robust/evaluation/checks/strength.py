@@ -22,19 +22,19 @@ ROUNDING = 1e-4
 
 
 def check_losses_agree(context: CheckContext, steps: int) -> Finding:
-    """C8: PGD on the cross-entropy leaves at most 5 points more standing than PGD on the margin."""
+    """C8: PGD on the cross-entropy leaves at most 5 points more unbroken than PGD on the margin."""
     trials = [
         context.pgd(steps, SHORT_STEP, objective=get_objective(name)).standing for name in ("cross_entropy", "margin")
     ]
     gap = percent(trials[0] - trials[1], len(context))
-    numbers = f"{trials[0]} of {len(context)} images stand against the cross-entropy, {trials[1]} against the margin"
+    numbers = f"{trials[0]} of {len(context)} images are right under the cross-entropy, {trials[1]} under the margin"
     if more_than(trials[0] - trials[1], len(context), 5.0):
         return Finding(FAIL, numbers, gap)
     return Finding(PASS, numbers, gap)
 
 
 def check_effort(context: CheckContext, steps: int, long_steps: int | None = None) -> Finding:
-    """C9: PGD leaves no more standing than one step, more steps no more than few, twice the radius no more than one."""
+    """C9: PGD breaks no fewer images than one step, more steps no fewer than few, twice the radius no fewer."""
     trials = {
         "1 step": context.pgd(1, 1.0),
         f"{steps} steps": context.pgd(steps, SHORT_STEP),
@@ -50,13 +50,13 @@ def check_effort(context: CheckContext, steps: int, long_steps: int | None = Non
         worst = max(worst, percent(rise, len(context)))
         if more_than(rise, len(context), 0.5):
             findings.append(
-                f"{trials[stronger].standing} of {len(context)} images stand against {stronger}, "
-                f"{trials[weaker].standing} against {weaker}"
+                f"{trials[stronger].standing} of {len(context)} images are right under {stronger}, "
+                f"{trials[weaker].standing} under {weaker}"
             )
     if findings:
         return Finding(FAIL, "; ".join(findings), worst)
-    stands = ", ".join(f"{trial.standing} against {name}" for name, trial in trials.items())
-    return Finding(PASS, f"of {len(context)} images stand {stands}", worst)
+    counts = ", ".join(f"{trial.standing} under {name}" for name, trial in trials.items())
+    return Finding(PASS, f"of {len(context)} images are right {counts}", worst)
 
 
 def check_convergence(context: CheckContext, long_steps: int, restarts: int = 5) -> Finding:
@@ -64,7 +64,7 @@ def check_convergence(context: CheckContext, long_steps: int, restarts: int = 5)
     once, twice = context.pgd(long_steps, LONG_STEP), context.pgd(2 * long_steps, LONG_STEP)
     gain = once.standing - twice.standing
     findings = {
-        f"{once.standing} of {len(context)} images stand after {long_steps} steps, {twice.standing} after twice as "
+        f"{once.standing} of {len(context)} images are right after {long_steps} steps, {twice.standing} after twice as "
         "many": gain
     }
     if restarts > 1:
@@ -96,7 +96,7 @@ def check_best_iterate(context: CheckContext) -> Finding:
 def check_unbounded(context: CheckContext) -> Finding:
     """C12: without a bound on the perturbation, no more are right than by guessing."""
     standing, classes = context.unbounded(UNBOUNDED_STEPS).standing, context.classes
-    numbers = f"{standing} of {len(context)} images stand against {UNBOUNDED_STEPS} steps without a bound"
+    numbers = f"{standing} of {len(context)} images are right under {UNBOUNDED_STEPS} steps without a bound"
     if more_than(standing, len(context), 100.0 / classes):
         return Finding(FAIL, f"{numbers}; guessing gets {len(context) / classes:.1f}", percent(standing, len(context)))
     return Finding(PASS, numbers, percent(standing, len(context)))

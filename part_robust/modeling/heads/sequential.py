@@ -20,8 +20,8 @@ PROBABILITIES = {"softmax": lambda logits: logits.softmax(dim=-1), "sigmoid": to
 class SequentialHead(ClassHead):
     """Part probabilities and box of every query -> norm, linear, ReLU, norm, linear.
 
-    Of more queries than the layers have room for (`modeling.gradients.more_queries`), Q after Q are read, the last Q
-    last, and the logits averaged.
+    More queries than the layers take (`modeling.gradients.expanded_queries`) are read in groups of Q, the last Q last,
+    and the logits are averaged.
 
     The published release takes the softmax over the queries instead of the classes.
     """

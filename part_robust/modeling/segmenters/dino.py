@@ -22,7 +22,7 @@ from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.features import check_features
 from part_robust.modeling.registry import PART_SEGMENTER_REGISTRY
 from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_denoising_queries, prepend
-from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, check_choice, repeated
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, QuerySegmenter, repeated, validate_option
 from part_robust.modeling.segmenters.tokens import (
     Tokens,
     content_size,
@@ -98,8 +98,8 @@ class DinoSegmenter(QuerySegmenter):
             position_offset: of `sine_position`.
             label_book_size: part labels the denoising embedding has room for; one more row is never used.
             denoising_number: of `make_denoising_queries`.
-            label_noise: likewise.
-            box_noise: likewise.
+            label_noise: of `make_denoising_queries`.
+            box_noise: of `make_denoising_queries`.
             detach_references: see `Decoder`; also of the boxes that the encoder selects.
             max_detections: boxes per image in `inference`.
             criterion: the losses.
@@ -178,7 +178,7 @@ class DinoSegmenter(QuerySegmenter):
                 class_weight=node.CLASS_WEIGHT,
                 box_weight=node.BOX_WEIGHT,
                 giou_weight=node.GIOU_WEIGHT,
-                sum_sets=check_choice("DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES) == "thesis",
+                sum_sets=validate_option("DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES) == "thesis",
             ),
             "backend": node.MS_DEFORM_ATTN,
         }
@@ -222,7 +222,7 @@ class DinoSegmenter(QuerySegmenter):
         last = len(self.decoder.layers) - 1
         heads = [self.bbox_embed[min(i, len(self.bbox_embed) - 1)] for i in range(last + 1)]
         contents, starts = self.decoder(content, reference, memory, tokens, heads, attention_mask)
-        # Losses are asked for all layers, everything else for the last one.
+        # Losses use all layers, everything else the last one.
         layers = range(last + 1) if targets is not None else [last]
         sets = [self._predict(i, contents[i], starts[i]) for i in layers]
         ordinary = slice(0 if denoising is None else denoising.content.shape[1], None)

@@ -25,7 +25,7 @@ from part_robust.modeling.segmenters.denoising import DenoisingOptions, make_uni
 from part_robust.modeling.segmenters.mask_dino_criterion import build_criterion
 from part_robust.modeling.segmenters.mask_inference import boxes_of_masks, dense_log_scores, find_instances
 from part_robust.modeling.segmenters.pixel_decoder import PixelDecoder
-from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, check_choice, repeated
+from part_robust.modeling.segmenters.query_segmenter import QuerySegmenter, repeated, validate_option
 from part_robust.modeling.segmenters.tokens import Tokens, content_size
 from part_robust.modeling.segmenters.transformer import MLP, Decoder, QuerySelection, refine
 from part_robust.structures import (
@@ -105,8 +105,8 @@ class MaskDinoSegmenter(QuerySegmenter):
                 mask that is predicted for it ("bitmask"; "mask2box" leaves out the last row and column).
             initial_prediction: parts are also predicted, and learned, from the queries before the first layer.
             denoising_number: of `make_unified_denoising_queries`.
-            label_noise: likewise.
-            box_noise: likewise.
+            label_noise: of `make_unified_denoising_queries`.
+            box_noise: of `make_unified_denoising_queries`.
             detach_references: see `Decoder`; also of boxes and content that the encoder selects.
             max_detections: instances per image in `inference`.
             outputs: of `inference`: "semantic", "instance" or both.
@@ -117,9 +117,9 @@ class MaskDinoSegmenter(QuerySegmenter):
             ValueError: an unknown name; no decoder layer; boxes from masks without two_stage.
         """
         super().__init__()
-        check_choice("MASK_DINO.BOX_INIT", box_init, BOX_INITS)
+        validate_option("MASK_DINO.BOX_INIT", box_init, BOX_INITS)
         for name in outputs:
-            check_choice("MASK_DINO.OUTPUTS", name, OUTPUTS)
+            validate_option("MASK_DINO.OUTPUTS", name, OUTPUTS)
         if not outputs:
             raise ValueError("MODEL.MASK_DINO.OUTPUTS must name semantic, instance or both")
         if decoder_layers < 1:
@@ -261,7 +261,7 @@ class MaskDinoSegmenter(QuerySegmenter):
                 output.query_masks = PredictedMasks(self.mask_embed(last)[None], pixels).logits()[0]
             return output
 
-        # Losses are asked for all layers, everything else for the last one.
+        # Losses use all layers, everything else the last one.
         assert pixels is not None
         every = torch.stack(contents)
         boxes = refine(torch.stack(starts), self.bbox_embed(every), EPS)
@@ -347,7 +347,7 @@ class MaskDinoSegmenter(QuerySegmenter):
         return dense_log_scores(output.query_logits, masks, self.num_parts)
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
-        """`sem_seg` as of `dense_logits`; `instances` as of `find_instances`."""
+        """Return `sem_seg` of `dense_logits` and `instances` of `find_instances`."""
         assert output.query_logits is not None and output.query_boxes is not None
         masks = _resize(self.masks(output), image_size)
         results: list[dict] = [{} for _ in masks]

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from part_robust.losses.mask_losses import DenseMaskLoss, PointMaskLoss
 from part_robust.losses.matcher import HungarianMatcher
 from part_robust.losses.set_criterion import SetCriterion
-from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, check_choice
+from part_robust.modeling.segmenters.query_segmenter import LOSS_SCALES, validate_option
 
 CLASS_LOSSES = ("cross_entropy", "focal")
 MASK_LOSSES = ("dense", "points")
@@ -19,9 +19,9 @@ def build_criterion(node: CfgNode) -> SetCriterion:
     Raises:
         ValueError: an unknown CLASS_LOSS, MASK_LOSS or LOSS_SCALE.
     """
-    check_choice("MASK_DINO.CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
-    check_choice("MASK_DINO.MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
-    check_choice("MASK_DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
+    validate_option("MASK_DINO.CLASS_LOSS", node.CLASS_LOSS, CLASS_LOSSES)
+    validate_option("MASK_DINO.MASK_LOSS", node.MASK_LOSS, MASK_LOSSES)
+    validate_option("MASK_DINO.LOSS_SCALE", node.LOSS_SCALE, LOSS_SCALES)
     mask_loss: DenseMaskLoss | PointMaskLoss = DenseMaskLoss()
     if node.MASK_LOSS == "points":
         mask_loss = PointMaskLoss(

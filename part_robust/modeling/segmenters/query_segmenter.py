@@ -33,7 +33,7 @@ def repeated(rows: Tensor, number: int) -> Tensor:
     return rows if number == len(rows) else rows[torch.arange(number, device=rows.device) % len(rows)]
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> str:
+def validate_option(key: str, value: str, choices: Sequence[str]) -> str:
     """Returns the value.
 
     Raises:

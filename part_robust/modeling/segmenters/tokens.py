@@ -121,8 +121,8 @@ def group_norm(dim: int) -> nn.GroupNorm:
 class HalvingConv2d(nn.Conv2d):
     """3 x 3 convolution of stride 2 and padding 1: (N, C, H, W) -> (N, D, ceil(H / 2), ceil(W / 2)).
 
-    A map one pixel wide gets its zero column as an input: oneDNN's bfloat16 gradient of the weights reads memory that
-    nobody wrote where a kernel's outer columns meet padding only, and is then not finite. The output is the same.
+    A map one pixel wide gets its zero column as an input: oneDNN's bfloat16 gradient of the weights reads unwritten
+    memory where a kernel's outer columns meet padding only, and is then not finite. The output is the same.
     """
 
     def __init__(self, in_channels: int, dim: int) -> None:

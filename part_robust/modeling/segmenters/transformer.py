@@ -230,7 +230,7 @@ class QuerySelection(nn.Module):
 
     Attributes:
         factor: this many times Q pixels are chosen, or all there are; above 1 only within
-            `modeling.gradients.more_queries`.
+            `modeling.gradients.expanded_queries`.
     """
 
     factor = 1

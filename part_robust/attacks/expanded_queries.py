@@ -16,12 +16,12 @@ from torch import Tensor
 class ChoosesQueries(Protocol):
     """A model that may read the class from object queries which it chooses among others."""
 
-    def more_queries(self, factor: int) -> AbstractContextManager[None] | None:
+    def expanded_queries(self, factor: int) -> AbstractContextManager[None] | None:
         """Return the context in which it chooses `factor` times as many; None where it chooses none."""
         ...
 
 
-class OpenQueries:
+class ExpandedQueries:
     """Images -> the model's own class logits (N, C), with the gradient that it has with more object queries.
 
     A detector reads the class from the pixels of highest score, a hard choice: the others get no gradient. The forward
@@ -46,7 +46,7 @@ class OpenQueries:
             return self.view.class_logits(images, self.padding)
         with torch.no_grad():
             logits = self.view.class_logits(images, self.padding)
-        with self.view.more_queries(self.factor):
+        with self.view.expanded_queries(self.factor):
             expanded = self.view.class_logits(images, self.padding)
         return logits + (expanded - expanded.detach())
 
@@ -55,13 +55,13 @@ class OpenQueries:
         """Forward passes of a call."""
         return 2 if torch.is_grad_enabled() else 1
 
-    def select(self, index: Tensor) -> OpenQueries:
+    def select(self, index: Tensor) -> ExpandedQueries:
         """The same for the images at `index`."""
-        return OpenQueries(self.view, None if self.padding is None else self.padding[index], self.factor)
+        return ExpandedQueries(self.view, None if self.padding is None else self.padding[index], self.factor)
 
 
-def open_queries(view: Any, padding: Tensor | None, factor: int = 4) -> OpenQueries | None:
+def expand_queries(view: Any, padding: Tensor | None, factor: int = 4) -> ExpandedQueries | None:
     """Return None for models that do not read the class from chosen queries."""
-    if not isinstance(view, ChoosesQueries) or view.more_queries(factor) is None:
+    if not isinstance(view, ChoosesQueries) or view.expanded_queries(factor) is None:
         return None
-    return OpenQueries(view, padding, factor)
+    return ExpandedQueries(view, padding, factor)
