@@ -17,7 +17,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.arguments import shared_arguments
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.objective import Score
 from part_robust.attacks.problem import Problem, gradient, score
 from part_robust.attacks.state import State, where

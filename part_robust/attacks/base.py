@@ -18,7 +18,8 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 
 from part_robust.attacks import noise
-from part_robust.attacks.objective import AttackObjective, Score, get_objective
+from part_robust.attacks.arguments import shared_arguments as shared_arguments  # for users' attacks
+from part_robust.attacks.objective import AttackObjective, Score
 from part_robust.attacks.problem import Forward, PlainForward, Problem
 from part_robust.attacks.state import AttackResult, Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
@@ -374,17 +375,3 @@ class Attack(ABC):
             **({} if self.query_factor == 1 else {"query_factor": self.query_factor}),
             **({} if self.targets is None else self.targets.describe()),
         }
-
-
-def shared_arguments(node: Mapping) -> dict[str, Any]:
-    """Return the constructor's arguments that all attacks read from the config alike."""
-    return {
-        "threat_model": ThreatModel(norm=node["NORM"], eps=node["EPS"]),
-        "objective": get_objective(node["OBJECTIVE"]),
-        "steps": node["STEPS"],
-        "restarts": node["RESTARTS"],
-        "seed": node["SEED"],
-        "early_stop": node["EARLY_STOP"],
-        "compact_every": node["COMPACT_EVERY"],
-        "record_history": node["RECORD_HISTORY"],
-    }

@@ -13,7 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.arguments import shared_arguments
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.objective import Score, get_objective
 from part_robust.attacks.problem import Problem, gradient, score
 from part_robust.attacks.state import Run, State, where

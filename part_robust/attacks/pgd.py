@@ -7,7 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.arguments import shared_arguments
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.problem import Problem, gradient, score
 from part_robust.attacks.state import State
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.arguments import shared_arguments
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.noise import make_keys
 from part_robust.attacks.problem import Problem, score
 from part_robust.attacks.state import State

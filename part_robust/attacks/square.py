@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from part_robust.attacks import noise
-from part_robust.attacks.base import ATTACK_REGISTRY, Attack, shared_arguments
+from part_robust.attacks.arguments import shared_arguments
+from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.problem import Problem, score
 from part_robust.attacks.state import State, where
 
