@@ -41,6 +41,7 @@ class Step(NamedTuple):
     Attributes:
         model: as the table calls it.
         training: "clean" or "adversarial".
+        phase: what is run.
         cfg: complete, of the training.
         passes: expected (runs/passes.py).
     """
