@@ -118,6 +118,8 @@ class Journal:
                 check_file(path)
                 with np.load(path, allow_pickle=False) as file:
                     batch = {key: file[key] for key in file.files}
+                if "images.image_id" not in batch:
+                    raise ValueError("it has no images.image_id")
             except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
                 logger.warning("%s cannot be read (%s): its images are evaluated again", path, error)
                 path.unlink()
