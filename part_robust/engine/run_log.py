@@ -12,8 +12,8 @@ from pathlib import Path
 import detectron2
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import defaults
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
@@ -58,7 +58,7 @@ def start_log(cfg: CfgNode, args: argparse.Namespace, level: int = logging.INFO)
         write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", config_text(cfg))
     # These lines are in the file alone.
     logger.debug("Command line arguments: %s", args)
-    logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Environment:\n%s", defaults.collect_env_info())
     logger.debug("Running with full config:\n%s", config_text(cfg))
     logger.info(_environment(cfg))
     logger.info("Keys that differ from the defaults:%s", "".join(f"\n  {line}" for line in changed_keys(cfg)))
@@ -91,11 +91,11 @@ def close_log() -> None:
 
 def changed_keys(cfg: CfgNode) -> list[str]:
     """Returns "KEY value" of each key that differs from its default, in the order of config.yaml."""
-    defaults, missing = config_values(config_text(default_cfg())), object()
+    plain, missing = config_values(config_text(default_cfg())), object()
     return [
         f"{key} {value if isinstance(value, str) and value else repr(value)}"
         for key, value in config_values(config_text(cfg)).items()
-        if defaults.get(key, missing) != value
+        if plain.get(key, missing) != value
     ]
 
 
