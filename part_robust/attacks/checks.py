@@ -1,4 +1,4 @@
-"""Keeps the import that records of earlier versions recommend; the checks are in part_robust.evaluation.checks."""
+"""Old import path of `EotView`, named in records of earlier versions; checks are in part_robust.evaluation.checks."""
 
 from part_robust.attacks.eot import EotView
 

@@ -117,7 +117,7 @@ class AttackObjective:
         return Score(loss, margin_score, self.success(outputs, targets), nothing)
 
     def score_originals(self, outputs: Any, targets: Any) -> Score:
-        """Return the score of images that are not attacked yet, so that there are no target classes."""
+        """Return the score of the images before the attack, without target classes."""
         return self.score(outputs, targets, self.value(outputs, targets))
 
 
@@ -280,7 +280,7 @@ def given_loss(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
 
 
 def class_is_wrong(outputs: tuple[Tensor | None, Tensor], labels: Tensor) -> Tensor:
-    """False where there are no class logits: a detection has no wrong class."""
+    """Return misclassifications, bool (N,), all False for detectors, whose outputs have no class logits."""
     logits = outputs[0]
     return torch.zeros_like(labels, dtype=torch.bool) if logits is None else class_losses.misclassified(logits, labels)
 

@@ -179,7 +179,12 @@ class ScaledModel:
     """
 
     def __init__(self, problem: Problem, least_classes: int) -> None:
-        """`problem` holds images of equal padding; with fewer classes than `least_classes` there is no loss."""
+        """Wrap the model of a problem.
+
+        Args:
+            problem: images of equal padding.
+            least_classes: smallest number of classes for which the loss is defined.
+        """
         self.problem = problem
         self.least_classes = least_classes
         self.has_gradient = torch.zeros(len(problem), dtype=torch.bool, device=problem.images.device)

@@ -101,7 +101,7 @@ class AdversarialLoader:
         """Return a batch whose first images are attacked.
 
         Raises:
-                AttackError: the attack got no gradient for many batches, or images that are not finite numbers.
+            AttackError: the attack got no gradient for many batches, or images that are not finite numbers.
         """
         start = time.perf_counter()
         count = max(round(self.fraction * len(batch)), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from part_robust.attacks import Attack, AttackResult, attack_view, build_attack
+from part_robust.attacks import PGD, Attack, AttackResult, attack_view, build_attack
 
 ATTACKS = {
     "pgd": {"NAME": "PGD", "STEP_SIZE": 1.0, "KEEP": "best", "STEPS": 8},
@@ -85,3 +85,22 @@ def run(model: nn.Module, attack: Attack | dict, images: Tensor, labels: Tensor,
 def spec(name: str, **changes) -> dict:
     node = {**ATTACKS[name], **changes}
     return {"EPS": EPS[node.get("NORM", "linf")], **node}
+
+
+class Bold(PGD):
+    """An attack of a user's, which has keys of its own, one of them without a default, and another number of steps."""
+
+    own_keys = ("HASTE",)
+
+    @classmethod
+    def default_config(cls):
+        node = super().default_config()
+        node.BOLDNESS = 3.0
+        node.STEPS = 7
+        return node
+
+    @classmethod
+    def from_config(cls, node):
+        attack = super().from_config(node)
+        attack.traits = (node["BOLDNESS"], node.get("HASTE"))
+        return attack

@@ -7,10 +7,11 @@ import inspect
 import pytest
 import torch
 
-from part_robust.attacks import ATTACK_REGISTRY, PGD, attack_defaults, build_attack
+from part_robust.attacks import ATTACK_REGISTRY, attack_defaults, build_attack
 from part_robust.attacks.build import TRAINING_KEYS
 from part_robust.config import default_cfg
 from part_robust.utils.errors import UserError
+from tests.attacks.nets import Bold
 
 
 def linear(images):
@@ -35,28 +36,10 @@ def test_unknown_keys_are_refused():
 
 
 def test_attacks_of_the_user_may_have_keys_of_their_own(monkeypatch):
-    class Bold(PGD):
-        own_keys = ("HASTE",)  # without a default
-
-        @classmethod
-        def default_config(cls):
-            node = super().default_config()
-            node.BOLDNESS = 3
-            node.STEPS = 7
-            return node
-
-        @classmethod
-        def from_config(cls, node):
-            attack = super().from_config(node)
-            attack.traits = (node["BOLDNESS"], node.get("HASTE"))
-            return attack
-
     monkeypatch.setitem(ATTACK_REGISTRY._obj_map, "Bold", Bold)
-    plain, changed = (
-        build_attack({"NAME": "Bold"}),
-        build_attack({"NAME": "Bold", "BOLDNESS": 5, "HASTE": 1, "STEPS": 2}),
-    )
-    assert (plain.traits, plain.steps, changed.traits, changed.steps) == ((3, None), 7, (5, 1), 2)
+    plain = build_attack({"NAME": "Bold"})
+    changed = build_attack({"NAME": "Bold", "BOLDNESS": 5, "HASTE": 1, "STEPS": 2})
+    assert (plain.traits, plain.steps, changed.traits, changed.steps) == ((3.0, None), 7, (5, 1), 2)
     with pytest.raises(UserError, match="'BOLDNES'.*similar: BOLDNESS"):
         build_attack({"NAME": "Bold", "BOLDNES": 3})
 

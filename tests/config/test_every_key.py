@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from part_robust import run_config
-from part_robust.attacks import ATTACK_REGISTRY, PGD
+from part_robust.attacks import ATTACK_REGISTRY
 from part_robust.attacks.threat_model import NORMS
 from part_robust.config import attack_spec, config_text, default_cfg, get_part_robust_cfg
 from part_robust.config.rule_table import RULES
@@ -23,6 +23,7 @@ from part_robust.layers.ms_deform_attn import BACKENDS
 from part_robust.losses.adversarial import MATCH_ON, METHODS, PART_LOSS_ON
 from part_robust.modeling.activation_checkpointing import KINDS
 from part_robust.utils.errors import UserError
+from tests.attacks.nets import Bold
 from tests.toy import tiny_cfg
 
 DEFAULTS = dict(leaves(default_cfg()))
@@ -184,17 +185,6 @@ def test_attacks_of_the_user_are_checked_too(node, words, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"ATTACK": {"SPECS": {"mine": node}}}))
     with pytest.raises(UserError, match=words):
         run_config.load_config(tmp_path / "c.yaml")
-
-
-class Bold(PGD):
-    own_keys = ("HASTE",)  # without a default
-
-    @classmethod
-    def default_config(cls):
-        node = super().default_config()
-        node.BOLDNESS = 3.0
-        node.STEPS = 7
-        return node
 
 
 def load(tmp_path, attack, opts=()):
