@@ -149,6 +149,8 @@ def add_test(cfg: CfgNode) -> None:
     tiers.thesis = ["pgd100x5"]
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    # For models without a gradient; far weaker than the others, so the number is a loose bound.
+    tiers.black_box = ["square"]
     tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
     # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
     # attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and for

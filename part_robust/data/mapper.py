@@ -165,15 +165,15 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         ValueError: INPUT.TEST_TRANSFORM or INPUT.TEST_RESIZE is none of the possible ones.
     """
-    size = cfg.INPUT.SIZE
+    size, interpolation = cfg.INPUT.SIZE, getattr(Image.Resampling, cfg.INPUT.TEST_INTERPOLATION.upper())
     if cfg.INPUT.TEST_TRANSFORM == "letterbox":
-        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN)]
+        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN, interpolation)]
     if cfg.INPUT.TEST_TRANSFORM != "center_crop":
         raise ValueError(f"INPUT.TEST_TRANSFORM must be center_crop or letterbox, is {cfg.INPUT.TEST_TRANSFORM}")
     short_side = cfg.INPUT.TEST_RESIZE or size
     if short_side < size:
         raise ValueError(f"INPUT.TEST_RESIZE {short_side} is smaller than INPUT.SIZE {size}")
-    return [T.ResizeShortestEdge(short_side, max_size=1 << 30), CenterCrop(size)]
+    return [T.ResizeShortestEdge(short_side, max_size=1 << 30, interp=interpolation), CenterCrop(size)]
 
 
 def read_image(record: dict) -> np.ndarray:

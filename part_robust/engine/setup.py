@@ -27,6 +27,7 @@ from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.given_model import describe_external, describe_preprocessing, source_sha256
 from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
@@ -114,8 +115,14 @@ def check_training(cfg: CfgNode) -> None:
     """Check what a training needs before it begins.
 
     Raises:
-        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
+        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible;
+            the model is one of MODEL.EXTERNAL.
     """
+    if cfg.MODEL.EXTERNAL.KIND:
+        raise UserError(
+            f"MODEL.EXTERNAL.KIND must be '' for a training, got {cfg.MODEL.EXTERNAL.KIND}: such models are evaluated "
+            "as they are (part-robust evaluate-model)"
+        )
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     solver = cfg.SOLVER
     if solver.BACKBONE_FREEZE_EPOCHS < 0 or solver.BACKBONE_FREEZE_ITERS < 0:
@@ -247,9 +254,11 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         config=config_text(cfg),
         evaluations=evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
-        architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
+        architecture=describe_external(cfg) or " + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
         parameters=parameter_counts(model),
         pretraining=cfg.MODEL.PRETRAINING,
+        preprocessing=describe_preprocessing(cfg, model),
+        source_sha256=source_sha256(cfg),
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)

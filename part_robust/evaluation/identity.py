@@ -13,8 +13,10 @@ from torch import nn
 
 import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.given_model import source_sha256
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
+from part_robust.utils.devices import module_device
 from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
@@ -42,8 +44,15 @@ def evaluation_identity(
         node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
+        # Journals of versions without these keys are continued.
+        if node.get("TEST_INTERPOLATION") == "bilinear":
+            del node["TEST_INTERPOLATION"]
+        if name == "MODEL" and not node.EXTERNAL.KIND:
+            del node["EXTERNAL"]
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
+    if source := source_sha256(cfg):
+        decisive["source"] = source
     attacks = {
         "tiers": [{"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)} for tier in plan.tiers],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
@@ -63,7 +72,7 @@ def evaluation_identity(
         "batches": batches,
         "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
         "saved adversarial images": plan.save_adversarials,
-        "device": str(next(model.parameters()).device.type),
+        "device": module_device(model).type,
         "part_robust": part_robust.__version__,
     }
 

@@ -21,6 +21,7 @@ from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.build import build_evaluator
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
+from part_robust.evaluation.given_model import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.plan import Plan, build_curve, build_plan, build_tiers
@@ -34,6 +35,7 @@ from part_robust.evaluation.record import (
 from part_robust.evaluation.robustness import log_attack
 from part_robust.evaluation.siblings import sibling_folders, transfer
 from part_robust.modeling.gradients import has_detached_gradients
+from part_robust.utils.devices import module_device
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
     evaluation = TierEvaluation()
     sibling_folders(cfg)  # a wrong one is said before the work
     tiers, curve = build_tiers(cfg), build_curve(cfg)
+    check_gradients(model, {name: attack for tier in tiers for name, attack in tier.attacks.items()}, curve)
     for dataset in cfg.DATASETS.TEST:
         records, warnings = evaluated_records(cfg, dataset)
         plan = build_plan(cfg, dataset, records, tiers, curve)
@@ -178,6 +181,6 @@ def _move_aside(folder: Path) -> None:
 
 
 def _device(model: nn.Module) -> str:
-    device = next(model.parameters()).device
+    device = module_device(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{comm.get_world_size()} x {name}"
