@@ -18,6 +18,7 @@ FLAGS = ["--size", str(SIZE), "--mean", str(MEAN), "--std", str(STD)]
 SHORT = [
     *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST_BATCH_SIZE", "5"),
     *("TEST.TIER", "screen", "ATTACK.SPECS.apgd_ce.STEPS", "4", "ATTACK.SPECS.apgd_t.STEPS", "2"),
+    *("ATTACK.SPECS.fab_t.STEPS", "2", "ATTACK.SPECS.square.STEPS", "10"),
     *("TEST.CHECKS.IMAGES", "3", "TEST.CHECKS.SIBLINGS", ""),
 ]
 
