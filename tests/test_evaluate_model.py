@@ -179,6 +179,8 @@ def test_the_config_that_is_written_evaluates_it_again(evaluated, tmp_path):
     assert read(tmp_path)["results"]["toy_val"]["classification"]["accuracy"] == 100.0
     done = call("train_net", *opts, "DATASETS.TRAIN", "('toy_train',)")
     assert done.returncode == 1 and "MODEL.EXTERNAL.KIND must be '' for a training, got torchscript" in done.stderr
+    done = call("export_model", *opts[:2], "--output", tmp_path / "exported")
+    assert done.returncode == 1 and "MODEL.EXTERNAL.KIND must be '' for an export, got torchscript" in done.stderr
 
 
 def test_without_a_gradient_only_black_boxes_attack(callables, data, tmp_path):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 
 from part_robust.engine import end_process_group, evaluate, launch, setup
-from part_robust.engine.given_model import describe_images, given_options
+from part_robust.engine.external import describe_images, external_options
 from part_robust.utils.errors import as_user_errors
 
 logger = logging.getLogger("part_robust.cli.evaluate_model")
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates in one process of the job."""
     with as_user_errors():
-        options, source = given_options(args)
+        options, source = external_options(args)
         args.opts = [*options, *args.opts]
         cfg = setup(args)
     logger.info("%s (%s)", describe_images(cfg), source)

@@ -22,13 +22,14 @@ from part_robust.data.controls import with_label_share
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.external import refuse_external
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
-from part_robust.evaluation.given_model import describe_external, describe_preprocessing, source_sha256
+from part_robust.evaluation.external import describe_external, describe_preprocessing, source_sha256
 from part_robust.evaluation.plan import build_curve, build_tiers
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
@@ -119,11 +120,7 @@ def check_training(cfg: CfgNode) -> None:
         ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible;
             the model is one of MODEL.EXTERNAL.
     """
-    if cfg.MODEL.EXTERNAL.KIND:
-        raise UserError(
-            f"MODEL.EXTERNAL.KIND must be '' for a training, got {cfg.MODEL.EXTERNAL.KIND}: such models are evaluated "
-            "as they are (part-robust evaluate-model)"
-        )
+    refuse_external(cfg, "a training")
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     solver = cfg.SOLVER
     if solver.BACKBONE_FREEZE_EPOCHS < 0 or solver.BACKBONE_FREEZE_ITERS < 0:

@@ -13,7 +13,7 @@ from torch import nn
 
 import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
-from part_robust.evaluation.given_model import source_sha256
+from part_robust.evaluation.external import source_sha256
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
 from part_robust.utils.devices import module_device

@@ -21,7 +21,7 @@ from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.build import build_evaluator
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
-from part_robust.evaluation.given_model import check_gradients
+from part_robust.evaluation.external import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.plan import Plan, build_curve, build_plan, build_tiers

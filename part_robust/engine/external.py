@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from part_robust.data import get_taxonomy
 from part_robust.data.part_json import image_root_of, parse_json
-from part_robust.evaluation.given_model import describe_preprocessing
+from part_robust.evaluation.external import describe_preprocessing
 from part_robust.modeling.external.classes import class_indices, read_output_names
 from part_robust.modeling.external.preprocessing import Preprocessing, known_preprocessing
 from part_robust.modeling.external.read import source_file
@@ -21,7 +21,7 @@ from part_robust.utils.errors import UserError
 NAMED = ("timm", "torchvision", "callable")
 
 
-def given_options(args: argparse.Namespace) -> tuple[list[Any], str]:
+def external_options(args: argparse.Namespace) -> tuple[list[Any], str]:
     """Return the KEY VALUE pairs that the flags mean, and who says how images are prepared.
 
     Args:
@@ -123,3 +123,20 @@ def describe_images(cfg: CfgNode) -> str:
         f"Images: {cut}, {how['interpolation']}; attacks change these pixels, 0..255; the model takes "
         f"(pixels - [{mean}]) / [{std}] in the order {how['channels']}"
     )
+
+
+def refuse_external(cfg: CfgNode, what: str) -> None:
+    """Check that a config is of a model of this package.
+
+    Args:
+        cfg: complete.
+        what: is to be done with the model, such as "a training".
+
+    Raises:
+        UserError: its model is from elsewhere.
+    """
+    if cfg.MODEL.EXTERNAL.KIND:
+        raise UserError(
+            f"MODEL.EXTERNAL.KIND must be '' for {what}, got {cfg.MODEL.EXTERNAL.KIND}: models from elsewhere are "
+            "evaluated as they are"
+        )
