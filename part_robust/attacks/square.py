@@ -155,10 +155,14 @@ def window(drawn: Tensor, side: int | Tensor, height: int, width: int, box: Tens
         width: W.
         box: int64 (N, 4), top, left, height and width of where the squares may lie; None: the whole image.
     """
-    top, left = corner(drawn, side, height, width, box)
+    return squares(*corner(drawn, side, height, width, box), side, height, width)
+
+
+def squares(top: Tensor, left: Tensor, side: int | Tensor, height: int, width: int) -> Tensor:
+    """Return bool (N, 1, H, W), squares at top and left, int64 (N,), of one side or of sides int64 (N,)."""
     side = side[:, None] if isinstance(side, Tensor) else side
-    rows = torch.arange(height, device=drawn.device) - top[:, None]
-    columns = torch.arange(width, device=drawn.device) - left[:, None]
+    rows = torch.arange(height, device=top.device) - top[:, None]
+    columns = torch.arange(width, device=top.device) - left[:, None]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
 
