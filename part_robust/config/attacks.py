@@ -186,6 +186,20 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
+    # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
+    smoothing = cfg.TEST.SMOOTHING = CfgNode()
+    # Standard deviation of the noise in 0..255 units; 0: off. The paper's 0.25, where pixels are 0..1, is 63.75.
+    smoothing.SIGMA = 0.0
+    # Noisy images that estimate how often the class is predicted: one forward pass each. The paper takes 100000. All
+    # votes for one class certify 3.2 SIGMA with 10000, 2.5 with 1000 (at ALPHA 0.001).
+    smoothing.SAMPLES = 10000
+    # Noisy images before these, which choose the class.
+    smoothing.SELECTION = 100
+    # Probability that the radius of an image is wrong, at most.
+    smoothing.ALPHA = 0.001
+    # Images of each data set, the same for every model; 0: all.
+    smoothing.IMAGES = 500
     # Run the expensive checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
     cfg.TEST.AUDIT = False
     # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of

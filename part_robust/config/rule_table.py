@@ -100,6 +100,13 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.LOCAL.PATCH_POSITIONS": COUNT,
     "TEST.EPS_CURVE": list_of(WEIGHT, "numbers of at least 0"),
     "TEST.SAVE_ADVERSARIALS": one_of("", "npz", "png"),
+    "TEST.SMOOTHING.SIGMA": WEIGHT,
+    "TEST.SMOOTHING.SAMPLES": COUNT,
+    "TEST.SMOOTHING.SELECTION": COUNT,
+    "TEST.SMOOTHING.ALPHA": Rule(
+        "a number above 0 and below 0.5", lambda value: SHARE.holds(value) and 0 < value < 0.5
+    ),
+    "TEST.SMOOTHING.IMAGES": whole(0),
     "TEST.CHECKS.IMAGES": COUNT,
     "TEST.CHECKS.DIRECTIONS": COUNT,
     "TEST.CHECKS.STEPS": COUNT,
