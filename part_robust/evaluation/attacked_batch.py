@@ -16,6 +16,7 @@ from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.model_view import attack_gradient
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.utils.transfer import to_device
 
@@ -62,7 +63,7 @@ class AttackOutcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view`.
+    """A batch inside `attack_view(model, full_gradient=False)`: each attack adds the gradient that it follows.
 
     Images stay on the model's device; outputs and whatever is decided by them are on the host, by one copy for each set
     of outputs.
@@ -81,7 +82,7 @@ class AttackedBatch:
         """Predict the clean images.
 
         Args:
-            inner: the model, inside `attack_view`.
+            inner: the model, inside `attack_view(model, full_gradient=False)`.
             items: the mapper's dicts.
             num_parts: P.
         """
@@ -145,7 +146,8 @@ class AttackedBatch:
         index = self.on_device(chosen)
         begin = None if starts is None else starts[index]
         items = [self.items[row] for row in rows]
-        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=begin)
+        with attack_gradient(self.inner, attack.full_gradient):
+            result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=begin)
         outcome.images[index] = result.images
         outcome.done[chosen] = True
         cost = outcome.cost
