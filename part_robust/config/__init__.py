@@ -76,6 +76,8 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
     # (docs/data_format.md). The names can then be used in TRAIN, VAL and TEST.
     cfg.DATASETS.REGISTER = ()
+    # Share of the training images of each class that keep their part labels, 0..1; the others have none.
+    cfg.DATASETS.PART_LABEL_SHARE = 1.0
 
 
 def _add_training(cfg: CfgNode) -> None:
@@ -146,6 +148,10 @@ def _add_input(cfg: CfgNode) -> None:
     # Part targets, in training and in scores: "masks", or "boxes" (each part's box painted as its mask, small parts
     # on top of large ones), the box supervision of thesis section 2.2; data with boxes only need "boxes".
     cfg.INPUT.PART_MASKS = "masks"
+    # Labels of the parts, for control experiments (docs/training.md): "parts"; "object", all parts of an image as one
+    # with its class; "foreground", the same with one label for all classes; "shuffled", in training images the parts
+    # of a class exchange their labels at random.
+    cfg.INPUT.PART_LABELS = "parts"
     # Images per process in evaluation. Results do not depend on it.
     cfg.DATALOADER.TEST_BATCH_SIZE = 32
 

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
+from part_robust.data.controls import with_label_share
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, evaluated_tasks, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
@@ -170,9 +171,11 @@ def check_part_labels(cfg: CfgNode) -> None:
     node = cfg.MODEL.PART_CLASSIFIER
     if node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1):
         return
-    if all(record["part_supervision"] == "none" for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)):
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    if all(record["part_supervision"] == "none" for record in with_label_share(records, cfg.DATASETS.PART_LABEL_SHARE)):
         raise UserError(
-            f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any: this "
+            f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any "
+            f"(DATASETS.PART_LABEL_SHARE {cfg.DATASETS.PART_LABEL_SHARE:g}): this "
             "training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with SEG_LOSS_WEIGHT below 1"
         )
 
