@@ -12,8 +12,10 @@ from detectron2.utils import comm
 from torch import nn
 
 import part_robust
+from part_robust.config import default_cfg
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.external import source_sha256
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
 from part_robust.utils.devices import module_device
@@ -21,6 +23,14 @@ from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
 KEYS_THAT_MUST_MATCH = ("MODEL", "INPUT")
+# Keys that the first journals do not have: left out at their default, so that those are continued.
+LATER_KEYS = {
+    "MODEL": ("EXTERNAL",),
+    "INPUT": (
+        *("TEST_INTERPOLATION", "PART_LABELS", "ROTATION", "COLOR_JITTER", "RAND_AUGMENT", "ERASING_PROB"),
+        *("CUTMIX_PROB", "CUTMIX_ALPHA", "MIXUP_PROB", "MIXUP_ALPHA"),
+    ),
+}
 
 
 def evaluation_identity(
@@ -44,17 +54,19 @@ def evaluation_identity(
         node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
-        # Journals of versions without these keys are continued.
-        if node.get("TEST_INTERPOLATION") == "bilinear":
-            del node["TEST_INTERPOLATION"]
-        if name == "MODEL" and not node.EXTERNAL.KIND:
-            del node["EXTERNAL"]
+        for key in LATER_KEYS[name]:
+            if node[key] == default_cfg()[name][key]:
+                del node[key]
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     if source := source_sha256(cfg):
         decisive["source"] = source
     attacks = {
-        "tiers": [{"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)} for tier in plan.tiers],
+        "tiers": [
+            {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
+            | (tier.describe() if isinstance(tier, LocalTier) else {})
+            for tier in plan.tiers
+        ],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
         "curve": sorted(map(curve_attack_name, plan.curve)),
     }
