@@ -13,6 +13,7 @@ from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.runs.run import Run
 from tests.commands import ROOT, call
 from tests.data.builtin_names import builtin_below
+from tests.runs.records import accuracies
 
 
 @pytest.fixture
@@ -20,21 +21,6 @@ def tool(monkeypatch):
     """Modules behind the tool, by name."""
     monkeypatch.chdir(ROOT)
     return lambda name: importlib.import_module(f"part_robust.{name}")
-
-
-def accuracies(clean: float, attacked: float, pixels: float | None = None) -> dict:
-    """A record of PartShapes without tiers."""
-    tasks = {
-        "classification": {"accuracy": clean, "num_images": 10.0},
-        "classification_pgd20": {"accuracy": attacked, "num_images": 10.0},
-    }
-    if pixels is not None:
-        tasks |= {"part_seg": {"pixel_accuracy": pixels}, "part_box": {"AP": 20.0, "AP50": 40.0}}
-    return {
-        "results": {"data": tasks},
-        "attacks": {"pgd20": {"steps": 20, "objective": "cross_entropy"}},
-        "warnings": {"data": ["beware"]},
-    }
 
 
 def test_every_run_has_a_config_and_comes_after_the_one_it_needs(tool):
