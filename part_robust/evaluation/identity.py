@@ -12,14 +12,23 @@ from detectron2.utils import comm
 from torch import nn
 
 import part_robust
+from part_robust.config import default_cfg
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.external import source_sha256
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
+from part_robust.utils.devices import module_device
 from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
 KEYS_THAT_MUST_MATCH = ("MODEL", "INPUT")
+# Keys of INPUT that earlier versions do not have: at their defaults they are left out, so that journals of those
+# versions are continued.
+LATER_KEYS = """
+    TEST_INTERPOLATION PART_LABELS ROTATION COLOR_JITTER RAND_AUGMENT ERASING_PROB CUTMIX_PROB CUTMIX_ALPHA MIXUP_PROB
+    MIXUP_ALPHA
+""".split()  # noqa: SIM905
 
 
 def evaluation_identity(
@@ -43,8 +52,17 @@ def evaluation_identity(
         node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
+            if not node.EXTERNAL.KIND:
+                del node["EXTERNAL"]
+        else:
+            defaults = default_cfg()[name]
+            for key in LATER_KEYS:
+                if node[key] == defaults[key]:
+                    del node[key]
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
+    if source := source_sha256(cfg):
+        decisive["source"] = source
     attacks = {
         "tiers": [
             {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
@@ -68,7 +86,7 @@ def evaluation_identity(
         "batches": batches,
         "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
         "saved adversarial images": plan.save_adversarials,
-        "device": str(next(model.parameters()).device.type),
+        "device": module_device(model).type,
         "part_robust": part_robust.__version__,
     }
 

@@ -53,7 +53,8 @@ RECORD = {
     "results": {"*": {}},
     "attacks": {"*": {}},
     "warnings": {"*": [TEXT]},
-    "checkpoint": {"path": TEXT, "sha256": TEXT},
+    "checkpoint": {"path": TEXT, "sha256": TEXT, "source_sha256": TEXT},
+    "preprocessing": {"size": NUMBER, "notes": [TEXT]},
     "config": TEXT,
     "evaluation": {"*": _EVALUATION},
 }

@@ -25,6 +25,7 @@ from part_robust.evaluation.certification import build_smoothing, certify_datase
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.evaluated import EvaluatedData
+from part_robust.evaluation.external import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.plan import Plan, PlannedAttacks, build_plan, full_tiers
@@ -38,6 +39,7 @@ from part_robust.evaluation.record import (
 from part_robust.evaluation.siblings import transfer
 from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
+from part_robust.utils.devices import module_device
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,9 @@ def evaluate_tiers(
     """
     evaluation = TierEvaluation()
     smoothing = build_smoothing(cfg)
+    check_gradients(
+        model, {name: attack for tier in attacks.tiers for name, attack in tier.attacks.items()}, attacks.curve
+    )
     for dataset in cfg.DATASETS.TEST:
         records, notes = evaluated_records(cfg, dataset)
         plan = build_plan(cfg, dataset, records, attacks)
@@ -249,6 +254,6 @@ def _move_aside(folder: Path) -> None:
 
 
 def _device(model: nn.Module) -> str:
-    device = next(model.parameters()).device
+    device = module_device(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{comm.get_world_size()} x {name}"

@@ -260,6 +260,8 @@ def _provenance(record: Mapping[str, Any]) -> Section:
     facts = {
         "checkpoint": checkpoint.get("path"),
         "checkpoint, SHA-256": checkpoint.get("sha256"),
+        "source of the callable, SHA-256": checkpoint.get("source_sha256"),
+        "preprocessing": _words(record.get("preprocessing")),
         "config, SHA-256": record.get("config_sha256"),
         "precision": _words(record.get("precision")),
         "versions": _words(record.get("versions")),
