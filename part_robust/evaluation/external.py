@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
 
-from part_robust.attacks import Attack
+from part_robust.evaluation.plan import PlannedAttacks
 from part_robust.modeling.external.read import source_file
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import file_sha256
@@ -53,13 +52,12 @@ def describe_preprocessing(cfg: CfgNode, model: nn.Module | None = None) -> dict
     }
 
 
-def check_gradients(model: nn.Module, attacks: Mapping[str, Attack], curve: Mapping[float, Attack]) -> None:
+def check_gradients(model: nn.Module, attacks: PlannedAttacks) -> None:
     """Check that a model without a gradient is attacked by black boxes alone.
 
     Args:
         model: that is attacked.
-        attacks: of the tiers, by name.
-        curve: of TEST.EPS_CURVE, by radius.
+        attacks: of the evaluation.
 
     Raises:
         UserError: an attack needs a gradient that the model does not have.
@@ -67,12 +65,12 @@ def check_gradients(model: nn.Module, attacks: Mapping[str, Attack], curve: Mapp
     net = getattr(getattr(model, "head", None), "net", None)
     if getattr(net, "differentiable", True):
         return
-    names = [name for name, attack in attacks.items() if attack.uses_gradient]
+    names = {name for tier in attacks.tiers for name, attack in tier.attacks.items() if attack.uses_gradient}
     if names:
         raise UserError(
-            f"TEST.TIER must hold attacks without gradients alone, got {', '.join(names)}: the outputs of this model "
-            "have no gradient with respect to the images. Save it differentiable, or give TEST.TIER black_box, whose "
-            "number is a loose bound"
+            f"TEST.TIER must hold attacks without gradients alone, got {', '.join(sorted(names))}: the outputs of this "
+            "model have no gradient with respect to the images. Save it differentiable, or give TEST.TIER black_box, "
+            "whose number is a loose bound"
         )
-    if any(attack.uses_gradient for attack in curve.values()):
+    if any(attack.uses_gradient for attack in attacks.curve.values()):
         raise UserError("TEST.EPS_CURVE must be () for a model without a gradient, or TEST.EPS_CURVE_ATTACK square")

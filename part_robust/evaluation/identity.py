@@ -23,12 +23,14 @@ from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
 KEYS_THAT_MUST_MATCH = ("MODEL", "INPUT")
-# Keys of INPUT that earlier versions do not have: at their defaults they are left out, so that journals of those
-# versions are continued.
-LATER_KEYS = """
-    TEST_INTERPOLATION PART_LABELS ROTATION COLOR_JITTER RAND_AUGMENT ERASING_PROB CUTMIX_PROB CUTMIX_ALPHA MIXUP_PROB
-    MIXUP_ALPHA
-""".split()  # noqa: SIM905
+# Keys that the first journals do not have: left out at their default, so that those are continued.
+LATER_KEYS = {
+    "MODEL": ("EXTERNAL",),
+    "INPUT": (
+        *("TEST_INTERPOLATION", "PART_LABELS", "ROTATION", "COLOR_JITTER", "RAND_AUGMENT", "ERASING_PROB"),
+        *("CUTMIX_PROB", "CUTMIX_ALPHA", "MIXUP_PROB", "MIXUP_ALPHA"),
+    ),
+}
 
 
 def evaluation_identity(
@@ -52,13 +54,9 @@ def evaluation_identity(
         node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
-            if not node.EXTERNAL.KIND:
-                del node["EXTERNAL"]
-        else:
-            defaults = default_cfg()[name]
-            for key in LATER_KEYS:
-                if node[key] == defaults[key]:
-                    del node[key]
+        for key in LATER_KEYS[name]:
+            if node[key] == default_cfg()[name][key]:
+                del node[key]
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     if source := source_sha256(cfg):

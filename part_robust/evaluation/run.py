@@ -99,10 +99,8 @@ def evaluate_tiers(
         FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
     """
     evaluation = TierEvaluation()
+    check_gradients(model, attacks)
     smoothing = build_smoothing(cfg)
-    check_gradients(
-        model, {name: attack for tier in attacks.tiers for name, attack in tier.attacks.items()}, attacks.curve
-    )
     for dataset in cfg.DATASETS.TEST:
         records, notes = evaluated_records(cfg, dataset)
         plan = build_plan(cfg, dataset, records, attacks)
