@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 
 from part_robust.attacks import build_attack
 from part_robust.engine import PartTrainer
 from part_robust.evaluation import build_evaluator
 from part_robust.evaluation.run import evaluate_in_training
+from part_robust.utils.errors import UserError
 from tests.toy import MODELS, tiny_cfg
 
 
@@ -108,6 +110,12 @@ def test_part_objective_lowers_pixel_accuracy(name, toy_data):
     attack = build_attack({"OBJECTIVE": "pixel_cross_entropy", "STEPS": 10, "STEP_SIZE": 4.0, "EPS": 32.0})
     results = run(model, {"parts": attack}, name=name)
     assert results["part_seg_parts"]["pixel_accuracy"] < results["part_seg"]["pixel_accuracy"]
+
+
+def test_an_evaluator_whose_state_cannot_be_merged_is_named(model):
+    evaluator = DatasetEvaluators([DatasetEvaluator()])
+    with pytest.raises(UserError, match=r"must be MergeableEvaluators .*, got DatasetEvaluator: define its partial"):
+        evaluate_in_training(model, "toy_val", {}, loader(4), evaluator)
 
 
 def test_wrong_data_set_is_named(toy_data):

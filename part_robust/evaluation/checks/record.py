@@ -76,10 +76,16 @@ def check_rescored(E: Mapping[str, Any]) -> Finding | None:
 def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
     """C8: attacks on the cross-entropy leave at most 5 points more than those on margins.
 
-    Where an attack on margins ran only on what others had left, what stood after it counts.
+    Where an attack on margins ran only on what others had left, what stood after it counts. All are of the headline's
+    threat model.
     """
     groups: dict[bool, list[float]] = {True: [], False: []}
-    for row in (row for values in class_tiers(E).values() for row in values.get("attacks") or ()):
+    tiers = [
+        values
+        for values in class_tiers(E).values()
+        if all(values.get(key, E.get(key)) == E.get(key) for key in ("norm", "eps"))
+    ]
+    for row in (row for values in tiers for row in values.get("attacks") or ()):
         if _is_black_box(row["name"], attacks):
             continue
         words = str(attacks.get(row["name"], {}).get("objective", row["name"])).lower().replace("-", "_")
