@@ -19,6 +19,7 @@ from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
 from part_robust.data.controls import with_label_share
+from part_robust.data.mixing import mixes
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, evaluated_tasks, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
@@ -159,6 +160,11 @@ def check_training(cfg: CfgNode) -> None:
         objective = training_objective(cfg)
         if objective.class_needs_clean and not cfg.MODEL.PART_CLASSIFIER.HEAD:
             raise ValueError(f"ATTACK.TRAIN.METHOD {objective.method} needs a class head (MODEL.PART_CLASSIFIER.HEAD)")
+        if objective.method == "mart" and mixes(cfg):
+            raise UserError(
+                "ATTACK.TRAIN.METHOD must be adversarial, mix or trades where INPUT.CUTMIX_PROB or MIXUP_PROB mixes "
+                "classes, got mart, whose weights need one class for each image"
+            )
         training_attack(cfg)
 
 

@@ -22,9 +22,11 @@ from part_robust.evaluation.checks import (
     summary,
     verdict,
 )
+from part_robust.evaluation.checks.local import check_object
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.checks.run import CHEAP
 from part_robust.evaluation.evaluated import EvaluatedData
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.record import find_headline, flags_of
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if data.cfg.TEST.AUDIT else "")
     with attack_view(data.model, judged.full_gradient) as inner:
         originals, padding = inner.preprocess(batch)
-        return run_checks(
+        checks = run_checks(
             inner,
             originals,
             torch.tensor([item["class_id"] for item in batch], device=originals.device),
@@ -124,3 +126,8 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
             before=before,
             settings=settings,
         )
+        for tier in data.plan.tiers:
+            if isinstance(tier, LocalTier) and all(c.status != "fail" for c in checks if c.id in ("C3", "C17")):
+                local = check_object(inner, batch, tier, len(data.plan.part_names), data.cfg.TEST.AUDIT, settings)
+                checks = merge_checks(checks, local)
+        return checks
