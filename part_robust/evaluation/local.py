@@ -17,6 +17,7 @@ from torch import Tensor
 from part_robust.attacks import get_objective
 from part_robust.attacks.attackable import AttackInputs
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.model_view import attack_gradient
 from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.attacked_batch import AttackedBatch, margins
 from part_robust.evaluation.journal import BatchArrays
@@ -125,7 +126,9 @@ class LocalTier(Tier):
         device, parts = batch.images.device, batch.num_parts
         yield from labelled_regions(batch.items, parts, self.regions, device)
         if "patch" in self.regions and self.patch_sides:
-            importance = _importance(batch, self.threat_model.norm)
+            full_gradient = any(attack.full_gradient for attack in self.attacks.values())
+            with attack_gradient(batch.inner, full_gradient):
+                importance = _importance(batch, self.threat_model.norm)
             keys = to_device({"": batch.keys}, device)[""]
             for number, side in enumerate(self.patch_sides):
                 group = patch_regions(importance, batch.padding, keys, parts + 2 + number, side, self.patch_positions)

@@ -28,6 +28,7 @@ from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.external import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.mergeable import MergeableEvaluator
 from part_robust.evaluation.plan import Plan, PlannedAttacks, build_plan, full_tiers
 from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.record import (
@@ -40,6 +41,7 @@ from part_robust.evaluation.siblings import transfer
 from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.utils.devices import module_device
+from part_robust.utils.errors import UserError
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -133,12 +135,21 @@ def evaluate_in_training(
         dataset: registered.
         attacks: by the names that results carry.
         loader: batches of the mapper's dicts of this process's images.
-        evaluators: of `build_evaluator`.
+        evaluators: of `build_evaluator`, or others that are a `MergeableEvaluator`.
+
+    Raises:
+        UserError: an evaluator is not.
 
     Returns:
         `{"classification": {...}, "classification_<attack>": {...}, ...}` on the main process, empty elsewhere, and
         what a reader of the numbers must know.
     """
+    others = [type(found).__name__ for found in evaluators._evaluators if not isinstance(found, MergeableEvaluator)]
+    if others:
+        raise UserError(
+            f"evaluators must be MergeableEvaluators (part_robust.evaluation.mergeable), got {others[0]}: define its "
+            "partial, absorb and score"
+        )
     metadata = MetadataCatalog.get(dataset)
     plan = Plan(full_tiers(attacks), metadata.object_classes, metadata.thing_classes)
     _log_attacks(plan)
