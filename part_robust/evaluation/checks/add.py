@@ -79,6 +79,8 @@ def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
     what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
+    if name == (evaluation.get("local") or {}).get("tier"):
+        threat += " inside one region"
     return (
         f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
         f"{clean} without attack; {evaluation['num_images']} images"
