@@ -140,6 +140,23 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.CROP_RATIO = (0.75, 1.3333)
     # Probability of a horizontal flip in training.
     cfg.INPUT.FLIP_PROB = 0.5
+    # Further changes of training images, all off by default; parts move along (docs/training.md).
+    # Largest rotation in degrees, 0..180, before the crop; corners are of the mean colour and count nowhere.
+    cfg.INPUT.ROTATION = 0.0
+    # Largest relative change of brightness, contrast and saturation, 0 or more, and shift of the hue, 0..0.5
+    # (torchvision's ColorJitter).
+    cfg.INPUT.COLOR_JITTER = (0.0, 0.0, 0.0, 0.0)
+    # Operations on each image, and their magnitude, 0..30, of RandAugment's that move no pixels (Cubuk et al., 2020).
+    cfg.INPUT.RAND_AUGMENT = (0, 9)
+    # Probability of covering a rectangle of 2 to 33 % of the image; its pixels count nowhere (Zhong et al., 2017).
+    cfg.INPUT.ERASING_PROB = 0.0
+    # Probability that a training image gets a rectangle of another one, with its parts (CutMix, Yun et al., 2019), or
+    # is blended with it and teaches no parts (MixUp, Zhang et al., 2018); together at most 1. The class loss is
+    # weighted by the share. ALPHA: of the Beta distribution of the share, above 0. Not for ATTACK.TRAIN.METHOD mart.
+    cfg.INPUT.CUTMIX_PROB = 0.0
+    cfg.INPUT.CUTMIX_ALPHA = 1.0
+    cfg.INPUT.MIXUP_PROB = 0.0
+    cfg.INPUT.MIXUP_ALPHA = 0.2
     # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE) or
     # "letterbox" (resize the long side to SIZE and pad to a square; the padding is never attacked or scored).
     cfg.INPUT.TEST_TRANSFORM = "center_crop"

@@ -88,6 +88,7 @@ _EVALUATION: dict[str, Rule] = {
         Rule("[task, metric, value, tolerance]", _is_expected), "entries [task, metric, value, tolerance]"
     ),
     "TEST.NUM_IMAGES": whole(0),
+    "TEST.FULL_TIERS": NAMES,
     "TEST.NORM": one_of("", "linf", "l2"),
     "TEST.EPS": Rule(
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
@@ -102,6 +103,13 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.LOCAL.PATCH_POSITIONS": COUNT,
     "TEST.EPS_CURVE": list_of(WEIGHT, "numbers of at least 0"),
     "TEST.SAVE_ADVERSARIALS": one_of("", "npz", "png"),
+    "TEST.SMOOTHING.SIGMA": WEIGHT,
+    "TEST.SMOOTHING.SAMPLES": COUNT,
+    "TEST.SMOOTHING.SELECTION": COUNT,
+    "TEST.SMOOTHING.ALPHA": Rule(
+        "a number above 0 and below 0.5", lambda value: SHARE.holds(value) and 0 < value < 0.5
+    ),
+    "TEST.SMOOTHING.IMAGES": whole(0),
     "TEST.CHECKS.IMAGES": COUNT,
     "TEST.CHECKS.DIRECTIONS": COUNT,
     "TEST.CHECKS.STEPS": COUNT,
@@ -123,6 +131,20 @@ _DATA: dict[str, Rule] = {
     "INPUT.CROP_SCALE": ascending(0, 1),
     "INPUT.CROP_RATIO": ascending(0),
     "INPUT.FLIP_PROB": SHARE,
+    "INPUT.ROTATION": number(0, 180),
+    "INPUT.COLOR_JITTER": Rule(
+        "a list of 4 numbers of at least 0, the last one at most 0.5",
+        lambda value: list_of(WEIGHT, "numbers", length=4).holds(value) and value[3] <= 0.5,
+    ),
+    "INPUT.RAND_AUGMENT": Rule(
+        "a list of the number of operations, at least 0, and their magnitude, 0..30",
+        lambda value: list_of(whole(0), "numbers", length=2).holds(value) and value[1] <= 30,
+    ),
+    "INPUT.ERASING_PROB": SHARE,
+    "INPUT.CUTMIX_PROB": SHARE,
+    "INPUT.CUTMIX_ALPHA": number(0, above=True),
+    "INPUT.MIXUP_PROB": SHARE,
+    "INPUT.MIXUP_ALPHA": number(0, above=True),
     "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox"),
     "INPUT.TEST_RESIZE": whole(0, 2**14),
     "INPUT.PART_MASKS": one_of("masks", "boxes"),

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from part_robust.attacks.noise import make_keys
 from part_robust.data import get_taxonomy
 from part_robust.data.controls import with_label_share
+from part_robust.data.mixing import MixingMapper
 from part_robust.engine.failures import SIGNALS
 
 # A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
@@ -126,9 +127,11 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, is {name!r}"
         )
+    dataset = IndexedDataset(records)
+    ignore_label = get_taxonomy(cfg.DATASETS.TRAIN[0]).ignore_label
     loader = build_detection_train_loader(
-        IndexedDataset(records),
-        mapper=SeededMapper(mapper, seed),
+        dataset,
+        mapper=SeededMapper(MixingMapper.from_config(cfg, mapper, dataset.records, ignore_label), seed),
         sampler=StreamSampler(sampler, len(records)),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

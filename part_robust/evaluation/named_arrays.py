@@ -298,3 +298,24 @@ class PictureArrays(NamedArrays):
     top3_probabilities_before: np.ndarray | None = None
     top3_labels_after: np.ndarray | None = None
     top3_probabilities_after: np.ndarray | None = None
+
+
+@dataclass
+class VoteArrays(NamedArrays):
+    """Predictions on noisy images, counted by class, in the journal of randomised smoothing.
+
+    Attributes:
+        image_id: int64 (N,).
+        label: int64 (N,).
+        selection: int64 (N, C), of the draws that choose the class.
+        votes: int64 (N, C), of the others.
+        seconds: float (N,), wall time.
+    """
+
+    template = "images.{field}"
+
+    image_id: np.ndarray
+    label: np.ndarray
+    selection: np.ndarray
+    votes: np.ndarray
+    seconds: np.ndarray

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.engine import PartTrainer, evaluate
-from part_robust.evaluation import AttackedModel, run
+from part_robust.evaluation import protocol, run
 from part_robust.modeling.counts import with_counts
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
@@ -44,6 +44,10 @@ RUNS = {
     ],
     # A radius so small that images stay right, for the sibling's images.
     "audit_and_sibling": ["resnet", *SCREEN, "TEST.EPS", 0.01, "TEST.AUDIT", True, "TEST.CHECKS.SIBLINGS", "sibling"],
+    "smoothed": [
+        *("resnet", *SCREEN, "TEST.NUM_IMAGES", 6, "TEST.NORM", "l2", "TEST.EPS", 9.0, "TEST.EPS_CURVE", (3,)),
+        *("TEST.SMOOTHING.SIGMA", 15.0, "TEST.SMOOTHING.SAMPLES", 40, "TEST.SMOOTHING.IMAGES", 4),
+    ],
     "one_image": ["resnet", *SCREEN, "TEST.NUM_IMAGES", 1],
     # The last of one process's batches, of one image, is left to do.
     "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7],
@@ -99,9 +103,8 @@ def interrupt(finished: Path, folder: Path) -> None:
 def test_two_processes_write_what_one_writes(folders, name):
     one, two = (folder / name for folder in folders)
     records = [comparable(folder) for folder in (one, two)]
-    if name != "without_tier":
-        devices = [record["evaluation"]["toy_val"].pop("device") for record in records]
-        assert devices == ["1 x CPU", "2 x CPU"]
+    devices = [record["evaluation"]["toy_val"].pop("device") for record in records]
+    assert devices == ["1 x CPU", "2 x CPU"]
     assert records[0] == records[1]
     assert images_and_flags(one) == images_and_flags(two)
 
@@ -110,9 +113,13 @@ def images_and_flags(folder: Path) -> dict[str, bytes]:
     """What an evaluation has written about single images, by file, and by array of it."""
     pictures = folder.glob("adversarials_toy_val/*/*.png")
     found = {str(path.relative_to(folder)): path.read_bytes() for path in pictures}
-    for path in [*folder.glob("adversarials_toy_val/*/*.npz"), *folder.glob("flags_*.npz")]:
+    arrays = (
+        path for name in ("adversarials_toy_val/*/*", "flags_*", "smoothing_*") for path in folder.glob(f"{name}.npz")
+    )
+    for path in arrays:
         with np.load(path) as file:
-            found |= {f"{path.relative_to(folder)}, {name}": file[name].tobytes() for name in file.files}
+            names = [name for name in file.files if name != "seconds"]
+            found |= {f"{path.relative_to(folder)}, {name}": file[name].tobytes() for name in names}
     return found
 
 
@@ -124,6 +131,9 @@ def test_the_runs_differ_in_what_they_write(folders):
     assert evaluations.keys() == RUNS.keys()
     assert set(evaluations["detector"]["tiers"]) == {"standard", "parts"} and evaluations["detector"]["eps_curve"]
     assert list(evaluations["random_weights"]["tiers"]) == ["thesis"]
+    smoothed = evaluations["smoothed"]["smoothing"]
+    assert smoothed["num_images"] == 4 and smoothed["trials"] and [p["eps"] for p in smoothed["attacked"]] == [3.0]
+    assert any(name.endswith("radius") for name in images_and_flags(folders[1] / "smoothed"))
     audited = evaluations["audit_and_sibling"]
     assert "C21" in {check["id"] for check in audited["checks"]}
     assert [row["images"] for row in audited["transfer"]["siblings"]] == [audited["transfer"]["standing"]] != [0]
@@ -134,7 +144,7 @@ def test_the_runs_differ_in_what_they_write(folders):
 
 def _main_process_takes_longer(configs: list[str]) -> None:
     if comm.is_main_process():
-        AttackedModel.forward = after_a_pause(AttackedModel.forward)
+        protocol.run_tier = after_a_pause(protocol.run_tier)
         run.add_checks = after_a_pause(run.add_checks)
     _evaluate_all(configs)
 

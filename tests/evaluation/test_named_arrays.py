@@ -20,6 +20,7 @@ from part_robust.evaluation.named_arrays import (
     RegionArrays,
     RegionPictureArrays,
     TierArrays,
+    VoteArrays,
 )
 
 NAMES = {
@@ -43,6 +44,7 @@ NAMES = {
     PictureArrays: "pictures.image_id pictures.label pictures.clean pictures.attacked pictures.true_parts "
     "pictures.parts_before pictures.parts_after pictures.harm pictures.broken pictures.top3_labels_before "
     "pictures.top3_probabilities_before pictures.top3_labels_after pictures.top3_probabilities_after",
+    VoteArrays: "images.image_id images.label images.selection images.votes images.seconds",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from part_robust.evaluation.checks import CheckResult, from_record, reportable, summary, verdict
 from part_robust.evaluation.report import plots
+from part_robust.evaluation.report.certified import certified_section
 from part_robust.evaluation.report.content import (
     Cell,
     Code,
@@ -73,6 +74,7 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
             local_section(entry),
             _matrix(entry),
             _curves(entry),
+            certified_section(entry),
             _breakdown(entry),
             _confusion(entry),
             _examples(entry, folder),
