@@ -90,6 +90,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str]) -> list[CheckResul
     batch = data.items(pictures.image_id[rows].tolist())
     of_gradient = (attack for attack in (*headline.attacks.values(), *attacks) if attack.uses_gradient)
     judged = next(of_gradient, attacks[0])
+    black_boxes = [attack for attack in attacks if not attack.uses_gradient]
     same_ball = first.threat_model == judged.threat_model
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if data.cfg.TEST.AUDIT else "")
     with attack_view(data.model, judged.full_gradient) as inner:
@@ -103,7 +104,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str]) -> list[CheckResul
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
             adversarial=torch.from_numpy(pictures.attacked[rows]).to(images.device) if same_ball else None,
-            black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
+            black_box=next((attack for attack in black_boxes if attack.threat_model == judged.threat_model), None),
             before=before,
             settings=settings,
         )
