@@ -188,4 +188,4 @@ def _importance(batch: AttackedBatch, norm: str) -> Tensor:
         return torch.zeros_like(images[:, 0])
     labels = to_device({"": batch.labels}, images.device)[""]
     (gradient,) = torch.autograd.grad(class_margin(logits, labels).sum(), images)
-    return gradient.abs().sum(dim=1) if norm == "linf" else gradient.square().sum(dim=1)
+    return gradient.square().sum(dim=1) if norm == "l2" else gradient.abs().sum(dim=1)
