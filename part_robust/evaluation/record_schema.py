@@ -28,7 +28,8 @@ _EVALUATION = {
     "local": (
         {
             "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
-            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+            "worst_part": ({"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},),
+            "worst": {"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},
         },
     ),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),

@@ -71,6 +71,8 @@ def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
         return f"{dataset}: {_number(clean)} {what} are right without attack; {evaluation['num_images']} images"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
+    if name == (evaluation.get("local") or {}).get("tier"):
+        threat += " inside one region"
     return (
         f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
         f"{clean} without attack; {evaluation['num_images']} images"
@@ -109,6 +111,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
     batch = data.items(pictures.image_id[rows].tolist())
     of_gradient = (attack for attack in (*headline.attacks.values(), *attacks) if attack.uses_gradient)
     judged = next(of_gradient, attacks[0])
+    black_boxes = [attack for attack in attacks if not attack.uses_gradient]
     same_ball = first.threat_model == judged.threat_model
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if data.cfg.TEST.AUDIT else "")
     with attack_view(data.model, judged.full_gradient) as inner:
@@ -122,7 +125,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
             adversarial=torch.from_numpy(pictures.attacked[rows]).to(originals.device) if same_ball else None,
-            black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
+            black_box=next((attack for attack in black_boxes if attack.threat_model == judged.threat_model), None),
             before=before,
             settings=settings,
         )
