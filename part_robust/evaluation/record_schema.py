@@ -26,7 +26,7 @@ _EVALUATION = {
     "headline_result": (_SCORE,),
     "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,)}},
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT},
+    "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
     "smoothing": (
         {

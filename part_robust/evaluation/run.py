@@ -25,6 +25,7 @@ from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.plan import Plan, build_curve, build_plan, build_tiers
+from part_robust.evaluation.predictions import merge_predictions
 from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.record import (
     describe_evaluation,
@@ -132,14 +133,17 @@ def _attack_dataset(
 ) -> Merged | None:
     """Carries out the plan and adds the data set's results and record to `evaluation`; None off the main process."""
     folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
+    predictions = folder / f"predictions_{dataset}" if plan.save_predictions else None
     journal = _open(journal_folder(cfg, dataset), identity, resume)
     if smoothing is not None:
         smoothed = sample_records(records, smoothing.images)
         votes_journal = _open(
             folder / f"smoothing_journal_{dataset}", smoothing_identity(smoothing, identity, smoothed), resume
         )
-    if comm.is_main_process() and adversarials.exists() and not journal.batches():
-        _move_aside(adversarials)  # another evaluation's
+    if comm.is_main_process() and not journal.batches():
+        for other in filter(None, (adversarials, predictions)):
+            if other.exists():
+                _move_aside(other)  # another evaluation's
     comm.synchronize()
     evaluators = build_evaluator(cfg, dataset)
 
@@ -150,7 +154,7 @@ def _attack_dataset(
         log_attack(name, attack)
     # Of the module that `attack_view` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
-    merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
+    merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials, predictions)
     votes = None
     if smoothing is not None:
         batch = cfg.DATALOADER.TEST_BATCH_SIZE
@@ -162,6 +166,10 @@ def _attack_dataset(
     results = metrics_of(plan, merged, evaluators)
     record = describe_evaluation(plan, merged, results, _device(model))
     record["files"] = write_files(folder, dataset, plan, merged, adversarials)
+    if predictions is not None:
+        image_ids = merged.image.image_id.tolist()
+        merge_predictions(predictions, image_ids, plan.rows(), plan.part_names, plan.class_names)
+        record["files"]["predictions"] = f"{predictions.name}/"
     if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
         record["transfer"] = transferred
     if smoothing is not None and votes is not None:
