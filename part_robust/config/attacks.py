@@ -105,6 +105,8 @@ def _standard_attacks() -> dict[str, dict]:
         "apgd_open": {**apgd, "OBJECTIVE": "margin", "QUERY_FACTOR": 4},
         "fab_t": {"NAME": "FAB", "STEPS": 100, "OBJECTIVE": "targeted_margin", "EARLY_STOP": True},
         "square": {"NAME": "Square", "STEPS": 5000, "OBJECTIVE": "margin", "EARLY_STOP": True},
+        # Its beginning, for tier local.
+        "square1000": {"NAME": "Square", "STEPS": 1000, "OBJECTIVE": "margin", "EARLY_STOP": True},
         # The control: the worst of ten uniform draws.
         "noise": {"NAME": "RandomNoise", "STEPS": 10, "OBJECTIVE": "margin"},
     }
@@ -150,9 +152,27 @@ def add_test(cfg: CfgNode) -> None:
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
-    # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
-    # attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and for
-    # every EPS and STEP_SIZE.
+    # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
+    # each region of each image, so these are few and short.
+    tiers.local = ["apgd_ce", "apgd_t", "square1000"]
+    local = cfg.TEST.LOCAL = CfgNode()
+    # Which regions, each by itself: "parts" (every labelled part of the image), "object" (all its parts), "background"
+    # (all but the object), "patch" (a square wherever it does most harm). Images without the part, or without labels,
+    # are counted apart.
+    local.REGIONS = ["parts", "object", "background", "patch"]
+    # Threat model inside the region, which TEST.NORM and TEST.EPS leave as it is: "linf" or "l2", and radius in 0..255
+    # units. 255 under linf is an attacker who paints the region as he likes.
+    local.NORM = "linf"
+    local.EPS = 255.0
+    # Sides of the patches as a share of INPUT.SIZE, 0..1, such as 0.15, which covers 2.2 % of the image (PatchCleanser,
+    # Xiang et al., 2022: 1 to 3 %). () for none.
+    local.PATCH_SIDES = (0.15,)
+    # Places tried for each patch: half of them where the gradient is largest, half at random. The first attack of the
+    # tier runs at all of them, the others at the one where it got farthest.
+    local.PATCH_POSITIONS = 4
+    # Threat model of all other tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what
+    # each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and
+    # for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
     # Whose code attacks the class in tiers and curve: "own", or "autoattack" for pyautoattack's (pip install

@@ -108,6 +108,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
         check_names(key, names, specs, "attacks of ATTACK.SPECS")
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
+    _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
     for key, off, value in (
         ("TEST.SMOOTHING.SIGMA", 0, test.SMOOTHING.SIGMA),
         ("TEST.SAVE_PREDICTIONS", False, test.SAVE_PREDICTIONS),

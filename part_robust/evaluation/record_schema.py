@@ -25,8 +25,14 @@ _EVALUATION = {
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
     "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,)}},
+    "local": (
+        {
+            "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
+            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+        },
+    ),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
+    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
     "smoothing": (
         {

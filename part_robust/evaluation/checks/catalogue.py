@@ -165,6 +165,7 @@ _CHECKS = (
         WARNING,
         "attack with the margin loss, in float32, and divide the logits by a constant if they are large",
         always=(lambda e: gradients.check_losses(e.context),),
+        record=(lambda e: record.check_regions_alive(e.evaluation),),
     ),
     Check(
         "C8",
@@ -180,7 +181,7 @@ _CHECKS = (
         ERROR,
         "the attack is stuck: use smaller steps, restarts, or a smooth stand-in for what blocks the gradient",
         audit=(lambda e: strength.check_effort(e.context, e.settings.steps, e.settings.long_steps),),
-        record=(lambda e: record.check_order(e.evaluation),),
+        record=(lambda e: record.check_order(e.evaluation), lambda e: record.check_nested_regions(e.evaluation)),
     ),
     Check(
         "C10",
