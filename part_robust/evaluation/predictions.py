@@ -17,12 +17,12 @@ Letters: P parts (label P is background), H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def save_predictions(
     entries = [_truth(item, batch.num_parts) for item in batch.items]
     for item in batch.items:
         _write_png(folder / "images" / f"{item['image_id']}.png", item["image"].permute(1, 2, 0).numpy())
-        if batch.has_parts:
+        if batch.num_parts:
             _write_labels(folder / "labels" / f"{item['image_id']}.png", item["sem_seg"].numpy(), batch.num_parts)
     for row, outputs in rows:
         parts = {name: _parts(kind, row, arrays, evaluators) for name, kind in PARTS.items()}
@@ -83,24 +83,9 @@ def save_predictions(
         write_text(_entry_path(folder, item["image_id"]), json.dumps(entry))
 
 
-@dataclass(frozen=True)
-class Written:
-    """Numbers of what was merged.
-
-    Attributes:
-        images: of the data set.
-        rows: for which there are predictions.
-        results: boxes and masks in all rows.
-    """
-
-    images: int
-    rows: int
-    results: int
-
-
 def merge_predictions(
     folder: Path, image_ids: Sequence[int], rows: Sequence[str], part_names: Sequence[str], class_names: Sequence[str]
-) -> Written:
+) -> int:
     """Merge the predictions of all batches into COCO's files, sorted by image id; on the main process alone.
 
     Args:
@@ -110,47 +95,79 @@ def merge_predictions(
         part_names: of the data set.
         class_names: of the data set.
 
+    Returns:
+        Number of boxes and masks in all rows, which is logged with the others.
+
     Raises:
         UserError: the file of an image is missing or damaged.
     """
-    entries = {image_id: _read(_entry_path(folder, image_id)) for image_id in sorted(image_ids)}
-    annotations = [annotation for entry in entries.values() for annotation in entry["annotations"]]
+    images: list[dict] = []
+    annotations: list[dict] = []
+    classes: dict[str, list[dict]] = {row: [] for row in rows}
+    lists: dict[Path, JsonList] = {}
+    # One image at a time, as those of detectors have many boxes in every row.
+    with contextlib.ExitStack() as files:
+        for image_id in sorted(image_ids):
+            entry = _read(_entry_path(folder, image_id))
+            images.append(entry["image"])
+            annotations += entry["annotations"]
+            for row in rows:
+                found = entry["rows"][row]
+                if "class" in found:
+                    classes[row].append({"image_id": image_id, "label": entry["image"]["class"], **found["class"]})
+                for name in PARTS.keys() & found.keys():
+                    path = folder / "results" / row / f"{name}.json"
+                    if path not in lists:
+                        lists[path] = files.enter_context(JsonList.writing(path))
+                    lists[path].extend({"image_id": image_id, **part} for part in found[name])
     truth = {
         "info": {"description": "Parts in the pixels that the network sees"},
         "licenses": [],
-        "images": [entry["image"] for entry in entries.values()],
+        "images": images,
         "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
         "categories": [{"id": category_id(label), "name": name} for label, name in enumerate(part_names)],
         "classes": list(class_names),
     }
-    _write_json(folder / "ground_truth.json", truth)
-    total = 0
-    for row in rows:
-        found = {image_id: entry["rows"][row] for image_id, entry in entries.items()}
-        for name in PARTS:
-            # Without any image there is no such kind of prediction.
-            if any(name in values for values in found.values()):
-                merged = [{"image_id": i, **part} for i, values in found.items() for part in values.get(name, ())]
-                total += len(merged)
-                _write_json(folder / "results" / row / f"{name}.json", merged)
-        classes = [
-            {"image_id": i, "label": entries[i]["image"]["class"], **values["class"]}
-            for i, values in found.items()
-            if "class" in values
-        ]
-        if classes:
-            content = {"classes": list(class_names), "predictions": classes}
-            _write_json(folder / "results" / row / "classes.json", content)
+    write_text(folder / "ground_truth.json", json.dumps(truth) + "\n")
+    for row, predictions in classes.items():
+        if predictions:
+            content = {"classes": list(class_names), "predictions": predictions}
+            write_text(folder / "results" / row / "classes.json", json.dumps(content) + "\n")
+    total = sum(own.length for own in lists.values())
     logger.info(
         "Predictions: %d images, %d annotations, %d boxes and masks in %d rows (%s): %s",
-        len(entries),
+        len(images),
         len(annotations),
         total,
         len(rows),
         ", ".join(rows),
         folder,
     )
-    return Written(len(entries), len(rows), total)
+    return total
+
+
+class JsonList:
+    """A list in a json file, written entry by entry."""
+
+    def __init__(self, file: TextIO) -> None:
+        """Write to an open file."""
+        self.file = file
+        self.length = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def writing(cls, path: Path) -> Iterator[JsonList]:
+        """Write a file whole or not at all."""
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write("[")
+            yield cls(file)
+            file.write("]\n")
+
+    def extend(self, entries: Iterable[Mapping]) -> None:
+        """Append entries to the list."""
+        for entry in entries:
+            self.file.write((",\n" if self.length else "") + json.dumps(entry))
+            self.length += 1
 
 
 def category_id(label: int) -> int:
@@ -237,10 +254,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} must be there for --resume, got no such file: {remedy}")
     return read_json(path, remedy, keys=("image", "annotations", "rows"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content) + "\n")
 
 
 def _write_labels(path: Path, labels: np.ndarray, num_parts: int) -> None:

@@ -108,6 +108,8 @@ def test_any_batch_size_and_company_give_the_same_noise():
     whole = drawn(images, keys, padding, 100)
     for batch_size in (1, 4, 6):
         assert all(torch.equal(whole[row], own) for row, own in drawn(images, keys, padding, batch_size).items())
+    first = next(noisy_batches(images[:1], keys[:1], range(4), SIGMA, 100, None))[1]
+    assert torch.equal(first[2:], whole[0][:2]), "the number of a draw does not depend on where one begins"
     alone = drawn(images[2:], keys[2:], padding[2:], 3)[0]
     assert torch.equal(alone, whole[2]) and alone.shape == (7, 3, 5, 4)
     assert len(torch.unique(whole[0][:, 0, 0, 0])) == 7, "every draw has noise of its own"
@@ -137,8 +139,8 @@ class KnowsTheNoise(Honest):
 
     def forward(self, images):
         if self.known is None:
-            keys = make_keys(SEED, torch.arange(8)[:, None], torch.arange(230)).flatten()
-            clean = make_images(8).repeat_interleave(230, dim=0)
+            keys = make_keys(SEED, torch.arange(8)[:, None], torch.arange(400)).flatten()
+            clean = make_images(8).repeat_interleave(400, dim=0)
             noisy = clean + SIGMA * normal(keys, clean.shape[1:])
             self.known = {
                 round(float(image.detach().double().sum()), 2): own for image, own in zip(noisy, clean, strict=True)
