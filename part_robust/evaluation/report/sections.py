@@ -255,6 +255,7 @@ def _facts(entry: Entry) -> Section:
         "device": entry.get("device"),
         "flags of every image": files.get("flags"),
         "adversarial images": files.get("adversarials"),
+        "predictions": files.get("predictions"),
     }
     return Section("Evaluation", tables=[_fact_table("What was evaluated, and its cost", facts)])
 
