@@ -189,6 +189,9 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Write predictions for other tools, clean and attacked (docs/predictions.md): COCO json, label maps and classes, in
+    # the pixels that the network sees. Boxes need TEST.PART_BOX_AP. Needs TEST.TIER.
+    cfg.TEST.SAVE_PREDICTIONS = False
     # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
     # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
     smoothing = cfg.TEST.SMOOTHING = CfgNode()

@@ -94,7 +94,9 @@ _EVALUATION: dict[str, Rule] = {
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
     ),
     "TEST.BACKEND": one_of("own", "autoattack"),
-    "TEST.LOCAL.REGIONS": list_of(one_of("parts", "object", "background", "patch"), "kinds of regions", least=1),
+    "TEST.LOCAL.REGIONS": list_of(
+        one_of("parts", "object", "background", "patch"), "of parts, object, background and patch", least=1
+    ),
     "TEST.LOCAL.NORM": one_of("linf", "l2"),
     "TEST.LOCAL.EPS": WEIGHT,
     "TEST.LOCAL.PATCH_SIDES": list_of(number(0, 1, above=True), "shares of the image's side, above 0 and at most 1"),

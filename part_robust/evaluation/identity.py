@@ -74,6 +74,8 @@ def evaluation_identity(
     batches = "any"
     if cfg.TEST.BACKEND != "own":
         batches = f"of {cfg.DATALOADER.TEST_BATCH_SIZE} in {comm.get_world_size()} processes"
+    # Journals of before have no entry, and need none.
+    predictions = {"saved predictions": "True"} if plan.save_predictions else {}
     return {
         "config": _sha256(decisive),
         "checkpoint": file_sha256(weights) or _weights_sha256(model),
@@ -84,6 +86,7 @@ def evaluation_identity(
         "batches": batches,
         "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
         "saved adversarial images": plan.save_adversarials,
+        **predictions,
         "device": module_device(model).type,
         "part_robust": part_robust.__version__,
     }

@@ -36,6 +36,7 @@ class Plan:
         part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
         save_adversarials: "", "npz" or "png".
+        save_predictions: write predictions as files.
         sample: ids of images that may become pictures.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     part_names: Sequence[str]
     curve: Mapping[float, Attack] = field(default_factory=dict)
     save_adversarials: str = ""
+    save_predictions: bool = False
     sample: Collection[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -247,5 +249,6 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict], attacks: Pla
         part_names=metadata.thing_classes,
         curve=attacks.curve,
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         sample=picture_sample([record["image_id"] for record in records]),
     )

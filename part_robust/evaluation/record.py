@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
-from part_robust.attacks import Attack, ThreatModel
+from part_robust.attacks import Attack
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
@@ -88,7 +88,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         record["per_class"] = by_class(image.label, clean, robust, plan.class_names)
         record["by_size"] = by_size(image.object_share, clean, robust)
         if headline:
-            record["worst_case"] = share(_right_under_everything(plan, merged, headline.threat_model))
+            record["worst_case"] = share(_right_under_everything(plan, merged, headline))
             attacked = merged.read(ClassArrays, headline.name).prediction
             matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
             record["clean_to_attacked"] = matrix.tolist()
@@ -128,14 +128,15 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
     return final & (merged.read(TierArrays, tier.name).broken_by < 0) if tier.kind in ("class", "local") else final
 
 
-def _right_under_everything(plan: Plan, merged: Merged, threat: ThreatModel) -> np.ndarray:
+def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on the image and on every attacked image of it.
 
-    These are all attacked images of the threat model, with any objective of the attack.
+    These are all attacked images that the headline's threat model allows, with any objective of the attack; one with a
+    mask allows its own alone.
     """
     result = right(merged, "clean")
     for tier in plan.tiers:
-        if tier.threat_model == threat:
+        if tier is headline or (tier.threat_model == headline.threat_model and headline.kind != "local"):
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
             for row in rows:
                 result &= right(merged, row)
@@ -286,11 +287,13 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "order and number of processes; an image that it does not break comes back as it was, so the parts look "
             "better under it than under ours"
         )
+    local = {name for tier in plan.tiers if tier.kind == "local" for name in tier.attacks}
     for name, attack in plan.attacks().items():
         cost = merged.cost(name)
         if cost.blind and attack.uses_gradient:
+            what = "regions of images" if name in local else "images"
             sentences.append(
-                f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
+                f"{name}: {cost.blind} of {cost.images} {what} had an all-zero gradient at every step; "
                 "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:

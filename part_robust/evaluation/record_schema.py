@@ -28,11 +28,12 @@ _EVALUATION = {
     "local": (
         {
             "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
-            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+            "worst_part": ({"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},),
+            "worst": {"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},
         },
     ),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT},
+    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
     "smoothing": (
         {

@@ -43,7 +43,7 @@ KINDS = {
     "deeplab_two_headed": ("png", ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20]),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
     "dino_sequential": ("npz", ["TEST.TIERS.standard", ["apgd_t", "square"]]),
-    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"]]),
+    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"], "TEST.SAVE_PREDICTIONS", True]),
 }
 
 

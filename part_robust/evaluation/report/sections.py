@@ -235,7 +235,11 @@ def _frequent_changes(counts: Sequence[Sequence[int]], classes: Sequence[str]) -
 
 def _examples(entry: Entry, folder: Path) -> Section:
     arrays = load_arrays(folder, (entry.get("files") or {}).get("pictures"))
-    return example_section(arrays, entry.get("classes") or [], entry.get("parts") or [], entry.get("eps"))
+    # Pictures are of the first tier.
+    tiers = entry.get("tiers") or {}
+    name = next(iter(tiers), "")
+    eps = tiers[name].get("eps", entry.get("eps")) if name else None
+    return example_section(arrays, entry.get("classes") or [], entry.get("parts") or [], eps, name)
 
 
 def _facts(entry: Entry) -> Section:
@@ -251,6 +255,7 @@ def _facts(entry: Entry) -> Section:
         "device": entry.get("device"),
         "flags of every image": files.get("flags"),
         "adversarial images": files.get("adversarials"),
+        "predictions": files.get("predictions"),
     }
     return Section("Evaluation", tables=[_fact_table("What was evaluated, and its cost", facts)])
 
