@@ -24,7 +24,15 @@ _EVALUATION = {
     "clean": (_SCORE,),
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
-    "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,)}},
+    "tiers": {
+        "*": {
+            "eps": NUMBER,
+            "norm": TEXT,
+            "attacks": [{"name": TEXT}],
+            "robust": (_SCORE,),
+            "lost_parts": ([{"attack": TEXT, "*": NUMBER}],),
+        }
+    },
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
     "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
