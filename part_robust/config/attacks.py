@@ -127,6 +127,10 @@ def _part_attacks() -> dict[str, dict]:
         # The loss of detectors, matched anew at every step, and matched on the image before the attack.
         "apgd_part_loss": {**detector, "OBJECTIVE": "part_loss"},
         "apgd_part_loss_fixed": {**detector, "OBJECTIVE": "part_loss_fixed"},
+        # Its class term alone, the rest alone, and all scores below the threshold at which a part counts as found.
+        "apgd_part_class": {**detector, "OBJECTIVE": "part_class_loss"},
+        "apgd_part_box": {**detector, "OBJECTIVE": "part_box_loss_fixed"},
+        "apgd_hide_parts": {**detector, "OBJECTIVE": "hide_parts"},
     }
 
 

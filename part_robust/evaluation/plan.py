@@ -179,8 +179,13 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
         return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()})
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
-    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
-    fitting = {attack: spec for attack, spec in specs.items() if objectives[attack].needs_pixels == own.needs_pixels}
+    segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
+    own, terms = get_objective(segmenter.attack_objective), ("", *getattr(segmenter, "attack_terms", ()))
+    fitting = {
+        attack: spec
+        for attack, spec in specs.items()
+        if objectives[attack].needs_pixels == own.needs_pixels and objectives[attack].needs_term in terms
+    }
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})

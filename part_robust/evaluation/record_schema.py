@@ -24,7 +24,15 @@ _EVALUATION = {
     "clean": (_SCORE,),
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
-    "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,)}},
+    "tiers": {
+        "*": {
+            "eps": NUMBER,
+            "norm": TEXT,
+            "attacks": [{"name": TEXT}],
+            "robust": (_SCORE,),
+            "lost_parts": ([{"attack": TEXT, "*": NUMBER}],),
+        }
+    },
     "local": (
         {
             "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],

@@ -55,6 +55,15 @@ MATRIX_COLUMNS = {
     "AP": "AP",
     "AP50": "AP50",
 }
+LOST_COLUMNS = {
+    "attack": "attack",
+    "true parts": "parts",
+    "found": "found",
+    "lost": "lost",
+    "missed": "missed",
+    "wrong part": "wrong_part",
+    "badly placed": "badly_placed",
+}
 
 
 def build_report(record: Mapping[str, Any], folder: Path) -> Page:
@@ -73,6 +82,7 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
             _tiers(entry),
             local_section(entry),
             _matrix(entry),
+            _lost_parts(entry),
             _curves(entry),
             certified_section(entry),
             _breakdown(entry),
@@ -160,6 +170,13 @@ def _matrix(entry: Entry) -> Section:
         return Section("Attack matrix")
     caption = "Each metric under each attack; a metric is robust only under attacks on its own head"
     return Section("Attack matrix", tables=[make_table(caption, select(entries, MATRIX_COLUMNS), digits=2)])
+
+
+def _lost_parts(entry: Entry) -> Section:
+    caption = "true parts that are found without attack, and what became of those that are lost under it"
+    tiers = (entry.get("tiers") or {}).items()
+    tables = [make_table(f"{name}: {caption}", select(tier.get("lost_parts"), LOST_COLUMNS)) for name, tier in tiers]
+    return Section("Lost parts", tables=tables)
 
 
 def _curves(entry: Entry) -> Section:
