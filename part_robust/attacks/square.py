@@ -25,6 +25,8 @@ from part_robust.attacks.state import State, where
 # and neither do we: so a run of fewer queries is the beginning of a longer one, and more queries never help the model.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
+POWER = {"l2": 2, "l1": 1}
+
 
 @dataclass
 class SquareState(State):
@@ -41,7 +43,9 @@ class SquareState(State):
 class Square(Attack):
     """Square attack: each query changes one square of the image, and is kept where the loss grows.
 
-    Place and signs of the squares depend on the image's key alone.
+    Place and signs of the squares depend on the image's key alone. Under "l1" everything is as under "l2" with another
+    norm and steeper bumps, and since those leave the pixel range first, more mass is placed than the ball has and the
+    result is projected (Croce and Hein, 2021).
     """
 
     uses_gradient = False
@@ -74,8 +78,9 @@ class Square(Attack):
         return cls(area_share=node["SQUARE_AREA"], **shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
-        first = stripes if problem.threat_model.norm == "linf" else tiles
-        x = problem.project(problem.images + problem.threat_model.eps * first(problem.keys, problem.images.shape[1:]))
+        threat, shape = problem.threat_model, problem.images.shape[1:]
+        change = stripes(problem.keys, shape) if threat.norm == "linf" else tiles(problem.keys, shape, threat.norm)
+        x = problem.project(problem.images + threat.eps * change)
         fields = State.initial_fields(x, zero_gradient=False)
         return SquareState(**fields, walk_loss=fields["loss"])
 
@@ -103,7 +108,7 @@ class Square(Attack):
         side = min(max(round(side), 3), height, width)
         drawn = noise.uniform(problem.keys, (5 + channels,), stream=step)
         return problem.project(
-            problem.images + moved_mass(x - problem.images, drawn, side - (side + 1) % 2, threat.eps)
+            problem.images + moved_mass(x - problem.images, drawn, side - (side + 1) % 2, threat.eps, threat.norm)
         )
 
     def describe(self) -> dict:
@@ -117,19 +122,19 @@ def stripes(keys: Tensor, shape: torch.Size) -> Tensor:
     return signs.expand(-1, -1, height, -1)
 
 
-def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
-    """(N, 3, H, W) of length 1: at least 5 by 5 bumps of random sign and direction, the first perturbation for L2."""
+def tiles(keys: Tensor, shape: torch.Size, norm: str) -> Tensor:
+    """(N, 3, H, W) of length 1 in "l2" or "l1": at least 5 by 5 bumps of random sign and direction, as a start."""
     channels, height, width = shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
     drawn = noise.uniform(keys, (channels + 1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
     signs = torch.where(drawn[:, :channels] < 0.5, -1.0, 1.0)
-    bump = double_bump(side, keys.device)
+    bump = double_bump(side, keys.device, norm)
     bump = torch.where(drawn[:, channels:] < 0.5, bump.repeat(rows, columns), bump.T.repeat(rows, columns))
     spare = (height - rows * side, width - columns * side)
     left, top = spare[1] // 2, spare[0] // 2
     pattern = F.pad(signs * bump, (left, spare[1] - left, top, spare[0] - top))
-    return pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    return pattern / pattern.flatten(1).norm(POWER[norm], dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
 
 
 def window(drawn: Tensor, side: int, height: int, width: int) -> Tensor:
@@ -146,7 +151,7 @@ def corner(drawn: Tensor, side: int, height: int, width: int) -> tuple[Tensor, T
     return (drawn[:, 0] * (height - side + 1)).long(), (drawn[:, 1] * (width - side + 1)).long()
 
 
-def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float) -> Tensor:
+def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float, norm: str) -> Tensor:
     """A perturbation whose mass in one window went to another, with all that the ball has left (algorithm 3).
 
     Args:
@@ -154,44 +159,50 @@ def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float) -> Tensor:
         drawn: (N, 5 + 3) random numbers in [0, 1): corners of both windows, direction of the bump, signs.
         side: of the windows, odd.
         eps: radius of the ball.
+        norm: "l2" or "l1".
 
     Returns:
-        (N, 3, H, W) of length eps.
+        (N, 3, H, W), under "l2" of length eps.
     """
     count, channels, height, width = delta.shape
     emptied = window(drawn[:, 2:4], side, height, width)
     union = window(drawn[:, :2], side, height, width) | emptied
-    spare = (eps**2 - delta.square().flatten(1).sum(dim=1)).clamp(min=0)
-    available = ((delta.square() * union).flatten(2).sum(dim=2) + spare[:, None] / channels).sqrt()
+    power = POWER[norm]
+    mass = delta.abs() if norm == "l1" else delta.square()
+    spare = (eps**power - mass.flatten(1).sum(dim=1)).clamp(min=0)
+    available = (mass * union).flatten(2).sum(dim=2) + spare[:, None] / channels
+    # The projection takes back what "l1" gets too much; the range would cut off most of what it should have.
+    available = channels * available if norm == "l1" else available.sqrt()
 
     top, left = corner(drawn[:, :2], side, height, width)
     steps = torch.arange(side, device=delta.device)
     index = (top[:, None] + steps)[:, :, None] * width + (left[:, None] + steps)[:, None, :]
     index = index.view(count, 1, -1).expand(-1, channels, -1)
     old = delta.flatten(2).gather(2, index)
-    bump = double_bump(side, delta.device)
+    bump = double_bump(side, delta.device, norm)
     bump = torch.where(drawn[:, 4, None, None] < 0.5, bump, bump.T).flatten(1)[:, None]
     signs = torch.where(drawn[:, 5:] < 0.5, -1.0, 1.0)[:, :, None]
-    new = signs * bump + old / old.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    new = new / new.norm(dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
+    new = signs * bump + old / old.norm(power, dim=2, keepdim=True).clamp(min=1e-12)
+    new = new / new.norm(power, dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
     return torch.where(emptied, 0.0, delta).flatten(2).scatter(2, index, new).view_as(delta)
 
 
-def double_bump(side: int, device: torch.device) -> Tensor:
-    """(side, side) of length 1: a hill in the upper half, a valley in the lower one (eq. 2 of the paper)."""
+def double_bump(side: int, device: torch.device, norm: str) -> Tensor:
+    """(side, side) of length 1 in "l2" or "l1": a hill in the upper half, a valley in the lower one (eq. 2)."""
     if side == 1:
         return torch.ones(1, 1, device=device)
     upper = side // 2
-    both = torch.cat([_hill(upper, side, device), -_hill(side - upper, side, device)])
-    return both / both.norm()
+    both = torch.cat([_hill(upper, side, device, norm), -_hill(side - upper, side, device, norm)])
+    return both / both.norm(POWER[norm])
 
 
-def _hill(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width): nested rectangles around the centre, the k-th adding 1 / k^2; of length 1."""
+def _hill(height: int, width: int, device: torch.device, norm: str) -> Tensor:
+    """(height, width) of length 1: nested rectangles around the centre, the k-th adds 1 / k^2, or in "l1" 1 / k^4."""
     rows = (torch.arange(height, device=device) - height // 2).abs()
     columns = (torch.arange(width, device=device) - width // 2).abs()
     count = max(height, width) // 2 + 1
     added = 1.0 / torch.arange(1, count + 1, device=device).square()
+    added = added.square() if norm == "l1" else added
     levels = added.flip(0).cumsum(0).flip(0)
     hill = levels[torch.maximum(rows[:, None], columns[None, :])]
-    return hill / hill.norm()
+    return hill / hill.norm(POWER[norm])

@@ -150,9 +150,9 @@ def add_test(cfg: CfgNode) -> None:
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
-    # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
-    # attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and for
-    # every EPS and STEP_SIZE.
+    # Threat model of all tiers and of the curve: "linf", "l2" or "l1", and radius in 0..255 units. "" and -1 keep what
+    # each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and
+    # for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
     # Whose code attacks the class in tiers and curve: "own", or "autoattack" for pyautoattack's (pip install

@@ -30,7 +30,7 @@ _IS_SCHEDULE = list_of(list_of(number(0, above=True), "numbers", length=2), "pai
 
 # Of every attack, by the last part of the key.
 ATTACK_RULES: dict[str, Rule] = {
-    "NORM": one_of("linf", "l2"),
+    "NORM": one_of("linf", "l2", "l1"),
     "EPS": WEIGHT,
     "STEPS": COUNT,
     "STEP_SIZE": number(0, above=True),
@@ -88,7 +88,7 @@ _EVALUATION: dict[str, Rule] = {
         Rule("[task, metric, value, tolerance]", _is_expected), "entries [task, metric, value, tolerance]"
     ),
     "TEST.NUM_IMAGES": whole(0),
-    "TEST.NORM": one_of("", "linf", "l2"),
+    "TEST.NORM": one_of("", "linf", "l2", "l1"),
     "TEST.EPS": Rule(
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
     ),
