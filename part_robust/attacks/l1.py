@@ -55,12 +55,12 @@ def project(adversarial: Tensor, images: Tensor, eps: float, low: float, high: f
     return torch.where(inside, adversarial.flatten(1).clamp(low, high), moved).view_as(images)
 
 
-def uniform_change(keys: Tensor, shape: torch.Size, eps: float, perturbable: Tensor | None = None) -> Tensor:
-    """Draw changes (N, *shape) uniformly from the ball; keys int64 (N,), perturbable float (N, 1, H, W) of 0 and 1."""
+def uniform_change(keys: Tensor, shape: torch.Size, eps: float, mask: Tensor | None = None) -> Tensor:
+    """Draw changes (N, *shape) uniformly from the ball of a mask, bool (N, 1, H, W) or None; keys int64 (N,)."""
     # Exponential variables over their sum and one more are uniform in the simplex.
     sizes = _exponential(noise.uniform(keys, shape))
-    if perturbable is not None:
-        sizes = sizes * perturbable
+    if mask is not None:
+        sizes = sizes * mask
     rest = _exponential(noise.uniform(keys, (1, 1, 1), stream=2))
     signs = torch.where(noise.uniform(keys, shape, stream=1) < 0.5, -1.0, 1.0)
     return eps * signs * sizes / (sizes.sum(dim=(1, 2, 3), keepdim=True) + rest)

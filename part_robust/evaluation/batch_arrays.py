@@ -76,7 +76,7 @@ def describe_batch(
         images.pixels = counts["clean"].pixels.cpu().numpy()
     fooled: BatchArrays = {}
     for tier, result in results.items():
-        arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name)
+        arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name) | result.arrays
         for name, found in result.fooled.items():
             fooled[name] = found.cpu().numpy() | fooled.get(name, False)
     for eps, right in curve.items():
@@ -209,9 +209,13 @@ class Merged:
         """Pixels of the images of a row by label, one batch after the other."""
         return LabelArrays.read(self._concatenated(LabelArrays.names(row).values()), row)
 
+    def together(self, kind: type[Kind], name: str = "") -> Kind | None:
+        """Arrays of pairs of an image and something in it, one batch after the other; None where there are none."""
+        return kind.find(self._concatenated(kind.names(name).values()), name)
+
     def pictures(self) -> PictureArrays | None:
         """Images that may become pictures, one batch after the other; None where there are none."""
-        return PictureArrays.find(self._concatenated(PictureArrays.names().values()))
+        return self.together(PictureArrays)
 
     def cost(self, name: str) -> TotalCost:
         """Cost of an attack, or of everything else as "evaluation"."""

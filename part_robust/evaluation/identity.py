@@ -13,6 +13,7 @@ from torch import nn
 
 import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
 from part_robust.utils.files import file_sha256
@@ -45,7 +46,11 @@ def evaluation_identity(
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     attacks = {
-        "tiers": [{"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)} for tier in plan.tiers],
+        "tiers": [
+            {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
+            | (tier.describe() if isinstance(tier, LocalTier) else {})
+            for tier in plan.tiers
+        ],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
         "curve": sorted(map(curve_attack_name, plan.curve)),
     }
