@@ -176,6 +176,11 @@ def add_test(cfg: CfgNode) -> None:
     # takes 8/255 for 8.0, here and for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
+    # Threat models under each of which every tier on the class runs (but those of TEST.FULL_TIERS), such as
+    # "linf:8/255 l2:2 l1:75": norm and radius of images in 0..1, as papers have them. Their tiers are standard_linf,
+    # standard_l2 and so on, and standard_union counts the images that are right under all of them. "" for the one of
+    # TEST.NORM and TEST.EPS, which hold for all other attacks in any case. Steps of PGD keep their length in radii.
+    cfg.TEST.THREATS = ""
     # Whose code attacks the class in --eval-only: "own", or "autoattack" for pyautoattack's (pip install
     # part_robust[aa]), with the same radius, steps, restarts, targets and seed; its results depend on the batch.
     # Attacks on the class that it does not have are refused; those on the parts stay ours. --backend is the same.

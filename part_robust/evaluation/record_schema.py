@@ -31,6 +31,7 @@ _EVALUATION = {
             "worst": {"images": NUMBER, "robust": (_SCORE,)},
         },
     ),
+    "unions": ({"*": {"tiers": [TEXT], "robust": _SCORE, "broken_by_one": {"*": NUMBER}}},),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
     "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
