@@ -32,7 +32,7 @@ def _describe(right: Mapping[str, np.ndarray]) -> dict[str, Any]:
     alone = (~flags & (np.sum(~flags, axis=0) == 1)).sum(axis=1)
     return {
         "tiers": list(right),
-        "robust": share(flags.all(axis=0)),
+        "robust": share(np.all(flags, axis=0)),
         "broken_by_one": {tier: int(count) for tier, count in zip(right, alone, strict=True)},
     }
 
