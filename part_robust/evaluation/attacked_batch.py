@@ -112,9 +112,14 @@ class AttackedBatch:
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> list[dict]:
-        """Everything the model says about the images (N, 3, H, W), on the host."""
+        """Everything the model says about the images (N, 3, H, W), on the host; label maps of boxes, too."""
         self.forwards += len(images)
-        return host_outputs(self.inner.inference(images, self.padding))
+        outputs = host_outputs(self.inner.inference(images, self.padding))
+        for output, item in zip(outputs, self.items, strict=True):
+            if "instances" in output and "labels" not in output:
+                # All that counts pixels needs them: painted once.
+                output["labels"] = predicted_labels(output, self.num_parts, tuple(item["sem_seg"].shape))
+        return outputs
 
     @torch.no_grad()
     def class_logits(self, images: Tensor, rows: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
+from part_robust.evaluation.lost_parts import box_parts, count_lost_parts
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
@@ -177,6 +178,9 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
+    if clean := box_parts(merged.batches, "clean"):
+        rows = {row: box_parts(merged.batches, row) for row in (tier.name, *tier.attacks)}
+        record["lost_parts"] = [{"attack": row, **count_lost_parts(clean, found)} for row, found in rows.items()]
     return record
 
 

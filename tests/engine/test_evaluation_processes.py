@@ -38,7 +38,7 @@ SIBLING = ["resnet", *SCREEN, "TEST.EPS", 0.01, "TEST.SAVE_ADVERSARIALS", "npz",
 RUNS = {
     "detector": [
         *("dino_sequential", "TEST.TIER", "standard,parts", "TEST.EPS_CURVE", (4,), "TEST.SAVE_ADVERSARIALS", "png"),
-        *("TEST.PART_BOX_AP", True, "TEST.NUM_IMAGES", 6),
+        *("TEST.PART_BOX_AP", True, "TEST.NUM_IMAGES", 6, "TEST.SAVE_PREDICTIONS", True),
     ],
     "random_weights": [
         *("deeplab_two_headed", "TEST.TIER", "thesis", "TEST.SAVE_ADVERSARIALS", "npz"),
@@ -115,8 +115,8 @@ def test_two_processes_write_what_one_writes(folders, name):
 
 def images_and_flags(folder: Path) -> dict[str, bytes]:
     """What an evaluation has written about single images, by file, and by array of it."""
-    pictures = folder.glob("adversarials_toy_val/*/*.png")
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in pictures}
+    files = [*folder.glob("adversarials_toy_val/*/*.png"), *folder.glob("predictions_toy_val/**/*.*")]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     arrays = (
         path
         for name in ("adversarials_toy_val/*/*", "flags_*", "smoothing_*", "local_*")
@@ -149,8 +149,11 @@ def test_the_runs_differ_in_what_they_write(folders):
         *("part:lamp:base", "part:lamp:shade", "part:sign:board", "object", "background", "patch:5px"),
     ]
     assert any("local_toy_val.npz, broken_by" in name for name in images_and_flags(folders[1] / "local"))
-    pictures = [name for name in images_and_flags(folders[1] / "detector") if name.endswith(".png")]
-    assert len(pictures) == 2 * 6
+    names = images_and_flags(folders[1] / "detector")
+    assert len([name for name in names if name.startswith("adversarials") and name.endswith(".png")]) == 2 * 6
+    # Clean, two tiers and two attacks on the parts.
+    assert len([name for name in names if "/results/" in name and name.endswith(".png")]) == 5 * 6
+    assert "predictions_toy_val/results/parts/boxes.json" in names
 
 
 def _main_process_takes_longer(configs: list[str]) -> None:

@@ -12,6 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from part_robust.cli import verify_adversarials
 from part_robust.data.sample import sample_records
@@ -71,7 +73,7 @@ OPTS = [
     *("TEST.TIER", "parts, screen"),
     *("TEST.EPS", 12.0),
     *("TEST.EPS_CURVE", (0, 4, 12)),
-    *("TEST.SAVE_ADVERSARIALS", "npz"),
+    *("TEST.SAVE_ADVERSARIALS", "npz", "TEST.SAVE_PREDICTIONS", True),
     *("MODEL.PRETRAINING", "of nothing"),
 ]
 
@@ -116,19 +118,45 @@ def test_record_and_files(finished, weights):
     assert not list(folder.rglob("*.tmp"))
 
 
+def test_predictions_of_every_row_have_the_average_precision_of_the_record(finished):
+    folder, results, record = finished
+    files = record["evaluation"]["toy_val"]["files"]
+    truth = COCO(str(folder / files["predictions"] / "ground_truth.json"))
+    rows = ["clean", "screen", "parts", "sea_masked", "sea_js"]
+    assert sorted(path.name for path in (folder / files["predictions"] / "results").iterdir()) == sorted(rows)
+    for row in rows:
+        own = folder / files["predictions"] / "results" / row
+        found = COCOeval(truth, truth.loadRes(str(own / "boxes.json")), "bbox")
+        found.evaluate(), found.accumulate(), found.summarize()
+        suffix = "" if row == "clean" else f"_{row}"
+        assert 100 * found.stats[0] == pytest.approx(results[f"part_box{suffix}"]["AP"], abs=1e-9)
+        classes = json.loads((own / "classes.json").read_text())["predictions"]
+        right = np.mean([one["label"] == one["prediction"] for one in classes])
+        assert 100 * right == pytest.approx(results[f"classification{suffix}"]["accuracy"])
+        assert len(list((own / "labels").glob("*.png"))) == 12
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    root = folder / "predictions_toy_val"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
+
+
 def test_resume(finished, config, caplog):
     folder, _, _ = finished
-    before = comparable(folder)
+    before, predictions = comparable(folder), files_of(folder)
     journal = folder / "journal_toy_val"
     lost = sorted(journal.glob("batch_*.npz"))[0]
     lost.unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in journal.glob("batch_*.npz")}
+    (folder / "predictions_toy_val" / "ground_truth.json").unlink()
     evaluate(config(folder, *OPTS), resume=True)
-    assert comparable(folder) == before
+    assert comparable(folder) == before and files_of(folder) == predictions
     assert lost.exists()
     assert all((journal / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
     with pytest.raises(JournalMismatch, match="tiers and attacks changed"):
         evaluate(config(folder, *OPTS, "TEST.EPS", 4.0), resume=True)
+    with pytest.raises(JournalMismatch, match="saved predictions changed"):
+        evaluate(config(folder, *OPTS, "TEST.SAVE_PREDICTIONS", False), resume=True)
     with pytest.raises(JournalMismatch, match="config changed"):
         evaluate(config(folder, *OPTS, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), resume=True)
     assert comparable(folder) == before, "refused before any work"

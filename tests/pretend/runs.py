@@ -50,7 +50,7 @@ KINDS = {
     ),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
     "dino_sequential": ("npz", ["TEST.TIERS.standard", ["apgd_t", "square"]]),
-    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"]]),
+    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"], "TEST.SAVE_PREDICTIONS", True]),
 }
 
 

@@ -13,7 +13,6 @@ from part_robust.attacks import (
     Attack,
     AttackResult,
     Official,
-    PartLossObjective,
     attack_batch,
     attack_view,
     build_attack,
@@ -33,7 +32,7 @@ SETTINGS = {
     "apgd_dlr": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "dlr"},
 }
 DENSE = [name for name, objective in OBJECTIVES.items() if objective.needs_pixels]
-DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objective, PartLossObjective)]
+DETECTED = [name for name, objective in OBJECTIVES.items() if objective.needs_parts and not objective.needs_pixels]
 
 
 def given(result: AttackResult) -> list:

@@ -22,7 +22,7 @@ PART_MAPS = {"true_parts": "true parts", "parts_before": "parts, clean", "parts_
 
 
 def example_section(
-    arrays: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None
+    arrays: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None, tier: str = ""
 ) -> Section:
     """Return the section of example images, which is empty without any.
 
@@ -32,14 +32,16 @@ def example_section(
         classes: C names.
         parts: P names.
         eps: radius that becomes white or black in the picture of the perturbation; None: the largest found.
+        tier: whose attacks made the attacked images; "" where it is not known.
     """
     if not len(arrays.get("clean", ())):
         return Section("Example images")
     reach = eps or max(float(np.abs(arrays["attacked"] - arrays["clean"].astype(np.float32)).max()), 1e-6)
     shown = {int(part) for key in PART_MAPS if key in arrays for part in np.unique(arrays[key])}
     colors = part_colors(len(parts))
+    by = f"Attacked by {tier}. " if tier else ""
     note = (
-        f"The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
+        f"{by}The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
         "Parts are drawn over the image; stripes are pixels without a label."
     )
     return Section(
