@@ -13,6 +13,9 @@ from part_robust.evaluation.record_schema import read_record
 from part_robust.evaluation.statistics import Paired, compare_paired
 from part_robust.utils.files import read_arrays
 
+# Of a tier in the record, what its attacker may change; the last two with a mask.
+THREAT = ("norm", "eps", "regions", "patch_sides")
+
 
 class NotComparable(ValueError):
     """The folders hold no two evaluations of the same thing."""
@@ -107,9 +110,9 @@ def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
         raise NotComparable(f"{first.folder} and {second.folder} have different labels for the same images")
     if tier != "clean":
         threats = [
-            (e.evaluation["tiers"][tier]["norm"], e.evaluation["tiers"][tier]["eps"])
-            for e in (first, second)
-            if tier in (e.evaluation.get("tiers") or {})
+            tuple(str(values[key]) if isinstance(values[key], list) else values[key] for key in THREAT if key in values)
+            for values in ((e.evaluation.get("tiers") or {}).get(tier) for e in (first, second))
+            if values
         ]
         if len(set(threats)) > 1:
             raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")
