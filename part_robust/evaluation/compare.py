@@ -13,9 +13,6 @@ from part_robust.evaluation.record_schema import read_record
 from part_robust.evaluation.statistics import Paired, compare_paired
 from part_robust.utils.files import read_arrays
 
-# Of a tier in the record, what its attacker may change; the last two with a mask.
-THREAT = ("norm", "eps", "regions", "patch_sides")
-
 
 class NotComparable(ValueError):
     """The folders hold no two evaluations of the same thing."""
@@ -109,14 +106,26 @@ def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
     if not np.array_equal(first.flags["label"], second.flags["label"]):
         raise NotComparable(f"{first.folder} and {second.folder} have different labels for the same images")
     if tier != "clean":
-        threats = [
-            tuple(str(values[key]) if isinstance(values[key], list) else values[key] for key in THREAT if key in values)
-            for values in ((e.evaluation.get("tiers") or {}).get(tier) for e in (first, second))
-            if values
-        ]
+        threats = [found for evaluated in (first, second) if (found := _threats(evaluated, tier))]
         if len(set(threats)) > 1:
             raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")
     return compare_paired(right_images(first, tier), right_images(second, tier))
+
+
+def _threats(evaluated: Evaluated, tier: str) -> str:
+    """Return the threat model of a tier, or those of a union; "" where the record has neither."""
+    tiers, unions = (evaluated.evaluation.get(name) or {} for name in ("tiers", "unions"))
+    members = unions[tier]["tiers"] if tier in unions else [tier]
+    found = {(tiers[name]["norm"], tiers[name]["eps"], _mask(tiers[name])) for name in members if name in tiers}
+    return " and ".join(f"{norm} {eps:g}/255{mask}" for norm, eps, mask in sorted(found))
+
+
+def _mask(tier: Mapping) -> str:
+    """Return which regions an attacker with a mask may change; "" for others."""
+    if "regions" not in tier:
+        return ""
+    sides = ", ".join(f"{side} px" for side in tier["patch_sides"])
+    return f" inside {', '.join(tier['regions'])}" + (f" ({sides})" if sides else "")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, Curve
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.unions import describe_unions, union_flags
 from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
@@ -93,6 +94,9 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
             attacked = merged.read(ClassArrays, headline.name).prediction
             matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
             record["clean_to_attacked"] = matrix.tolist()
+        if plan.unions:
+            by_name = {tier.name: tier for tier in plan.tiers}
+            record["unions"] = describe_unions(plan.unions, lambda name: holds(merged, by_name[name]))
         for tier in plan.tiers:
             if isinstance(tier, LocalTier):
                 record["local"] = describe_local(tier, plan.part_names, merged)
@@ -340,6 +344,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
                 fooled = merged.read(AttackArrays, name).fooled
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
+        flags |= union_flags(plan.unions, flags)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
     if image.pixels is not None:

@@ -30,6 +30,7 @@ from part_robust.evaluation.report.content import (
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.local import local_examples, local_section
 from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
+from part_robust.evaluation.report.unions import union_section
 
 Entry = Mapping[str, Any]
 
@@ -79,6 +80,7 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
         sections = [
             _summary(entry, warnings),
             _checks(entry),
+            union_section(entry),
             _tiers(entry),
             local_section(entry),
             _matrix(entry),
@@ -113,7 +115,9 @@ def _summary(entry: Entry, warnings: Sequence[str]) -> Section:
 def _accuracy_tiles(entry: Entry) -> list[Tile]:
     results = {"clean": entry.get("clean"), entry.get("headline"): entry.get("headline_result")}
     results |= {tier: values.get("robust") for tier, values in (entry.get("tiers") or {}).items()}
-    results["worst case over all"] = entry.get("worst_case")
+    results |= {name: union.get("robust") for name, union in (entry.get("unions") or {}).items()}
+    # Of the headline's threat model.
+    results["worst case over all"] = None if entry.get("unions") else entry.get("worst_case")
     return [
         Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry))
         for name, result in results.items()
