@@ -109,14 +109,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
     _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
-    for key, off, value in (
-        ("TEST.SMOOTHING.SIGMA", 0, test.SMOOTHING.SIGMA),
-        ("TEST.SAVE_PREDICTIONS", False, test.SAVE_PREDICTIONS),
-    ):
-        if value and not tiers:
-            raise UserError(
-                f"{key} must be {off} without TEST.TIER, got {value!r}: set TEST.TIER, such as TEST.TIER screen"
-            )
+    check_names("TEST.FULL_TIERS", test.FULL_TIERS, test.TIERS, "tiers of TEST.TIERS")
     for eps in (test.EPS, *test.EPS_CURVE):
         _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
 
