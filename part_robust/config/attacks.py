@@ -199,10 +199,10 @@ def add_test(cfg: CfgNode) -> None:
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
     # Write predictions for other tools, clean and attacked (docs/predictions.md): COCO json, label maps and classes, in
-    # the pixels that the network sees. Boxes need TEST.PART_BOX_AP. Needs TEST.TIER.
+    # the pixels that the network sees. Boxes need TEST.PART_BOX_AP.
     cfg.TEST.SAVE_PREDICTIONS = False
     # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
-    # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
+    # not of the model itself, is proven to stay (docs/evaluation.md). Needs a class head.
     smoothing = cfg.TEST.SMOOTHING = CfgNode()
     # Standard deviation of the noise in 0..255 units; 0: off. The paper's 0.25, where pixels are 0..1, is 63.75.
     smoothing.SIGMA = 0.0
