@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from part_robust.attacks import ATTACK_REGISTRY, attack_defaults
 from part_robust.config.rule_table import ATTACK_RULES, RULES
 from part_robust.config.rules import NAME, Rule, check_names, check_values, list_of, one_of, rule_of, wrong
+from part_robust.config.threats import parse_threats
 from part_robust.utils.errors import UserError
 
 PIXEL_RANGE = 255
@@ -109,15 +110,12 @@ def _check_evaluation(cfg: CfgNode) -> None:
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
     _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
+    if parse_threats(test.THREATS) and not tiers:
+        raise UserError(
+            f"TEST.THREATS must be '' without TEST.TIER, got {test.THREATS!r}: set TEST.TIER, such as "
+            "TEST.TIER standard"
+        )
     check_names("TEST.FULL_TIERS", test.FULL_TIERS, test.TIERS, "tiers of TEST.TIERS")
-    for key, off, value in (
-        ("TEST.SMOOTHING.SIGMA", 0, test.SMOOTHING.SIGMA),
-        ("TEST.SAVE_PREDICTIONS", False, test.SAVE_PREDICTIONS),
-    ):
-        if value and not tiers:
-            raise UserError(
-                f"{key} must be {off} without TEST.TIER, got {value!r}: set TEST.TIER, such as TEST.TIER screen"
-            )
     for eps in (test.EPS, *test.EPS_CURVE):
         _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
 

@@ -30,7 +30,7 @@ _IS_SCHEDULE = list_of(list_of(number(0, above=True), "numbers", length=2), "pai
 
 # Of every attack, by the last part of the key.
 ATTACK_RULES: dict[str, Rule] = {
-    "NORM": one_of("linf", "l2"),
+    "NORM": one_of("linf", "l2", "l1"),
     "EPS": WEIGHT,
     "STEPS": COUNT,
     "STEP_SIZE": number(0, above=True),
@@ -89,7 +89,7 @@ _EVALUATION: dict[str, Rule] = {
     ),
     "TEST.NUM_IMAGES": whole(0),
     "TEST.FULL_TIERS": NAMES,
-    "TEST.NORM": one_of("", "linf", "l2"),
+    "TEST.NORM": one_of("", "linf", "l2", "l1"),
     "TEST.EPS": Rule(
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
     ),
@@ -97,7 +97,7 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.LOCAL.REGIONS": list_of(
         one_of("parts", "object", "background", "patch"), "of parts, object, background and patch", least=1
     ),
-    "TEST.LOCAL.NORM": one_of("linf", "l2"),
+    "TEST.LOCAL.NORM": one_of("linf", "l2", "l1"),
     "TEST.LOCAL.EPS": WEIGHT,
     "TEST.LOCAL.PATCH_SIDES": list_of(number(0, 1, above=True), "shares of the image's side, above 0 and at most 1"),
     "TEST.LOCAL.PATCH_POSITIONS": COUNT,

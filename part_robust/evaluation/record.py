@@ -20,10 +20,12 @@ from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
+from part_robust.evaluation.lost_parts import box_parts, count_lost_parts
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.unions import describe_unions, union_flags
 from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
@@ -92,6 +94,9 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
             attacked = merged.read(ClassArrays, headline.name).prediction
             matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
             record["clean_to_attacked"] = matrix.tolist()
+        if plan.unions:
+            by_name = {tier.name: tier for tier in plan.tiers}
+            record["unions"] = describe_unions(plan.unions, lambda name: holds(merged, by_name[name]))
         for tier in plan.tiers:
             if isinstance(tier, LocalTier):
                 record["local"] = describe_local(tier, plan.part_names, merged)
@@ -153,6 +158,11 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
         "norm": tier.threat_model.norm,
+        **(
+            {"regions": list(tier.regions), "patch_sides": list(tier.patch_sides)}
+            if isinstance(tier, LocalTier)
+            else {}
+        ),
         "attacks": [
             {
                 "name": name,
@@ -177,6 +187,9 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
+    if clean := box_parts(merged.batches, "clean"):
+        rows = {row: box_parts(merged.batches, row) for row in (tier.name, *tier.attacks)}
+        record["lost_parts"] = [{"attack": row, **count_lost_parts(clean, found)} for row, found in rows.items()]
     return record
 
 
@@ -331,6 +344,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
                 fooled = merged.read(AttackArrays, name).fooled
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
+        flags |= union_flags(plan.unions, flags)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
     if image.pixels is not None:

@@ -104,13 +104,16 @@ def robustbench_fields(
 ) -> dict[str, Any]:
     """The top-level fields that RobustBench's records have, for one data set; None for what was not measured.
 
-    `reported` is the accuracy of the strongest tier that ran, `autoattack_acc` that of tier "standard".
-    `number_forward_passes` is what the model needs for one prediction.
+    `reported` is the accuracy of the strongest tier that ran, `autoattack_acc` that of tier "standard", under the first
+    one of TEST.THREATS. `number_forward_passes` is what the model needs for one prediction.
     """
     evaluation = evaluations.get(dataset, {})
     tiers = evaluation.get("tiers", {})
     threat = next((attack.threat_model for attack in attacks.values()), None)
     headline = tiers.get(evaluation.get("headline"), {})
+    is_standard = evaluation.get("headline") in (evaluation.get("unions") or {}).get("standard_union", {}).get(
+        "tiers", ()
+    )
     reported = headline.get("robust", {}).get("accuracy")
     if not evaluation:
         accuracies = [tasks.get(f"classification_{attack}", {}).get("accuracy") for attack in attacks]
@@ -122,7 +125,7 @@ def robustbench_fields(
         "eps": evaluation.get("eps", threat.eps if threat else None),
         "norm": evaluation.get("norm", threat.norm if threat else None),
         "clean_acc": tasks.get("classification", {}).get("accuracy"),
-        "autoattack_acc": tiers.get("standard", {}).get("robust", {}).get("accuracy"),
+        "autoattack_acc": (headline if is_standard else tiers.get("standard", {})).get("robust", {}).get("accuracy"),
         "reported": reported,
         "unreliable": not evaluation.get("reportable", True),
         "number_forward_passes": 1,

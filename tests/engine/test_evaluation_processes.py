@@ -54,7 +54,7 @@ RUNS = {
     "local": ["dino_sequential", "TEST.TIER", "screen,local", "TEST.NUM_IMAGES", 6, "INPUT.PART_MASKS", "boxes"],
     "one_image": ["resnet", *SCREEN, "TEST.NUM_IMAGES", 1],
     # The last of one process's batches, of one image, is left to do.
-    "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7],
+    "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7, "TEST.THREATS", "linf:4/255 l2:1 l1:2"],
     "without_tier": ["deeplab_two_headed", "ATTACK.EVAL", ["pgd20"], "TEST.NUM_IMAGES", 6],
 }
 # Of the collectives of a job, and what one process's work takes in it.
