@@ -116,14 +116,6 @@ def _check_evaluation(cfg: CfgNode) -> None:
             "TEST.TIER standard"
         )
     check_names("TEST.FULL_TIERS", test.FULL_TIERS, test.TIERS, "tiers of TEST.TIERS")
-    for key, off, value in (
-        ("TEST.SMOOTHING.SIGMA", 0, test.SMOOTHING.SIGMA),
-        ("TEST.SAVE_PREDICTIONS", False, test.SAVE_PREDICTIONS),
-    ):
-        if value and not tiers:
-            raise UserError(
-                f"{key} must be {off} without TEST.TIER, got {value!r}: set TEST.TIER, such as TEST.TIER screen"
-            )
     for eps in (test.EPS, *test.EPS_CURVE):
         _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
 

@@ -21,7 +21,6 @@ from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
-from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
 from tests.commands import call, succeeded
 from tests.evaluation.record_fixture import comparable
@@ -295,10 +294,17 @@ def test_smoothing_beside_the_attacks(config, tmp_path, caplog):
         evaluate(config(tmp_path, *opts, "TEST.SMOOTHING.SIGMA", 21.0), resume=True)
 
 
-def test_smoothing_that_cannot_be(toy_data, tmp_path):
+def test_smoothing_and_predictions_without_any_attack(config, tmp_path):
+    smoothing = ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 30]
+    cfg = config(tmp_path, "ATTACK.EVAL", (), "TEST.NUM_IMAGES", 2, *smoothing, "TEST.SAVE_PREDICTIONS", True)
+    evaluate(cfg)
+    entry = comparable(tmp_path)["evaluation"]["toy_val"]
+    assert entry["smoothing"]["num_images"] == 2 and entry["smoothing"]["attacked_norms"] == []
+    assert [path.name for path in (tmp_path / entry["files"]["predictions"] / "results").iterdir()] == ["clean"]
+
+
+def test_smoothing_without_a_class(toy_data, tmp_path):
     smoothing = ["OUTPUT_DIR", str(tmp_path), "TEST.SMOOTHING.SIGMA", 20.0]
-    with pytest.raises(UserError, match="SIGMA must be 0 without TEST.TIER, got 20.0: set TEST.TIER"):
-        complete(tiny_cfg("resnet", *smoothing))
     cfg = with_counts(tiny_cfg("deeplab_segmenter", *smoothing, "TEST.TIER", "parts"))
     with pytest.raises(UserError, match="SIGMA must be 0 for a model without a class head, got 20"):
         evaluate(cfg)

@@ -18,7 +18,15 @@ from part_robust.evaluation.certification import count_votes
 from part_robust.evaluation.checks.certificates import check_certificates
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.report.certified import certified_section
-from part_robust.evaluation.smoothing import SEED, Smoothing, certify, count_predictions, curve_radii, noisy_batches
+from part_robust.evaluation.smoothing import (
+    SEED,
+    Smoothing,
+    certify,
+    count_predictions,
+    curve_radii,
+    noisy_batches,
+    votes_seed,
+)
 from part_robust.evaluation.statistics import binomial_lower_bound
 from tests.evaluation.check_models import CLASSES, Honest, make_images
 from tests.evaluation.tier_fixture import SmallPartModel, make_items
@@ -150,7 +158,7 @@ class KnowsTheNoise(Honest):
         )
 
 
-def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8):
+def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8, seed=5):
     """What the evaluation does: votes of one image after the other, then trials."""
     torch.manual_seed(0)
     images, keys = make_images(images), torch.arange(images)
@@ -176,7 +184,7 @@ def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8):
         None,
         smoothing,
         batch_size,
-        seed=5,
+        seed,
     )
     return found, trials
 
@@ -206,6 +214,15 @@ def test_radii_that_cannot_be_true_are_found(model):
     assert np.median(found.radius[found.radius > 0]) > 0.9 * SETTINGS.largest_radius, "it looks very robust"
     finding = finding_of(trials)
     assert finding.status == "fail" and "refute" in finding.sentence
+
+
+def test_trials_have_noise_of_their_own():
+    """Its seed is a hash of the votes, which no model can know before."""
+    (_, one), (_, two) = (trials_of(Honest(), images=3, seed=seed) for seed in (SEED, SEED + 1))
+    unmoved = [[trial["votes"] for trial in trials[::2]] for trials in (one, two)]
+    assert unmoved[0] != unmoved[1], "the image itself, in other draws"
+    votes = np.array([[3, 7], [10, 0]])
+    assert votes_seed(votes) == votes_seed(votes.copy()) != votes_seed(votes[::-1]) and 0 <= votes_seed(votes) < 2**63
 
 
 def test_a_model_without_gradient_is_tried_without_attack(caplog):
