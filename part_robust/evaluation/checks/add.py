@@ -32,6 +32,9 @@ from part_robust.evaluation.unions import one_tier_per_threat
 
 logger = logging.getLogger(__name__)
 
+# Checks on the model that find the same under every threat model.
+WITHOUT_THREAT = frozenset({"C1", "C2", "C3", "C6", "C7", "C17"})
+
 
 def add_checks(data: EvaluatedData, evaluation: dict[str, Any], before: dict[str, str]) -> None:
     """Adds `checks`, `reportable` and `verdict` to a data set's evaluation, and logs the findings.
@@ -118,7 +121,8 @@ def audit_threat(
         black_box=_black_box(attacks, judged),
         settings=settings,
     )
-    return [replace(check, sentence=f"{tier.name}: {check.sentence}") for check in checks]
+    found = [check for check in checks if check.id not in WITHOUT_THREAT]
+    return [replace(check, sentence=f"{tier.name}: {check.sentence}") for check in found]
 
 
 def _check_model(data: EvaluatedData, before: dict[str, str]) -> list[CheckResult]:
