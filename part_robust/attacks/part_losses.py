@@ -1,8 +1,8 @@
-"""Losses of dense part logits, per image, larger is worse for the model, and the rule by which an attack succeeds.
+"""Losses of parts, per image, larger is worse for the model, and the rule by which an attack succeeds.
 
-Letters: N images, P parts (label P is background), H W pixels. Logits (N, P + 1, H, W), labels int64 (N, H, W); labels
-above P count nowhere, neither above nor below a fraction bar. All losses are means over an image's labelled pixels, 0
-where there are none.
+Letters: N images, Q queries, P parts (label P is background), H W pixels. Dense logits (N, P + 1, H, W), labels int64
+(N, H, W); labels above P count nowhere, neither above nor below a fraction bar. Losses of dense logits are means over
+an image's labelled pixels, 0 where there are none.
 """
 
 from __future__ import annotations
@@ -79,6 +79,17 @@ def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
     return _mean(cosine * _cross_entropy(logits, labels), labels, logits)
 
 
+def soft_wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sigmoid of the margin, best wrong logit minus the right one: a smooth share of wrong pixels, 0..1.
+
+    Pixels near the decision boundary have the gradient; those that are surely wrong, or surely right, have little.
+    """
+    label = labels.where(labels < logits.shape[1], 0)[:, None]
+    right = logits.gather(1, label)[:, 0]
+    wrong = logits.scatter(1, label, float("-inf")).amax(dim=1)
+    return _mean(torch.sigmoid((wrong - right).float()), labels, logits)
+
+
 def wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labelled pixels that are wrong, 0..1.
 
@@ -97,6 +108,16 @@ def most_pixels_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 def nothing_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Return bool (N,), whether no labelled pixel is right, as where none is labelled: there is nothing to attack."""
     return ~_right(logits, labels).flatten(1).any(dim=1)
+
+
+def hidden_scores(margins: Tensor) -> Tensor:
+    """Return minus the mean softplus (N,) of score margins (N, Q): queries far below the threshold hardly count."""
+    return -F.softplus(margins).mean(dim=1)
+
+
+def all_hidden(margins: Tensor) -> Tensor:
+    """Return bool (N,), whether no score margin (N, Q) is positive, so that no part counts as found."""
+    return (margins < 0).all(dim=1)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -124,9 +124,16 @@ def _part_attacks() -> dict[str, dict]:
         "sea_masked": {**sea, "OBJECTIVE": "masked_cross_entropy"},
         "sea_balanced": {**sea, "OBJECTIVE": "balanced_cross_entropy"},
         "sea_js": {**sea, "OBJECTIVE": "jensen_shannon"},
+        # Two more losses in the same schedule; docs/attacks.md has what each takes that the others leave.
+        "apgd_segpgd": {**sea, "OBJECTIVE": "segpgd"},
+        "apgd_soft_pixels": {**sea, "OBJECTIVE": "soft_wrong_pixels"},
         # The loss of detectors, matched anew at every step, and matched on the image before the attack.
         "apgd_part_loss": {**detector, "OBJECTIVE": "part_loss"},
         "apgd_part_loss_fixed": {**detector, "OBJECTIVE": "part_loss_fixed"},
+        # Its class term alone, the rest alone, and all scores below the threshold at which a part counts as found.
+        "apgd_part_class": {**detector, "OBJECTIVE": "part_class_loss"},
+        "apgd_part_box": {**detector, "OBJECTIVE": "part_box_loss_fixed"},
+        "apgd_hide_parts": {**detector, "OBJECTIVE": "hide_parts"},
     }
 
 
@@ -150,7 +157,12 @@ def add_test(cfg: CfgNode) -> None:
     tiers.thesis = ["pgd100x5"]
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
-    tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
+    # For models without a gradient; far weaker than the others, so the number is a loose bound.
+    tiers.black_box = ["square"]
+    tiers.parts = [
+        *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
+        *("apgd_part_loss", "apgd_part_loss_fixed"),
+    ]
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
     # each region of each image, so these are few and short.
     tiers.local = ["apgd_ce", "apgd_t", "square1000"]
@@ -192,8 +204,11 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Write predictions for other tools, clean and attacked (docs/predictions.md): COCO json, label maps and classes, in
+    # the pixels that the network sees. Boxes need TEST.PART_BOX_AP.
+    cfg.TEST.SAVE_PREDICTIONS = False
     # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
-    # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
+    # not of the model itself, is proven to stay (docs/evaluation.md). Needs a class head.
     smoothing = cfg.TEST.SMOOTHING = CfgNode()
     # Standard deviation of the noise in 0..255 units; 0: off. The paper's 0.25, where pixels are 0..1, is 63.75.
     smoothing.SIGMA = 0.0

@@ -110,11 +110,6 @@ def _check_evaluation(cfg: CfgNode) -> None:
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
     _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
-    if test.SMOOTHING.SIGMA and not tiers:
-        raise UserError(
-            "TEST.SMOOTHING.SIGMA must be 0 without TEST.TIER, "
-            f"got {test.SMOOTHING.SIGMA!r}: set TEST.TIER, such as TEST.TIER screen"
-        )
     if parse_threats(test.THREATS) and not tiers:
         raise UserError(
             f"TEST.THREATS must be '' without TEST.TIER, got {test.THREATS!r}: set TEST.TIER, such as "

@@ -38,6 +38,7 @@ class Plan:
         part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
         save_adversarials: "", "npz" or "png".
+        save_predictions: write predictions as files.
         sample: ids of images that may become pictures.
         unions: by name, tiers that differ in their threat model alone (TEST.THREATS).
     """
@@ -47,6 +48,7 @@ class Plan:
     part_names: Sequence[str]
     curve: Mapping[float, Attack] = field(default_factory=dict)
     save_adversarials: str = ""
+    save_predictions: bool = False
     sample: Collection[int] = frozenset()
     unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -209,8 +211,13 @@ def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
         return Tier(f"{name}{end}", kind, attacks)
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
-    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
-    fitting = {attack: spec for attack, spec in specs.items() if objectives[attack].needs_pixels == own.needs_pixels}
+    segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
+    own, terms = get_objective(segmenter.attack_objective), ("", *getattr(segmenter, "attack_terms", ()))
+    fitting = {
+        attack: spec
+        for attack, spec in specs.items()
+        if objectives[attack].needs_pixels == own.needs_pixels and objectives[attack].needs_term in terms
+    }
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
@@ -284,5 +291,6 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict], attacks: Pla
         curve=attacks.curve,
         unions=attacks.unions,
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         sample=picture_sample([record["image_id"] for record in records]),
     )

@@ -14,7 +14,6 @@ from part_robust.attacks import (
     Attack,
     AttackResult,
     Official,
-    PartLossObjective,
     attack_batch,
     attack_view,
     build_attack,
@@ -35,7 +34,7 @@ SETTINGS = {
     "apgd_dlr": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "dlr"},
 }
 DENSE = [name for name, objective in OBJECTIVES.items() if objective.needs_pixels]
-DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objective, PartLossObjective)]
+DETECTED = [name for name, objective in OBJECTIVES.items() if objective.needs_parts and not objective.needs_pixels]
 
 
 def given(result: AttackResult) -> list:
@@ -54,6 +53,18 @@ def test_attacks_on_the_class(name):
     values = {"EPS": 4.0, "COMPACT_EVERY": 2, **SETTINGS[name]}
     values["EARLY_STOP"] = values.get("KEEP") == "best" or values["NAME"] not in ("PGD", "NFGSM")
     assert_same_as_on_cpu(lambda device: attack_classes(device, build_attack(values)))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_with_a_mask(name):
+    def case(device: str) -> list:
+        model, images = Curved().to(device), pictures().to(device)
+        mask = torch.zeros(6, 1, 5, 5, device=device)
+        mask[1:, :, 1:3, 2:] = 1.0
+        attack = build_attack(spec(name, EPS=60.0, EARLY_STOP=True))
+        return given(run(model, attack, images, model(images).argmax(dim=1), mask=mask))
+
+    assert_same_as_on_cpu(case)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.endswith("_l1")])
