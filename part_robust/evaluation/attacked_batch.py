@@ -16,6 +16,7 @@ from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.model_view import attack_gradient
 from part_robust.attacks.state import AttackResult
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.utils.transfer import to_device
@@ -63,7 +64,7 @@ class AttackOutcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view`.
+    """A batch inside `attack_view(model, full_gradient=False)`: each attack adds the gradient that it follows.
 
     Images stay on the model's device; outputs and whatever is decided by them are on the host, by one copy for each set
     of outputs.
@@ -82,7 +83,7 @@ class AttackedBatch:
         """Predict the clean images.
 
         Args:
-            inner: the model, inside `attack_view`.
+            inner: the model, inside `attack_view(model, full_gradient=False)`.
             items: the mapper's dicts.
             num_parts: P.
         """
@@ -111,18 +112,25 @@ class AttackedBatch:
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> list[dict]:
-        """Everything the model says about the images (N, 3, H, W), on the host."""
+        """Everything the model says about the images (N, 3, H, W), on the host; label maps of boxes, too."""
         self.forwards += len(images)
-        return host_outputs(self.inner.inference(images, self.padding))
+        outputs = host_outputs(self.inner.inference(images, self.padding))
+        for output, item in zip(outputs, self.items, strict=True):
+            if "instances" in output and "labels" not in output:
+                # All that counts pixels needs them: painted once.
+                output["labels"] = predicted_labels(output, self.num_parts, tuple(item["sem_seg"].shape))
+        return outputs
 
     @torch.no_grad()
     def class_logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """(M, C) logits on the host of the images at `rows`, int64 (M,), by the shortest path."""
+        return self.logits_of(images if len(rows) == len(self) else images[self.on_device(rows)], rows)
+
+    @torch.no_grad()
+    def logits_of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """(M, C) logits on the host of changed images (M, 3, H, W) of those at `rows`, which may repeat."""
         self.forwards += len(rows)
-        padding = self.padding
-        if len(rows) < len(self):
-            rows = self.on_device(rows)
-            images, padding = images[rows], None if padding is None else padding[rows]
+        padding = None if self.padding is None else self.padding[self.on_device(rows)]
         return self.inner.class_logits(images, padding=padding).cpu()
 
     def on_device(self, values: Tensor) -> Tensor:
@@ -168,7 +176,8 @@ class AttackedBatch:
         start = time.perf_counter()
         rows, outcome = chosen.tolist(), self._outcome(name)
         items = [self.items[row] for row in rows]
-        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=starts, mask=mask)
+        with attack_gradient(self.inner, attack.full_gradient):
+            result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=starts, mask=mask)
         outcome.done[chosen] = True
         cost = outcome.cost
         cost.images += len(rows)

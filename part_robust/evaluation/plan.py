@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
+from part_robust.config.threats import UNION, Threat, parse_threats
 from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.adversarials import MODES
 from part_robust.evaluation.eps_curve import curve_attack_name
@@ -31,12 +32,14 @@ class Plan:
     """Plan of an evaluation.
 
     Attributes:
-        tiers: the strongest first; its images are those that breakdowns and pictures show.
+        tiers: the strongest first where that is known; pictures are of the first. Without any, images are not attacked.
         class_names: of the data set.
         part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
         save_adversarials: "", "npz" or "png".
+        save_predictions: write predictions as files.
         sample: ids of images that may become pictures.
+        unions: by name, tiers that differ in their threat model alone (TEST.THREATS).
     """
 
     tiers: Sequence[Tier]
@@ -44,20 +47,19 @@ class Plan:
     part_names: Sequence[str]
     curve: Mapping[float, Attack] = field(default_factory=dict)
     save_adversarials: str = ""
+    save_predictions: bool = False
     sample: Collection[int] = frozenset()
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.save_adversarials not in MODES:
             raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
-        rows = ["clean", *(tier.name for tier in self.tiers)]
-        clash = {name for tier in self.tiers for name in tier.attacks} & {*rows, *map(curve_attack_name, self.curve)}
-        if clash or len(set(rows)) < len(rows):
-            raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+        check_names(self.tiers, self.curve, self.unions)
 
     @property
-    def headline(self) -> Tier:
-        """The first tier, whose accuracy is the headline of the record."""
-        return self.tiers[0]
+    def first(self) -> Tier | None:
+        """The tier whose images may become pictures."""
+        return self.tiers[0] if self.tiers else None
 
     def attacks(self) -> dict[str, Attack]:
         """Every attack of the tiers, then those of the curve, by name."""
@@ -65,9 +67,64 @@ class Plan:
         return found | {curve_attack_name(eps): attack for eps, attack in self.curve.items() if eps > 0}
 
     def rows(self) -> list[str]:
-        """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
-        of_parts = [name for tier in self.tiers if tier.kind == "parts" for name in tier.attacks]
-        return list(dict.fromkeys(["clean", *(tier.name for tier in self.tiers), *of_parts]))
+        """Same as `metric_rows` of the tiers."""
+        return metric_rows(self.tiers)
+
+
+@dataclass(frozen=True)
+class PlannedAttacks:
+    """The attacks of an evaluation, which serve all its data sets.
+
+    Attributes:
+        tiers: of TEST.TIER, the strongest first, or one for each attack of ATTACK.EVAL.
+        curve: of TEST.EPS_CURVE: attacks by eps.
+        unions: by name, tiers that differ in their threat model alone (TEST.THREATS).
+    """
+
+    tiers: Sequence[Tier]
+    curve: Mapping[float, Attack] = field(default_factory=dict)
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_names(self.tiers, self.curve, self.unions)
+
+
+def check_names(tiers: Sequence[Tier], curve: Mapping[float, Attack], unions: Iterable[str] = ()) -> None:
+    """Check that no two rows of results have one name.
+
+    Raises:
+        ValueError: two do. A tier that consists of the attack of the same name has that attack's results alone.
+    """
+    rows = ["clean", *(tier.name for tier in tiers), *unions]
+    taken = {*rows, *map(curve_attack_name, curve)}
+    free = {tier.name for tier in tiers if tier.is_single_attack}
+    clash = {
+        name for tier in tiers for name in tier.attacks if name in taken and (name not in free or tier.kind == "parts")
+    }
+    if clash or len(set(rows)) < len(rows):
+        raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+
+
+def metric_rows(tiers: Iterable[Tier]) -> list[str]:
+    """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
+    tiers = list(tiers)
+    of_parts = [name for tier in tiers if tier.kind == "parts" for name in tier.attacks]
+    return list(dict.fromkeys(["clean", *(tier.name for tier in tiers), *of_parts]))
+
+
+def plan_attacks(cfg: CfgNode) -> PlannedAttacks:
+    """Builds the attacks that --eval-only runs.
+
+    Raises:
+        ImportError, KeyError, ValueError: as `build_tiers` and `build_curve`.
+    """
+    tiers = build_tiers(cfg)
+    return PlannedAttacks(tiers, build_curve(cfg), _unions(cfg, tiers))
+
+
+def full_tiers(attacks: Mapping[str, Attack]) -> list[Tier]:
+    """A tier for each attack, which runs on every image."""
+    return [Tier(name, "full", {name: attack}) for name, attack in attacks.items()]
 
 
 def tier_names(cfg: CfgNode) -> list[str]:
@@ -79,7 +136,7 @@ def tier_names(cfg: CfgNode) -> list[str]:
 
 
 def build_tiers(cfg: CfgNode) -> list[Tier]:
-    """The tiers of TEST.TIER with their attacks.
+    """The tiers of TEST.TIER with their attacks; without TEST.TIER, those of the attacks of ATTACK.EVAL.
 
     Raises:
         ImportError: TEST.BACKEND is not installed.
@@ -89,8 +146,14 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     """
     if cfg.TEST.BACKEND not in BACKENDS:
         raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")
-    tiers = [_build_tier(cfg, name) for name in tier_names(cfg)]
-    if cfg.TEST.BACKEND != "own" and all(tier.kind == "parts" for tier in tiers):
+    names, threats = tier_names(cfg), parse_threats(cfg.TEST.THREATS)
+    tiers = [tier for name in names for tier in _build_tiers(cfg, name, threats)] if names else _tiers_of_attacks(cfg)
+    if threats and not any(tier.kind == "class" for tier in tiers):
+        raise ValueError(
+            f"TEST.THREATS {cfg.TEST.THREATS!r} is for tiers on the class, and TEST.TIER {cfg.TEST.TIER!r} has no such "
+            "tier: add one, such as standard"
+        )
+    if cfg.TEST.BACKEND != "own" and not any(tier.measures_class for tier in tiers):
         raise ValueError(
             f"--backend {cfg.TEST.BACKEND} (TEST.BACKEND) attacks the class, and TEST.TIER {cfg.TEST.TIER!r} has no "
             "such attack: add a tier on the class, such as standard"
@@ -98,7 +161,33 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     return tiers
 
 
-def _build_tier(cfg: CfgNode, name: str) -> Tier:
+def _tiers_of_attacks(cfg: CfgNode) -> list[Tier]:
+    # In the record a tier's name says what it consists of.
+    wrong = [name for name in cfg.ATTACK.EVAL if list(cfg.TEST.TIERS.get(name, [name])) != [name]]
+    if wrong:
+        raise ValueError(f"ATTACK.EVAL must name no tier of TEST.TIERS, got {wrong[0]!r}: rename the attack")
+    return full_tiers({name: _build(cfg, name, attack_spec(cfg, name)) for name in cfg.ATTACK.EVAL})
+
+
+def _unions(cfg: CfgNode, tiers: Sequence[Tier]) -> dict[str, list[str]]:
+    """Return, by the name of the worst case over them, tiers that differ in their threat model alone."""
+    threats, built = parse_threats(cfg.TEST.THREATS), {tier.name for tier in tiers}
+    if len(threats) < 2:
+        return {}
+    members = {name: [f"{name}_{threat.name}" for threat in threats] for name in tier_names(cfg)}
+    return {f"{name}_{UNION}": names for name, names in members.items() if built.issuperset(names)}
+
+
+def _build_tiers(cfg: CfgNode, name: str, threats: Sequence[Threat]) -> list[Tier]:
+    """Build a tier, or one for each of the threat models if it is of the kind that these are for."""
+    if name in cfg.TEST.TIERS and name != "local" and name not in cfg.TEST.FULL_TIERS:
+        specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
+        if not any(get_objective(spec.OBJECTIVE).needs_parts for spec in specs.values()):
+            return [_build_tier(cfg, name, threat) for threat in threats or (None,)]
+    return [_build_tier(cfg, name)]
+
+
+def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
     if name not in cfg.TEST.TIERS:
         raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
     specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
@@ -115,8 +204,10 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
     if on_class:
         if not node.HEAD:
             raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
-        kind = "full" if name == "thesis" else "class"
-        return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()})
+        kind = "full" if name in cfg.TEST.FULL_TIERS else "class"
+        end = f"_{threat.name}" if threat else ""
+        attacks = {f"{attack}{end}": _build(cfg, attack, spec, threat=threat) for attack, spec in specs.items()}
+        return Tier(f"{name}{end}", kind, attacks)
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
     segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
@@ -131,7 +222,7 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
 
 
-def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> Attack:
+def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None, threat: Threat | None = None) -> Attack:
     spec = spec.clone()
     if cfg.TEST.NORM:
         spec.NORM = cfg.TEST.NORM
@@ -139,6 +230,8 @@ def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> 
         spec.EPS = float(cfg.TEST.EPS)
     if eps is not None:
         spec.EPS = float(eps)
+    if threat is not None:
+        spec = threat.applied_to(spec)
     attack = build_model_attack(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient
@@ -154,7 +247,7 @@ def _official(cfg: CfgNode, name: str, attack: Attack) -> Attack:
     except ValueError as error:
         raise ValueError(
             f"--backend autoattack (TEST.BACKEND) cannot run {name}: {error}. Leave it out of the tier (TEST.TIERS), "
-            "or set TEST.BACKEND own"
+            "or of ATTACK.EVAL, or set TEST.BACKEND own"
         ) from error
     return official
 
@@ -163,12 +256,10 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     """Attacks by eps, TEST.EPS_CURVE.
 
     Raises:
-        ValueError: a radius is negative, the attack does not aim at the class, or there is no tier.
+        ValueError: a radius is negative, or the attack does not aim at the class.
     """
     if not cfg.TEST.EPS_CURVE:
         return {}
-    if not cfg.TEST.TIER:
-        raise ValueError("TEST.EPS_CURVE belongs to an evaluation with tiers: set TEST.TIER, such as TEST.TIER screen")
     if min(cfg.TEST.EPS_CURVE) < 0:
         raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
     spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
@@ -180,24 +271,23 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     return {float(eps): _build(cfg, cfg.TEST.EPS_CURVE_ATTACK, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
 
 
-def build_plan(
-    cfg: CfgNode, dataset: str, records: Sequence[dict], tiers: Sequence[Tier], curve: Mapping[float, Attack]
-) -> Plan:
+def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict], attacks: PlannedAttacks) -> Plan:
     """Builds the plan for one data set.
 
     Args:
         cfg: complete.
         dataset: registered.
         records: of the data set that are evaluated.
-        tiers: of `build_tiers`; the same serve all data sets.
-        curve: of `build_curve`.
+        attacks: of `plan_attacks`.
     """
     metadata = MetadataCatalog.get(dataset)
     return Plan(
-        tiers=tiers,
+        tiers=attacks.tiers,
         class_names=metadata.object_classes,
         part_names=metadata.thing_classes,
-        curve=curve,
+        curve=attacks.curve,
+        unions=attacks.unions,
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         sample=picture_sample([record["image_id"] for record in records]),
     )

@@ -1,4 +1,4 @@
-"""An evaluation with tiers of attacks: batch after batch, resumable, every process for its own images.
+"""An evaluation under attacks: batch after batch, resumable, every process for its own images.
 
 Letters: N images.
 """
@@ -19,11 +19,12 @@ from torch import nn
 from part_robust.attacks import attack_view
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
-from part_robust.evaluation.batch_arrays import Merged, describe_batch
+from part_robust.evaluation.batch_arrays import Merged, describe_batch, evaluated_rows
 from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
 from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.predictions import save_predictions
 from part_robust.evaluation.progress import Progress
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
@@ -36,8 +37,9 @@ def run_plan(
     make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
     num_images: int,
     evaluators: DatasetEvaluators,
-    journal: Journal,
-    adversarials: Path,
+    journal: Journal | None = None,
+    adversarials: Path | None = None,
+    predictions: Path | None = None,
 ) -> Merged | None:
     """Attacks all images that the journal does not have yet.
 
@@ -50,31 +52,35 @@ def run_plan(
         make_loader: ids of images that are done -> batches of the mapper's dicts of this process's other images.
         num_images: of the data set.
         evaluators: of `build_evaluator`.
-        journal: of this evaluation; only the main process's is read.
-        adversarials: folder for adversarial images, if the plan wants them.
+        journal: of this evaluation; only the main process's is read. None: nothing is kept, and nothing continued.
+        adversarials: folder for adversarial images; must be given if the plan wants them.
+        predictions: folder for predictions as files; None: none are written.
 
     Returns:
         All batches on the main process, None on others.
     """
     prepare_to_wait()
-    earlier = journal.batches() if comm.is_main_process() else []
+    earlier = journal.batches() if journal is not None and comm.is_main_process() else []
     finished = {int(image_id) for batch in earlier for image_id in ImageArrays.read(batch).image_id}
     done: set[int] = comm.all_gather(finished)[0]
-    if done:
+    if done and journal is not None:
         logger.info("Continuing: %d of %d images are done (%s)", len(done), num_images, journal.folder)
-    progress = Progress(num_images, plan.headline.name, done=len(done), processes=comm.get_world_size())
+    shown = plan.first.name if plan.first else "clean"
+    progress = Progress(num_images, shown, done=len(done), processes=comm.get_world_size())
     for batch in earlier:
         progress.count(batch)
     own: list[BatchArrays] = []
     try:
         for items in make_loader(done) if len(done) < num_images else ():
-            arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
-            journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
+            arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
+            if journal is not None:
+                journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
             own.append(arrays)
             progress.count(arrays)
             progress.update(len(items))
     except KeyboardInterrupt:
-        logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
+        if journal is not None:
+            logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
         raise
     wait_for_all()
     gathered = comm.gather(own, dst=0)
@@ -88,12 +94,13 @@ def _run_batch(
     model: nn.Module,
     items: list[dict],
     evaluators: DatasetEvaluators,
-    adversarials: Path,
+    adversarials: Path | None,
+    predictions: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     start = time.perf_counter()
     rounded = {}
-    with attack_view(model) as inner:
+    with attack_view(model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         results = {}
         for tier in plan.tiers:
@@ -101,6 +108,7 @@ def _run_batch(
         curve = run_curve(plan.curve, batch, results) if plan.curve else {}
         for tier, result in results.items():
             if plan.save_adversarials:
+                assert adversarials is not None, "the plan keeps images"
                 rounded[tier.name] = save_adversarials(
                     adversarials / tier.name,
                     plan.save_adversarials,
@@ -110,6 +118,8 @@ def _run_batch(
                     tier.threat_model,
                 )
         arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
+        if predictions is not None:
+            save_predictions(predictions, batch, evaluated_rows(batch, results), arrays, evaluators)
     for name, prediction in rounded.items():
         if prediction is not None:
             arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)

@@ -36,11 +36,13 @@ _EVALUATION = {
     "local": (
         {
             "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
-            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+            "worst_part": ({"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},),
+            "worst": {"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},
         },
     ),
+    "unions": ({"*": {"tiers": [TEXT], "robust": _SCORE, "broken_by_one": {"*": NUMBER}}},),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT},
+    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
     "smoothing": (
         {
@@ -61,7 +63,8 @@ RECORD = {
     "results": {"*": {}},
     "attacks": {"*": {}},
     "warnings": {"*": [TEXT]},
-    "checkpoint": {"path": TEXT, "sha256": TEXT},
+    "checkpoint": {"path": TEXT, "sha256": TEXT, "source_sha256": TEXT},
+    "preprocessing": {"size": NUMBER, "notes": [TEXT]},
     "config": TEXT,
     "evaluation": {"*": _EVALUATION},
 }

@@ -38,6 +38,7 @@ class PartSegmenter(nn.Module):
         uses_queries: parts are predicted by queries that are assigned to the true parts: `assign` and `match` do so,
             and `forward` takes `denoise`, which others are called without.
         predicts: fields of `PartOutput` that it fills for class heads; empty where it does not say.
+        predicts_masks: its instances have `pred_masks`, so that part masks are evaluated.
         attack_terms: what an attack can maximise of it besides the whole part loss: terms "class" and "box" of
             `image_losses`, "scores" for `score_margins`.
     """
@@ -47,6 +48,7 @@ class PartSegmenter(nn.Module):
     target_fields: tuple[str, ...] = ("sem_seg", "instances")
     uses_queries: bool = False
     predicts: tuple[str, ...] = ()
+    predicts_masks: bool = False
 
     def forward(
         self,

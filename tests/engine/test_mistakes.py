@@ -17,7 +17,7 @@ from part_robust.data import register_part_dataset
 from part_robust.engine import PartTrainer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.setup import complete_config, evaluate, setup, train
+from part_robust.engine.setup import complete_config, setup, train
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.errors import UserError
 from tests.toy import tiny_cfg, write_toy
@@ -99,12 +99,28 @@ def test_expected_results_of_no_task(eval_only, toy_data, tmp_path):
     opts = ["TEST.EXPECTED_RESULTS", "[['clasification', 'accuracy', 50, 1]]", "ATTACK.EVAL", ()]
     words = r"EXPECTED_RESULTS must name tasks \(classification.*\), got 'clasification'"
     args = arguments(tmp_path, *opts, model="resnet", eval_only=eval_only)
-    if not eval_only:
-        with pytest.raises(UserError, match=words):
-            complete_config(args)
-    else:
-        with pytest.raises(UserError, match=words):
-            evaluate(complete_config(args))
+    with pytest.raises(UserError, match=words):
+        complete_config(args)
+
+
+@pytest.mark.parametrize(
+    ("opts", "tasks"),
+    [
+        (["ATTACK.EVAL", "['pgd20']"], ["classification", "part_seg_pgd20", "part_mask_pgd20"]),
+        (["TEST.TIER", "thesis,parts"], ["classification_thesis", "part_box_parts", "part_seg_sea_js"]),
+    ],
+)
+def test_expected_results_are_named_by_attack_or_tier(opts, tasks, toy_data, tmp_path):
+    def check(task: str, *more) -> None:
+        expected = ["TEST.EXPECTED_RESULTS", f"[['{task}', 'AP', 50, 1]]"]
+        complete_config(arguments(tmp_path, *opts, *expected, *more, model="mask_dino_simple", eval_only=True))
+
+    for task in tasks:
+        check(task)
+    with pytest.raises(UserError, match="must name tasks .*got 'part_box_fgsm'"):
+        check("part_box_fgsm")
+    with pytest.raises(UserError, match="must be empty with several data sets"):
+        check(tasks[0], "DATASETS.TEST", "('toy_val', 'toy_train')")
 
 
 def test_a_data_set_and_a_model_that_do_not_exist(toy_data, tmp_path):

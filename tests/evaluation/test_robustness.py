@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import contextmanager
+
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 
 from part_robust.attacks import build_attack
 from part_robust.engine import PartTrainer
-from part_robust.evaluation import AttackedModel, build_evaluator, evaluate_under_attacks
+from part_robust.evaluation import build_evaluator
+from part_robust.evaluation.local import LocalTier
+from part_robust.evaluation.protocol import run_plan
+from part_robust.evaluation.run import evaluate_in_training
+from part_robust.evaluation.tiers import Tier
+from part_robust.utils.errors import UserError
+from tests.evaluation.tier_fixture import SmallPartModel, attack, evaluators, make_items, make_plan
 from tests.toy import MODELS, tiny_cfg
 
 
@@ -23,7 +33,12 @@ def loader(batch_size: int):
 
 
 def run(model, attacks, batch_size=4, name="deeplab_two_headed"):
-    return evaluate_under_attacks(model, loader(batch_size), build_evaluator(tiny_cfg(name), "toy_val"), attacks)[0]
+    return run_with_warnings(model, attacks, batch_size, name)[0]
+
+
+def run_with_warnings(model, attacks, batch_size=4, name="deeplab_two_headed"):
+    evaluator = build_evaluator(tiny_cfg(name), "toy_val")
+    return evaluate_in_training(model, "toy_val", attacks, loader(batch_size), evaluator)
 
 
 def test_batch_size_does_not_matter(model):
@@ -54,11 +69,12 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
     model.inference = lambda images, padding: seen.append(images) or inference(images, padding)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        for batch in loader(4):
-            AttackedModel(model, attack)(batch)
+        run(model, {"pgd": attack})
+        for batch, originals, attacked in zip(loader(4), seen[::2], seen[1::2], strict=True):
             clean = torch.stack([item["image"] for item in batch]).float()
-            attack.threat_model.verify(seen[-1], clean)
-            assert (seen[-1] != clean).flatten(1).any(dim=1).all()
+            assert torch.equal(originals, clean)
+            attack.threat_model.verify(attacked, clean)
+            assert (attacked != clean).flatten(1).any(dim=1).all()
     finally:
         del model.inference
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -67,10 +83,7 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
 def test_images_without_part_labels_are_no_blind_spots_of_an_attack_on_the_parts(model):
     assert any(item["part_supervision"] == "none" for batch in loader(4) for item in batch)
     attacks = {"pgd": build_attack({"STEPS": 1, "OBJECTIVE": "pixel_cross_entropy"})}
-    _, warnings = evaluate_under_attacks(
-        model, loader(4), build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val"), attacks
-    )
-    assert warnings == []
+    assert run_with_warnings(model, attacks)[1] == []
 
 
 def test_blind_attacks_are_counted_and_warned_about(model):
@@ -91,9 +104,7 @@ def test_blind_attacks_are_counted_and_warned_about(model):
         def forward(self, batch):
             return self.inner(batch)
 
-    evaluator = build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val")
-    attacks = {"pgd": build_attack({"STEPS": 2})}
-    _, warnings = evaluate_under_attacks(Saturated().eval(), loader(4), evaluator, attacks)
+    _, warnings = run_with_warnings(Saturated().eval(), {"pgd": build_attack({"STEPS": 2})})
     assert len(warnings) == 1 and "all-zero gradient" in warnings[0] and "of 12 images" in warnings[0]
 
 
@@ -108,7 +119,45 @@ def test_part_objective_lowers_pixel_accuracy(name, toy_data):
     assert results["part_seg_parts"]["pixel_accuracy"] < results["part_seg"]["pixel_accuracy"]
 
 
+def test_an_evaluator_whose_state_cannot_be_merged_is_named(model):
+    evaluator = DatasetEvaluators([DatasetEvaluator()])
+    with pytest.raises(UserError, match=r"must be MergeableEvaluators .*, got DatasetEvaluator: define its partial"):
+        evaluate_in_training(model, "toy_val", {}, loader(4), evaluator)
+
+
 def test_wrong_data_set_is_named(toy_data):
     cfg = tiny_cfg("resnet", "MODEL.PART_CLASSIFIER.NUM_CLASSES", 7)
     with pytest.raises(ValueError, match="toy_val.*3 classes.*7"):
         build_evaluator(cfg, "toy_val")
+
+
+class CutModel(SmallPartModel):
+    """It cuts its gradient outside of `attack_gradient`; counts the gradients that are taken inside and outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.taken = False, Counter()
+
+    @contextmanager
+    def attack_gradient(self):
+        assert not self.inside
+        self.inside = True
+        yield
+        self.inside = False
+
+    def _features(self, images):
+        if images.requires_grad:
+            self.taken[self.inside] += 1
+        return super()._features(images)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_gradients_are_taken_where_each_attack_wants_them(full):
+    """Those of all tiers, of the curve, and of the place of a patch."""
+    model, plan, items = CutModel(), make_plan(), make_items(SmallPartModel())
+    patch = LocalTier("local", "local", {"ce_local": attack()}, regions=("patch",), patch_sides=(3,))
+    plan = make_plan(tiers=[*plan.tiers, Tier("one", "full", {"one": attack("pixel_cross_entropy")}), patch])
+    for single in (*plan.curve.values(), *(each for tier in plan.tiers for each in tier.attacks.values())):
+        single.full_gradient = full
+    run_plan(plan, model, lambda done: [items[:5], items[5:]], len(items), evaluators())
+    assert set(model.taken) == {full} and not model.inside
