@@ -25,8 +25,10 @@ from part_robust.evaluation.certification import build_smoothing, certify_datase
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.evaluated import EvaluatedData
+from part_robust.evaluation.external import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.mergeable import MergeableEvaluator
 from part_robust.evaluation.plan import Plan, PlannedAttacks, build_plan, full_tiers
 from part_robust.evaluation.predictions import merge_predictions
 from part_robust.evaluation.protocol import run_plan
@@ -39,6 +41,8 @@ from part_robust.evaluation.record import (
 from part_robust.evaluation.siblings import transfer
 from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
+from part_robust.utils.devices import module_device
+from part_robust.utils.errors import UserError
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -98,6 +102,7 @@ def evaluate_tiers(
         FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
     """
     evaluation = TierEvaluation()
+    check_gradients(model, attacks)
     smoothing = build_smoothing(cfg)
     for dataset in cfg.DATASETS.TEST:
         records, notes = evaluated_records(cfg, dataset)
@@ -131,12 +136,21 @@ def evaluate_in_training(
         dataset: registered.
         attacks: by the names that results carry.
         loader: batches of the mapper's dicts of this process's images.
-        evaluators: of `build_evaluator`.
+        evaluators: of `build_evaluator`, or others that are a `MergeableEvaluator`.
+
+    Raises:
+        UserError: an evaluator is not.
 
     Returns:
         `{"classification": {...}, "classification_<attack>": {...}, ...}` on the main process, empty elsewhere, and
         what a reader of the numbers must know.
     """
+    others = [type(found).__name__ for found in evaluators._evaluators if not isinstance(found, MergeableEvaluator)]
+    if others:
+        raise UserError(
+            f"evaluators must be MergeableEvaluators (part_robust.evaluation.mergeable), got {others[0]}: define its "
+            "partial, absorb and score"
+        )
     metadata = MetadataCatalog.get(dataset)
     plan = Plan(full_tiers(attacks), metadata.object_classes, metadata.thing_classes)
     _log_attacks(plan)
@@ -257,6 +271,6 @@ def _move_aside(folder: Path) -> None:
 
 
 def _device(model: nn.Module) -> str:
-    device = next(model.parameters()).device
+    device = module_device(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{comm.get_world_size()} x {name}"

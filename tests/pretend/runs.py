@@ -38,7 +38,7 @@ TIERS = [
 ]
 # A model of each kind, the way its attacked images are kept, and what it cannot do.
 KINDS = {
-    "resnet": ("png", ["TEST.TIER", "standard,thesis"]),
+    "resnet": ("png", ["TEST.TIER", "standard,thesis", "TEST.THREATS", "linf:8/255 l2:1 l1:9"]),
     "deeplab_segmenter": ("npz", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
     "deeplab_two_headed": ("png", ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20]),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
