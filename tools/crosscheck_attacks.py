@@ -7,6 +7,11 @@ python tools/crosscheck_attacks.py --norm l1 --eps 2000 --images 100 --seeds 3
 
 Compares robust accuracy, images sent through the model forward, and seconds with pyautoattack (the official AutoAttack,
 pip install part_robust[aa]) and with adv-lib (written independently), as far as they are installed.
+
+With --head parts: our attacks on dense parts and those of others' checkouts, on a trained model (crosscheck_parts.py).
+
+python tools/crosscheck_attacks.py --head parts --config-file part_shapes/deeplab_segmenter_adv.yaml --eps 8 \
+    --peers DIR/Robust-Segmentation-Evaluation DIR/adversarial-library --opts MODEL.WEIGHTS output/.../model_best.pth
 """
 
 import argparse
@@ -225,8 +230,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="runs of each implementation (default 2)")
     parser.add_argument("--attacks", nargs="+", default=STANDARD, help="names in ATTACK.SPECS, run one after the other")
     parser.add_argument("--nets", nargs="+", default=list(architectures()))
+    parser.add_argument("--head", choices=("class", "parts"), default="class")
+    parser.add_argument("--config-file", help="with --head parts: of the model")
+    parser.add_argument("--peers", nargs="+", default=(), metavar="DIR", help="with --head parts: checkouts of others")
+    parser.add_argument("--opts", nargs="+", default=(), help="with --head parts: KEY VALUE pairs, MODEL.WEIGHTS first")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.head == "parts":
+        from crosscheck_parts import crosscheck_parts
+
+        attacks = () if args.attacks is STANDARD else args.attacks
+        crosscheck_parts(args.config_file, args.opts, args.peers, attacks=attacks, eps=args.eps, images=args.images)
+        return
     others = {"pyautoattack": autoattack, "adv_lib": adv_lib}
     missing = [name for name in others if find_spec(name) is None]
     if missing:

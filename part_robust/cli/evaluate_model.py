@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
-from part_robust.engine import end_process_group, evaluate, launch, setup
+from part_robust.engine import end_process_group, evaluate, launch
 from part_robust.engine.external import describe_images, external_options
+from part_robust.engine.setup import setup_run
 from part_robust.utils.errors import as_user_errors
 
 logger = logging.getLogger("part_robust.cli.evaluate_model")
@@ -33,6 +34,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             action.help = argparse.SUPPRESS
         elif action.dest == "resume":
             action.help = "continue an interrupted evaluation in OUTPUT_DIR"
+        elif action.dest == "opts":
+            action.help = "KEY VALUE pairs that change the config"
     parser.set_defaults(eval_only=True)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--torchscript", metavar="FILE", help="of torch.jit.save")
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     with as_user_errors():
         options, source = external_options(args)
         args.opts = [*options, *args.opts]
-        cfg = setup(args)
+        cfg, attacks = setup_run(args)
     logger.info("%s (%s)", describe_images(cfg), source)
-    evaluate(cfg, resume=args.resume)
+    evaluate(cfg, args.resume, attacks)
     end_process_group()

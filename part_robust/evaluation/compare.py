@@ -116,8 +116,16 @@ def _threats(evaluated: Evaluated, tier: str) -> str:
     """Return the threat model of a tier, or those of a union; "" where the record has neither."""
     tiers, unions = (evaluated.evaluation.get(name) or {} for name in ("tiers", "unions"))
     members = unions[tier]["tiers"] if tier in unions else [tier]
-    found = {(tiers[name]["norm"], tiers[name]["eps"]) for name in members if name in tiers}
-    return " and ".join(f"{norm} {eps:g}/255" for norm, eps in sorted(found))
+    found = {(tiers[name]["norm"], tiers[name]["eps"], _mask(tiers[name])) for name in members if name in tiers}
+    return " and ".join(f"{norm} {eps:g}/255{mask}" for norm, eps, mask in sorted(found))
+
+
+def _mask(tier: Mapping) -> str:
+    """Return which regions an attacker with a mask may change; "" for others."""
+    if "regions" not in tier:
+        return ""
+    sides = ", ".join(f"{side} px" for side in tier["patch_sides"])
+    return f" inside {', '.join(tier['regions'])}" + (f" ({sides})" if sides else "")
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,11 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
         "norm": tier.threat_model.norm,
+        **(
+            {"regions": list(tier.regions), "patch_sides": list(tier.patch_sides)}
+            if isinstance(tier, LocalTier)
+            else {}
+        ),
         "attacks": [
             {
                 "name": name,

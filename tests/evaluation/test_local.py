@@ -229,6 +229,7 @@ def test_images_without_the_region_are_counted_apart(whole):
     worst = record["local"]["worst"]
     assert worst["robust"]["correct"] <= min(row["robust"]["correct"] for row in rows.values() if row["images"] == 14)
     assert worst["all_images"]["correct"] == record["tiers"]["local"]["robust"]["correct"]
+    assert record["tiers"]["local"]["regions"] == ["parts", "object", "background", "patch"]
     part = record["local"]["worst_part"]
     assert part["images"] == 12 and part["without"] == 2
     assert worst["robust"]["correct"] <= part["robust"]["correct"] <= rows["part:x"]["robust"]["correct"]

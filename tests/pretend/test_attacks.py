@@ -55,6 +55,18 @@ def test_attacks_on_the_class(name):
     assert_same_as_on_cpu(lambda device: attack_classes(device, build_attack(values)))
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_with_a_mask(name):
+    def case(device: str) -> list:
+        model, images = Curved().to(device), pictures().to(device)
+        mask = torch.zeros(6, 1, 5, 5, device=device)
+        mask[1:, :, 1:3, 2:] = 1.0
+        attack = build_attack(spec(name, EPS=60.0, EARLY_STOP=True))
+        return given(run(model, attack, images, model(images).argmax(dim=1), mask=mask))
+
+    assert_same_as_on_cpu(case)
+
+
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.endswith("_l1")])
 def test_steps_under_l1_never_wait_for_the_device(name):
     waits = []

@@ -29,7 +29,13 @@ from part_robust.evaluation.report.content import (
 )
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.local import local_examples, local_section
-from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
+from part_robust.evaluation.report.records import (
+    evaluations,
+    headline_result,
+    headline_sentence,
+    load_arrays,
+    threat_model_text,
+)
 from part_robust.evaluation.report.unions import union_section
 
 Entry = Mapping[str, Any]
@@ -107,7 +113,7 @@ def _summary(entry: Entry, warnings: Sequence[str]) -> Section:
     tone = ("warning" if findings else "good") if fine else "bad"
     # The record's own sentence, or one made from its numbers; errors among the checks overrule both.
     recorded = entry.get("verdict") if reportable(checks) else None
-    texts = [Text(recorded or verdict(checks, headline(entry)), tone)]
+    texts = [Text(recorded or verdict(checks, headline_sentence(entry)), tone)]
     texts += [Text(f"Warning: {sentence}", "warning") for sentence in warnings]
     return Section("Summary", texts=texts, tiles=[*_accuracy_tiles(entry), _check_tile(checks)])
 
