@@ -21,7 +21,7 @@ from part_robust import load_config
 from part_robust.configured_attacks import build_attacks
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.evaluation.report import write_report
-from part_robust.runs.measured import headline
+from part_robust.runs.measured import headline_numbers
 from part_robust.runs.passes import expected_passes, passes_counted
 from part_robust.runs.run import Run
 from part_robust.runs.scheduler import in_this_process, schedule
@@ -124,7 +124,7 @@ def execute_one(run: Run, log: Path) -> dict:
 
 
 def numbers(record: Mapping) -> str:
-    values = headline(record)
+    values = headline_numbers(record)
     return ", ".join(f"{name} {values[name]:.1f} %" for name in ("clean accuracy", "robust accuracy"))
 
 
@@ -137,7 +137,7 @@ def summarize(runs: Sequence[Run], records: Sequence[dict], opts: Sequence[str])
     cfg = load_config("configs/part_shapes/deeplab_two_headed_adv.yaml", [*opts, "MODEL.WEIGHTS", str(weights)])
     attack = cfg.ATTACK.EVAL[0]
     picture = draw(cfg, attack, 6, str(OUTPUT / "attack.png"))
-    best, _ = max(zip(runs, records, strict=True), key=lambda pair: headline(pair[1])["robust accuracy"] or 0.0)
+    best, _ = max(zip(runs, records, strict=True), key=lambda pair: headline_numbers(pair[1])["robust accuracy"] or 0.0)
     report = write_report(best.output / "robustness.json")[1]
 
     threat = f"PGD-{build_attacks(cfg, [attack])[attack].steps}, L-inf 8/255"
@@ -149,7 +149,7 @@ def summarize(runs: Sequence[Run], records: Sequence[dict], opts: Sequence[str])
         "pixel acc. %",
         "attacked pixel acc. %",
     ]
-    rows = [[*each.cells, *headline(record).values()] for each, record in zip(runs, records, strict=True)]
+    rows = [[*each.cells, *headline_numbers(record).values()] for each, record in zip(runs, records, strict=True)]
     table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
     (OUTPUT / "table.md").write_text(table + "\n")
     print(f"\n{table}\n")

@@ -124,11 +124,13 @@ class AttackedBatch:
     @torch.no_grad()
     def class_logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """(M, C) logits on the host of the images at `rows`, int64 (M,), by the shortest path."""
+        return self.logits_of(images if len(rows) == len(self) else images[self.on_device(rows)], rows)
+
+    @torch.no_grad()
+    def logits_of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """(M, C) logits on the host of changed images (M, 3, H, W) of those at `rows`, which may repeat."""
         self.forwards += len(rows)
-        padding = self.padding
-        if len(rows) < len(self):
-            rows = self.on_device(rows)
-            images, padding = images[rows], None if padding is None else padding[rows]
+        padding = None if self.padding is None else self.padding[self.on_device(rows)]
         return self.inner.class_logits(images, padding=padding).cpu()
 
     def on_device(self, values: Tensor) -> Tensor:

@@ -106,14 +106,26 @@ def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
     if not np.array_equal(first.flags["label"], second.flags["label"]):
         raise NotComparable(f"{first.folder} and {second.folder} have different labels for the same images")
     if tier != "clean":
-        threats = [
-            (e.evaluation["tiers"][tier]["norm"], e.evaluation["tiers"][tier]["eps"])
-            for e in (first, second)
-            if tier in (e.evaluation.get("tiers") or {})
-        ]
+        threats = [found for evaluated in (first, second) if (found := _threats(evaluated, tier))]
         if len(set(threats)) > 1:
             raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")
     return compare_paired(right_images(first, tier), right_images(second, tier))
+
+
+def _threats(evaluated: Evaluated, tier: str) -> str:
+    """Return the threat model of a tier, or those of a union; "" where the record has neither."""
+    tiers, unions = (evaluated.evaluation.get(name) or {} for name in ("tiers", "unions"))
+    members = unions[tier]["tiers"] if tier in unions else [tier]
+    found = {(tiers[name]["norm"], tiers[name]["eps"], _mask(tiers[name])) for name in members if name in tiers}
+    return " and ".join(f"{norm} {eps:g}/255{mask}" for norm, eps, mask in sorted(found))
+
+
+def _mask(tier: Mapping) -> str:
+    """Return which regions an attacker with a mask may change; "" for others."""
+    if "regions" not in tier:
+        return ""
+    sides = ", ".join(f"{side} px" for side in tier["patch_sides"])
+    return f" inside {', '.join(tier['regions'])}" + (f" ({sides})" if sides else "")
 
 
 @dataclass(frozen=True)

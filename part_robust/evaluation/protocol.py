@@ -19,11 +19,12 @@ from torch import nn
 from part_robust.attacks import attack_view
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
-from part_robust.evaluation.batch_arrays import Merged, describe_batch
+from part_robust.evaluation.batch_arrays import Merged, describe_batch, evaluated_rows
 from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
 from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.predictions import save_predictions
 from part_robust.evaluation.progress import Progress
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
@@ -38,6 +39,7 @@ def run_plan(
     evaluators: DatasetEvaluators,
     journal: Journal | None = None,
     adversarials: Path | None = None,
+    predictions: Path | None = None,
 ) -> Merged | None:
     """Attacks all images that the journal does not have yet.
 
@@ -52,6 +54,7 @@ def run_plan(
         evaluators: of `build_evaluator`.
         journal: of this evaluation; only the main process's is read. None: nothing is kept, and nothing continued.
         adversarials: folder for adversarial images; must be given if the plan wants them.
+        predictions: folder for predictions as files; None: none are written.
 
     Returns:
         All batches on the main process, None on others.
@@ -69,7 +72,7 @@ def run_plan(
     own: list[BatchArrays] = []
     try:
         for items in make_loader(done) if len(done) < num_images else ():
-            arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
+            arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
             if journal is not None:
                 journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
             own.append(arrays)
@@ -92,6 +95,7 @@ def _run_batch(
     items: list[dict],
     evaluators: DatasetEvaluators,
     adversarials: Path | None,
+    predictions: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     start = time.perf_counter()
@@ -114,6 +118,8 @@ def _run_batch(
                     tier.threat_model,
                 )
         arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
+        if predictions is not None:
+            save_predictions(predictions, batch, evaluated_rows(batch, results), arrays, evaluators)
     for name, prediction in rounded.items():
         if prediction is not None:
             arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)

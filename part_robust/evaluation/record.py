@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
-from part_robust.attacks import Attack, ThreatModel
+from part_robust.attacks import Attack
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
+from part_robust.evaluation.lost_parts import box_parts, count_lost_parts
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.unions import describe_unions, union_flags
 from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
@@ -88,10 +90,13 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         record["per_class"] = by_class(image.label, clean, robust, plan.class_names)
         record["by_size"] = by_size(image.object_share, clean, robust)
         if headline:
-            record["worst_case"] = share(_right_under_everything(plan, merged, headline.threat_model))
+            record["worst_case"] = share(_right_under_everything(plan, merged, headline))
             attacked = merged.read(ClassArrays, headline.name).prediction
             matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
             record["clean_to_attacked"] = matrix.tolist()
+        if plan.unions:
+            by_name = {tier.name: tier for tier in plan.tiers}
+            record["unions"] = describe_unions(plan.unions, lambda name: holds(merged, by_name[name]))
         for tier in plan.tiers:
             if isinstance(tier, LocalTier):
                 record["local"] = describe_local(tier, plan.part_names, merged)
@@ -128,14 +133,15 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
     return final & (merged.read(TierArrays, tier.name).broken_by < 0) if tier.kind in ("class", "local") else final
 
 
-def _right_under_everything(plan: Plan, merged: Merged, threat: ThreatModel) -> np.ndarray:
+def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on the image and on every attacked image of it.
 
-    These are all attacked images of the threat model, with any objective of the attack.
+    These are all attacked images that the headline's threat model allows, with any objective of the attack; one with a
+    mask allows its own alone.
     """
     result = right(merged, "clean")
     for tier in plan.tiers:
-        if tier.threat_model == threat:
+        if tier is headline or (tier.threat_model == headline.threat_model and headline.kind != "local"):
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
             for row in rows:
                 result &= right(merged, row)
@@ -152,6 +158,11 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
         "norm": tier.threat_model.norm,
+        **(
+            {"regions": list(tier.regions), "patch_sides": list(tier.patch_sides)}
+            if isinstance(tier, LocalTier)
+            else {}
+        ),
         "attacks": [
             {
                 "name": name,
@@ -176,6 +187,9 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
+    if clean := box_parts(merged.batches, "clean"):
+        rows = {row: box_parts(merged.batches, row) for row in (tier.name, *tier.attacks)}
+        record["lost_parts"] = [{"attack": row, **count_lost_parts(clean, found)} for row, found in rows.items()]
     return record
 
 
@@ -286,11 +300,13 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "order and number of processes; an image that it does not break comes back as it was, so the parts look "
             "better under it than under ours"
         )
+    local = {name for tier in plan.tiers if tier.kind == "local" for name in tier.attacks}
     for name, attack in plan.attacks().items():
         cost = merged.cost(name)
         if cost.blind and attack.uses_gradient:
+            what = "regions of images" if name in local else "images"
             sentences.append(
-                f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
+                f"{name}: {cost.blind} of {cost.images} {what} had an all-zero gradient at every step; "
                 "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:
@@ -328,6 +344,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
                 fooled = merged.read(AttackArrays, name).fooled
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
+        flags |= union_flags(plan.unions, flags)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
     if image.pixels is not None:

@@ -61,7 +61,7 @@ def measured(record: Mapping, attack: str = "") -> Measured:
     return Measured(clean, worst or {}, worst["attack"] if worst else "")
 
 
-def headline(record: Mapping) -> dict[str, float | None]:
+def headline_numbers(record: Mapping) -> dict[str, float | None]:
     """Return clean and attacked class accuracy and pixel accuracy, percent, of a record with one data set.
 
     Attacked values are the smallest: of the class over attacks on the class, of the pixels over all attacks. The record

@@ -47,6 +47,19 @@ def write(
     return folder
 
 
+def test_attackers_of_other_regions_are_not_compared(tmp_path):
+    found = {}
+    for name, regions in (("a", ["parts"]), ("b", ["parts"]), ("c", ["object"])):
+        folder = write(tmp_path / name, 80)
+        record = json.loads((folder / "robustness.json").read_text())
+        record["evaluation"]["d"]["tiers"]["standard"] |= {"regions": regions, "patch_sides": [9]}
+        (folder / "robustness.json").write_text(json.dumps(record))
+        found[name] = load_evaluated(folder)
+    compare(found["a"], found["b"], "standard")
+    with pytest.raises(NotComparable, match="standard: the threat models differ, .*parts.*object"):
+        compare(found["a"], found["c"], "standard")
+
+
 def test_two_evaluations(tool, tmp_path, capsys):
     a, b = write(tmp_path / "a", 80), write(tmp_path / "b", 60)
     assert tool([str(a), str(b)]) == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from part_robust.runs import scheduler
-from part_robust.runs.measured import headline, matrix, measured
+from part_robust.runs.measured import headline_numbers, matrix, measured
 from part_robust.runs.run import Run, check_folders, states
 from part_robust.runs.scheduler import default_slots, in_this_process, processes, schedule
 from tests.evaluation.record_fixture import DATASET, first_schema, record
@@ -137,7 +137,7 @@ def test_no_process_outlives_the_suite(tmp_path, monkeypatch, reason):
 
 
 def test_headline_of_a_record_without_tiers():
-    found = headline(first_schema())
+    found = headline_numbers(first_schema())
     assert found == {
         "clean accuracy": 75.0,
         "robust accuracy": 41.0,
@@ -149,13 +149,13 @@ def test_headline_of_a_record_without_tiers():
 
 def test_headline_of_a_record_with_tiers():
     tiers = record()
-    found = headline(tiers)
+    found = headline_numbers(tiers)
     # The worst case of the class tiers; the attack on the parts leaves fewer pixels than those on the class.
     assert found["robust accuracy"] == pytest.approx(100 * 400 / 1200)
     assert found["attacked pixel accuracy"] == 61.0
     # Images right when looked at once more do not count as robust.
     tiers["evaluation"][DATASET]["attack_matrix"][2]["accuracy"] = 99.0
-    assert headline(tiers)["robust accuracy"] == pytest.approx(100 * 400 / 1200)
+    assert headline_numbers(tiers)["robust accuracy"] == pytest.approx(100 * 400 / 1200)
     worst, thesis = measured(tiers), measured(tiers, "thesis")
     assert worst.attack == "standard" and worst.attacked["pixel_accuracy"] == 72.0
     assert thesis.attacked["accuracy"] == pytest.approx(100 * 500 / 1200)
@@ -167,10 +167,10 @@ def test_headline_without_classes_and_without_attacks():
     for row in tiers["evaluation"][DATASET]["attack_matrix"]:
         row["accuracy"] = None
     tiers["evaluation"][DATASET]["tiers"] = {}
-    assert headline(tiers)["robust accuracy"] is None and measured(tiers).attack == "segpgd"
+    assert headline_numbers(tiers)["robust accuracy"] is None and measured(tiers).attack == "segpgd"
     clean = first_schema()
     clean["attacks"], results = {}, clean["results"][DATASET]
     for name in [name for name in results if name.endswith("pgd100x5")]:
         del results[name]
-    assert headline(clean)["robust accuracy"] is None and measured(clean).attacked == {}
+    assert headline_numbers(clean)["robust accuracy"] is None and measured(clean).attacked == {}
     assert [row["attack"] for row in matrix(clean)] == ["clean"]

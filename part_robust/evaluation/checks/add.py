@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import Attack, attack_view
 from part_robust.evaluation.checks import (
     CATALOGUE,
     CheckResult,
@@ -27,7 +29,10 @@ from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.checks.run import CHEAP
 from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.local import LocalTier
+from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import find_headline, flags_of
+from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.unions import one_tier_per_threat
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +76,18 @@ def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
         return f"{dataset}: {_number(clean)} {what} are right without attack; {evaluation['num_images']} images"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
+    if name == (evaluation.get("local") or {}).get("tier"):
+        threat += " inside one region"
     return (
         f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
-        f"{clean} without attack; {evaluation['num_images']} images"
+        f"{_describe_unions(evaluation)}{clean} without attack; {evaluation['num_images']} images"
+    )
+
+
+def _describe_unions(evaluation: dict[str, Any]) -> str:
+    return "".join(
+        f"{_number(union['robust'])} under {', '.join(union['tiers'])} all together ({name}), "
+        for name, union in (evaluation.get("unions") or {}).items()
     )
 
 
@@ -82,6 +96,39 @@ def _number(value: dict[str, Any]) -> str:
         return "none"
     low, high = value["interval"]
     return f"{value['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _black_box(attacks: Sequence[Attack], judged: Attack) -> Attack | None:
+    """Return the first attack without gradients of the same threat model."""
+    same = (attack for attack in attacks if attack.threat_model == judged.threat_model)
+    return next((attack for attack in same if not attack.uses_gradient), None)
+
+
+def other_threats(plan: Plan, judged: Attack) -> list[Tier]:
+    """Return one tier of each threat model of TEST.THREATS that `judged` does not have."""
+    names = {name for union in plan.unions.values() for name in union}
+    tiers = one_tier_per_threat([tier for tier in plan.tiers if tier.name in names])
+    return [tier for tier in tiers if tier.threat_model != judged.threat_model]
+
+
+def audit_threat(
+    view: Any, batch: list[dict], images: Tensor, padding: Tensor | None, tier: Tier, settings: CheckSettings
+) -> list[CheckResult]:
+    """Run the audit under the threat model of a tier; findings name it."""
+    attacks = list(tier.attacks.values())
+    judged = next((attack for attack in attacks if attack.uses_gradient), attacks[0])
+    checks = run_checks(
+        view,
+        images,
+        torch.tensor([item["class_id"] for item in batch], device=images.device),
+        judged,
+        True,
+        padding=padding,
+        keys=torch.tensor([item["image_id"] for item in batch]),
+        black_box=_black_box(attacks, judged),
+        settings=settings,
+    )
+    return [replace(check, sentence=f"{tier.name}: {check.sentence}") for check in checks]
 
 
 def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> list[CheckResult]:
@@ -122,10 +169,12 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
             adversarial=torch.from_numpy(pictures.attacked[rows]).to(originals.device) if same_ball else None,
-            black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
+            black_box=_black_box(attacks, judged),
             before=before,
             settings=settings,
         )
+        for tier in other_threats(data.plan, judged) if data.cfg.TEST.AUDIT else ():
+            checks = merge_checks(checks, audit_threat(inner, batch, originals, padding, tier, settings))
         for tier in data.plan.tiers:
             if isinstance(tier, LocalTier) and all(c.status != "fail" for c in checks if c.id in ("C3", "C17")):
                 local = check_object(inner, batch, tier, len(data.plan.part_names), data.cfg.TEST.AUDIT, settings)

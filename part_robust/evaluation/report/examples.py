@@ -62,7 +62,7 @@ def _example(
     pictures = [
         encode_picture(clean, "clean"),
         encode_picture(visible, "attacked"),
-        encode_picture(amplify(attacked - clean, reach), f"perturbation x{127.5 / reach:.0f}"),
+        encode_picture(amplify(attacked - clean, reach), f"perturbation x{_factor(127.5 / reach)}"),
     ]
     for key, caption in PART_MAPS.items():
         # Without any labelled pixel there is nothing to draw.
@@ -79,6 +79,10 @@ def _example(
         lines=_lines(arrays, index, classes),
         enlarged=max(clean.shape[:2]) <= SMALL,
     )
+
+
+def _factor(value: float) -> str:
+    return f"{value:.0f}" if value >= 1 else f"{value:.1f}"
 
 
 def _lines(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> list[str]:
