@@ -133,11 +133,11 @@ class Attack(ABC):
         node.NAME = cls.__name__
         # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and
         # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
-        # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
-        # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and
-        # part loss as in training. These four take dense parts too, with their pixel loss. Of a detector's part loss
-        # also "part_class_loss", "part_box_loss" and their "_fixed", one term alone, and "hide_parts": every score
-        # below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
+        # "balanced_cross_entropy", "jensen_shannon", "soft_wrong_pixels", "segpgd", "cospgd". Detectors: "part_loss"
+        # (matched anew at every step), "part_loss_fixed" (matched on the image before the attack), or "joint" and
+        # "joint_fixed": class and part loss as in training. These four take dense parts too, with their pixel loss. Of
+        # a detector's part loss "part_class_loss", "part_box_loss" and their "_fixed", one term alone; "hide_parts":
+        # every score below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
         node.OBJECTIVE = "cross_entropy"
         # Threat model: "linf", "l2" or "l1", radius in 0..255 units (in 0..1 units, 3.0 is 765.0 here).
         node.NORM = "linf"

@@ -79,6 +79,17 @@ def cos_pgd(logits: Tensor, labels: Tensor) -> Tensor:
     return _mean(cosine * _cross_entropy(logits, labels), labels, logits)
 
 
+def soft_wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sigmoid of the margin, best wrong logit minus the right one: a smooth share of wrong pixels, 0..1.
+
+    Pixels near the decision boundary have the gradient; those that are surely wrong, or surely right, have little.
+    """
+    label = labels.where(labels < logits.shape[1], 0)[:, None]
+    right = logits.gather(1, label)[:, 0]
+    wrong = logits.scatter(1, label, float("-inf")).amax(dim=1)
+    return _mean(torch.sigmoid((wrong - right).float()), labels, logits)
+
+
 def wrong_pixels(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of the labelled pixels that are wrong, 0..1.
 

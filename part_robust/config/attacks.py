@@ -124,6 +124,9 @@ def _part_attacks() -> dict[str, dict]:
         "sea_masked": {**sea, "OBJECTIVE": "masked_cross_entropy"},
         "sea_balanced": {**sea, "OBJECTIVE": "balanced_cross_entropy"},
         "sea_js": {**sea, "OBJECTIVE": "jensen_shannon"},
+        # Two more losses in the same schedule; docs/attacks.md has what each takes that the others leave.
+        "apgd_segpgd": {**sea, "OBJECTIVE": "segpgd"},
+        "apgd_soft_pixels": {**sea, "OBJECTIVE": "soft_wrong_pixels"},
         # The loss of detectors, matched anew at every step, and matched on the image before the attack.
         "apgd_part_loss": {**detector, "OBJECTIVE": "part_loss"},
         "apgd_part_loss_fixed": {**detector, "OBJECTIVE": "part_loss_fixed"},
@@ -156,7 +159,10 @@ def add_test(cfg: CfgNode) -> None:
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     # For models without a gradient; far weaker than the others, so the number is a loose bound.
     tiers.black_box = ["square"]
-    tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
+    tiers.parts = [
+        *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
+        *("apgd_part_loss", "apgd_part_loss_fixed"),
+    ]
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
     # each region of each image, so these are few and short.
     tiers.local = ["apgd_ce", "apgd_t", "square1000"]

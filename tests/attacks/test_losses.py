@@ -47,6 +47,8 @@ def expected(name, label, p, present):
         return entropy * right * sum(present.values()) / (len(present) * present[label])
     if name == "jensen_shannon":
         return jensenshannon(p, np.eye(4)[label]) ** 2  # scipy's is the distance, the root of the divergence
+    if name == "soft_wrong_pixels":
+        return 1 / (1 + p[label] / np.delete(p, label).max())  # the margin is the difference of log-probabilities
     if name == "segpgd":  # at progress 0.5
         return entropy * (0.75 if right else 0.25)
     if name == "cospgd":
