@@ -107,6 +107,12 @@ def test_regions_of_an_image_are_those_of_its_labels():
         assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
+def test_data_without_parts_has_patches_alone():
+    items = [{**item, "sem_seg": torch.zeros(SIZE, SIZE, dtype=torch.long)} for item in some_items()[:2]]
+    assert not list(labelled_regions(items, 0, ("parts", "object", "background"), torch.device("cpu")))
+    assert region_numbers(("parts", "patch"), 0, 1) == [2] and region_names((), (4,))[2] == "patch:4px"
+
+
 def test_names_and_numbers_of_regions():
     names = region_names(PARTS, (3, 5))
     assert names == ["part:x", "part:y", "object", "background", "patch:3px", "patch:5px"]
