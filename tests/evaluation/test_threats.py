@@ -88,6 +88,8 @@ def test_every_tier_on_the_class_runs_under_every_threat(toy_data):
         assert all(name.endswith(f"_{norm}") for name in tier.attacks)
     assert all(tier.threat_model.eps == 4.0 for tier in attacks.tiers[6:]), "the others are as TEST.EPS says"
     assert attacks.tiers[2].attacks["apgd_ce_l1"].describe()["radius_schedule"][0] == [3.0, 0.3]
+    restarts = {name: attack.restarts for tier in attacks.tiers[:3] for name, attack in tier.attacks.items()}
+    assert {name for name, number in restarts.items() if number == 5} == {"apgd_ce_l1"}, "as AutoAttack's L1 version"
 
 
 def test_steps_of_pgd_keep_their_length_in_radii(toy_data):
