@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,6 +16,7 @@ import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
+from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
@@ -45,7 +47,7 @@ def evaluation_identity(
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     attacks = {
-        "tiers": [{"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)} for tier in plan.tiers],
+        "tiers": [_describe_tier(tier) for tier in plan.tiers],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
         "curve": sorted(map(curve_attack_name, plan.curve)),
     }
@@ -66,6 +68,12 @@ def evaluation_identity(
         "device": str(next(model.parameters()).device.type),
         "part_robust": part_robust.__version__,
     }
+
+
+def _describe_tier(tier: Tier) -> dict[str, Any]:
+    described = {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
+    # Tiers without rounds have the identity that earlier versions gave them.
+    return described | ({"rounds": asdict(tier.rounds)} if tier.rounds else {})
 
 
 def _sha256(value: Any) -> str:

@@ -17,7 +17,15 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Counts images and logs the running accuracies and the time that is left."""
 
-    def __init__(self, total: int, headline: str, done: int = 0, processes: int = 1, period: float = 5.0) -> None:
+    def __init__(
+        self,
+        total: int,
+        headline: str,
+        done: int = 0,
+        processes: int = 1,
+        period: float = 5.0,
+        what: str = "Robust evaluation",
+    ) -> None:
         """Set what is counted.
 
         Args:
@@ -26,7 +34,9 @@ class Progress:
             done: images that were done before.
             processes: that share the rest; each logs its own share, so what it sees is multiplied.
             period: seconds between two lines.
+            what: first words of a line.
         """
+        self.what = what
         self.total = total
         self.headline = headline
         self.done_before = done
@@ -63,7 +73,7 @@ class Progress:
         now = time.perf_counter()
         self._last = now
         done = self._done()
-        parts = [f"Robust evaluation done {done}/{self.total}."]
+        parts = [f"{self.what} done {done}/{self.total}."]
         if self._clean:
             clean, robust = (100 * float(np.concatenate(x).mean()) for x in (self._clean, self._robust))
             parts.append(f"So far clean {clean:.1f} %, {self.headline} {robust:.1f} %.")

@@ -20,6 +20,8 @@ from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.rounds import Executed, executed_attacks
+from part_robust.evaluation.rounds_record import cost_names, describe_rounds, flags_of_sample, result_names
 from part_robust.evaluation.tiers import Tier
 from part_robust.utils.files import replacing
 
@@ -51,7 +53,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         device: its name.
     """
     image, headline = merged.image, plan.headline
-    costs = {name: merged.cost(name) for name in plan.attacks()}
+    costs = {name: merged.cost(name) for name in cost_names(plan, merged)}
     rest = merged.cost("evaluation")
     record: dict[str, Any] = {
         "num_images": len(merged),
@@ -94,13 +96,12 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
 
 def right(merged: Merged, row: str) -> np.ndarray:
     """Return bool (N,), whether the class is right on a row's images."""
-    return merged.read(ClassArrays, row).prediction == merged.image.label
+    return merged.right(row)
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
-    final = right(merged, tier.name)
-    return final & (merged.read(TierArrays, tier.name).broken_by < 0) if tier.kind == "class" else final
+    return merged.stands(tier.name) if tier.kind == "class" else right(merged, tier.name)
 
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
@@ -114,30 +115,32 @@ def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
             for row in rows:
                 result &= right(merged, row)
-            for name in tier.attacks:
-                fooled = merged.read(AttackArrays, name).fooled
+            for run in executed_attacks(tier, merged):
+                fooled = merged.read(AttackArrays, run.arrays).fooled
                 if fooled is not None:
                     result &= ~fooled
     return result
 
 
 def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
-    image, costs = merged.image, {name: merged.cost(name) for name in tier.attacks}
+    image = merged.image
     record: dict[str, Any] = {
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
         "norm": tier.threat_model.norm,
         "attacks": [
             {
-                "name": name,
-                "backend": attack.backend,
-                **_accuracies(tier, index, name, merged),
-                "forwards": costs[name].forwards,
-                "backwards": costs[name].backwards,
-                "seconds": costs[name].seconds,
+                "name": run.name,
+                **({"restart": run.restart} if run.restart else {}),
+                "backend": run.attack.backend,
+                **_accuracies(tier, index, run, merged),
+                "forwards": merged.cost(run.arrays).forwards,
+                "backwards": merged.cost(run.arrays).backwards,
+                "seconds": merged.cost(run.arrays).seconds,
             }
-            for index, (name, attack) in enumerate(tier.attacks.items())
+            for index, run in enumerate(executed_attacks(tier, merged))
         ],
+        **describe_rounds(tier, merged),
     }
     if tier.kind != "parts":
         record["robust"] = share(holds(merged, tier))
@@ -158,9 +161,9 @@ def _pixels(merged: Merged) -> np.ndarray:
     return pixels
 
 
-def _accuracies(tier: Tier, index: int, name: str, merged: Merged) -> dict[str, Any]:
+def _accuracies(tier: Tier, index: int, run: Executed, merged: Merged) -> dict[str, Any]:
     """Percent after the first attacks of a tier and after one alone, where that is known of all images."""
-    broken_by = merged.read(TierArrays, tier.name).broken_by
+    name, broken_by = run.arrays, merged.read(TierArrays, tier.name).broken_by
     attack = merged.read(AttackArrays, name)
     done = np.zeros(len(merged), dtype=bool) if attack.done is None else attack.done
     if tier.kind == "parts":
@@ -172,9 +175,15 @@ def _accuracies(tier: Tier, index: int, name: str, merged: Merged) -> dict[str, 
             "accuracy_after": percent(worst.sum(), pixels.sum()),
         }
     before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
+    after = before & ~((broken_by >= 0) & (broken_by <= index))
+    if run.restart or run.sampled:
+        return {
+            "attacked_images": int(done.sum()),
+            "accuracy_alone": None,
+            "accuracy_after": percent(after.sum(), len(merged)),
+        }
     assert attack.fooled is not None
     attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
-    after = before & ~((broken_by >= 0) & (broken_by <= index))
     # What was skipped because an earlier attack broke it is unknown of this one.
     alone = percent((before & ~attack.fooled).sum(), len(merged)) if done[before].all() else None
     return {
@@ -217,8 +226,8 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
 def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
     """Mean loss at each step of the first run, by attack; images that left keep the last loss they had."""
     curves = {}
-    for name in plan.attacks():
-        cost = merged.cost(name)
+    for name, arrays in result_names(plan).items():
+        cost = merged.cost(arrays)
         if cost.images and cost.history is not None:
             curves[name] = (cost.history / cost.images).tolist()
     return curves
@@ -234,7 +243,7 @@ def _per_part(plan: Plan, merged: Merged) -> list[dict]:
 
 def _distances(plan: Plan, merged: Merged) -> list[float]:
     """Smallest perturbations that were found, ascending, from the first attack that looks for them."""
-    for name in plan.attacks():
+    for name in result_names(plan).values():
         if (found := merged.read(AttackArrays, name).distance) is not None:
             return np.sort(found[np.isfinite(found)]).tolist()
     return []
@@ -250,8 +259,9 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "order and number of processes; an image that it does not break comes back as it was, so the parts look "
             "better under it than under ours"
         )
-    for name, attack in plan.attacks().items():
-        cost = merged.cost(name)
+    attacks = plan.attacks()
+    for name, arrays in result_names(plan).items():
+        attack, cost = attacks[name], merged.cost(arrays)
         if cost.blind and attack.uses_gradient:
             sentences.append(
                 f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
@@ -284,10 +294,11 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
             flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin
             flags[f"broken_by_{tier.name}"] = merged.read(TierArrays, tier.name).broken_by
-            for name in tier.attacks:
+            for name in tier.first_pass:
                 fooled = merged.read(AttackArrays, name).fooled
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
+            flags |= flags_of_sample(tier, merged)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
     if image.pixels is not None:

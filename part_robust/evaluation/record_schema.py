@@ -14,6 +14,23 @@ from part_robust.utils.files import read_json
 NUMBER, TEXT, FLAG = "a number", "text", "true or false"
 _TYPES = {NUMBER: (int, float), TEXT: (str,), FLAG: (bool,)}
 _SCORE = {"correct": NUMBER, "accuracy": NUMBER, "interval": ([NUMBER],)}
+_ROUNDS = {
+    "restarts": ({"number": NUMBER, "broke": [NUMBER], "gain": NUMBER},),
+    "bound": (
+        {
+            "points": NUMBER,
+            "images": NUMBER,
+            "confidence": NUMBER,
+            "asked_for": NUMBER,
+            "attacks": [TEXT],
+            "stood": NUMBER,
+            "drawn": NUMBER,
+            "fell": NUMBER,
+            "at_least": NUMBER,
+            "order_seed": NUMBER,
+        },
+    ),
+}
 _EVALUATION = {
     "num_images": NUMBER,
     "classes": [TEXT],
@@ -24,7 +41,7 @@ _EVALUATION = {
     "clean": (_SCORE,),
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
-    "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,)}},
+    "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,), **_ROUNDS}},
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
     "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),

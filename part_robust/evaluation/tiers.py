@@ -18,6 +18,22 @@ from part_robust.evaluation.attacked_batch import AttackedBatch, LabelCounts, la
 KINDS = ("full", "class", "parts")
 
 
+@dataclass(frozen=True)
+class RoundSettings:
+    """Settings of the rounds that follow a tier's first pass over all images (evaluation/rounds.py).
+
+    Attributes:
+        restart_gain: points of all images; attacks with random starts restart until a further restart breaks less. 0:
+            they do not restart.
+        sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
+        bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
+    """
+
+    restart_gain: float = 0.0
+    sampled: tuple[str, ...] = ()
+    bound: float = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Tier:
     """A set of attacks whose worst case is reported.
@@ -28,17 +44,21 @@ class Tier:
             images that are still right are attacked further. "parts": the worst case per image for pixel accuracy,
             every attack on every image with part labels.
         attacks: by name, cheap ones first.
+        rounds: what follows the first pass, for tier "class" alone; None for nothing.
     """
 
     name: str
     kind: str
     attacks: Mapping[str, Attack]
+    rounds: RoundSettings | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"tier {self.name!r}: kind must be one of {KINDS}, is {self.kind!r}")
         if not self.attacks:
             raise ValueError(f"tier {self.name!r} has no attacks: give TEST.TIERS.{self.name} at least one")
+        if self.rounds and self.kind != "class":
+            raise ValueError(f"tier {self.name!r} must attack the class worst case per image to have rounds")
         radii = {(attack.threat_model.norm, attack.threat_model.eps) for attack in self.attacks.values()}
         if len(radii) > 1:
             raise ValueError(
@@ -52,13 +72,22 @@ class Tier:
         return next(iter(self.attacks.values())).threat_model
 
     @property
+    def first_pass(self) -> Mapping[str, Attack]:
+        """Attacks on all images, by name; the others are on a sample."""
+        sampled = self.rounds.sampled if self.rounds else ()
+        return {name: attack for name, attack in self.attacks.items() if name not in sampled}
+
+    @property
     def objective(self) -> str:
         """Return the description of the objective for the record."""
-        return {
+        words = {
             "full": "class accuracy, every attack on every image, last word to the worst restart",
             "class": "class accuracy, worst case per image",
             "parts": "pixel accuracy, worst case per image",
         }[self.kind]
+        if self.rounds and self.rounds.sampled:
+            words += f", {' and '.join(self.rounds.sampled)} on a random sample alone"
+        return words
 
 
 @dataclass
@@ -108,7 +137,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
     broken = torch.zeros_like(wrong) if everything else wrong
     images, broken_by = batch.images, torch.full_like(batch.labels, -1)
     verdicts = {name: torch.zeros_like(wrong) for name in tier.attacks}
-    for index, (name, attack) in enumerate(tier.attacks.items()):
+    for index, (name, attack) in enumerate(tier.first_pass.items()):
         rows = remaining.nonzero()[:, 0]
         if not len(rows):
             break

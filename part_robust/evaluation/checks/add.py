@@ -26,6 +26,7 @@ from part_robust.evaluation.checks import (
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
+from part_robust.evaluation.rounds_record import bound_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,10 @@ def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
     what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
+    bound = bound_text(evaluation["tiers"][name])
     return (
         f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
-        f"{clean} without attack; {evaluation['num_images']} images"
+        f"{bound + ', ' if bound else ''}{clean} without attack; {evaluation['num_images']} images"
     )
 
 

@@ -17,7 +17,10 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable."""
+    """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable.
+
+    `bound` is that of the record's tier bounded.
+    """
 
     model: str
     parameters: int | None
@@ -27,6 +30,8 @@ class Entry:
     clean: Result | None
     thesis: Result | None
     standard: Result | None
+    bounded: Result | None
+    bound: Mapping[str, Any] | None
     lowest: Result | None
     lowest_name: str
     problem: str
@@ -50,8 +55,10 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
                 entries.setdefault(dataset, []).append(entry)
     note = Text(
         "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
-        "under any class attack. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the same "
-        "images, not by overlapping intervals. Unreliable results come last, with the reason."
+        "under any class attack. Tier bounded runs its expensive attacks on a sample; with 95 % confidence its number "
+        "would be lower by so many points at most if they ran on all images. Intervals are Wilson's, 95 %. Compare two "
+        "models by McNemar's test on the same images, not by overlapping intervals. Unreliable results come last, with "
+        "the reason."
     )
     sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
     how = Section("How to read it", texts=[note])
@@ -88,6 +95,8 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
         clean=evaluation.get("clean"),
         thesis=tiers.get("thesis") or _thesis(evaluation, record.get("attacks") or {}, attacked),
         standard=tiers.get("standard"),
+        bounded=tiers.get("bounded"),
+        bound=((evaluation.get("tiers") or {}).get("bounded") or {}).get("bound"),
         lowest=attacked.get(lowest),
         lowest_name=lowest,
         problem=problem,
@@ -115,6 +124,8 @@ def _table(entries: Sequence[Entry]) -> Table:
             "thesis PGD %": accuracy(entry.thesis),
             "standard %": accuracy(entry.standard),
             "95 % interval": (entry.standard or {}).get("interval"),
+            "bounded %": accuracy(entry.bounded),
+            "at most lower by": (entry.bound or {}).get("points"),
             "lowest %": accuracy(entry.lowest),
             "by": entry.lowest_name,
             "note": Cell(f"unreliable: {entry.problem}", "bad") if entry.problem else None,

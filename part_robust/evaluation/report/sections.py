@@ -28,6 +28,7 @@ from part_robust.evaluation.report.content import (
 )
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
+from part_robust.evaluation.report.rounds import bound_cell, rounds_section
 
 Entry = Mapping[str, Any]
 
@@ -69,6 +70,7 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
             _summary(entry, warnings),
             _checks(entry),
             _tiers(entry),
+            rounds_section(entry),
             _matrix(entry),
             _curves(entry),
             _breakdown(entry),
@@ -100,7 +102,7 @@ def _accuracy_tiles(entry: Entry) -> list[Tile]:
     results |= {tier: values.get("robust") for tier, values in (entry.get("tiers") or {}).items()}
     results["worst case over all"] = entry.get("worst_case")
     return [
-        Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry))
+        Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry) + bound_cell(entry, name))
         for name, result in results.items()
         if result and result.get("accuracy") is not None
     ]
