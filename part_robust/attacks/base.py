@@ -21,7 +21,7 @@ from torch import Tensor
 from part_robust.attacks import noise
 from part_robust.attacks.arguments import shared_arguments as shared_arguments  # for users' attacks
 from part_robust.attacks.objective import AttackObjective, Score
-from part_robust.attacks.problem import Forward, PlainForward, Problem
+from part_robust.attacks.problem import Forward, PlainForward, Problem, perturbable_pixels
 from part_robust.attacks.state import AttackResult, Run, State, worst_of
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel, check_pixels
@@ -203,6 +203,7 @@ class Attack(ABC):
         scored: bool = False,
         starts: Tensor | None = None,
         attackable: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> AttackResult:
         """Attack one batch. The model behind `forward` should be inside `attack_view`.
 
@@ -219,23 +220,28 @@ class Attack(ABC):
                 radius.
             attackable: bool (N,), False for images without labels for the objective (of the parts), where a zero
                 gradient is expected; all by default.
+            mask: (N, 1, H, W), bool or a number that is 0 on pixels that the attacker must not change; None: all may
+                change. An image whose mask is empty stays as it is.
 
         Raises:
             AttackError: the outputs do not depend on the images.
+            ValueError: the mask has another shape.
             UserError: pixels are outside of the threat model's range; labels (on the CPU) are not classes of the model.
             ThreatModelViolation: the attack has a bug.
         """
         images = images.detach().clone()  # also leaves inference mode
+        perturbable, mask = perturbable_pixels(images, padding, mask)
         problem = Problem(
             model=forward if isinstance(forward, Forward) else PlainForward(forward),
             images=images,
             targets=targets,
             keys=keys.to(images.device),
-            perturbable=None if padding is None else (~padding)[:, None].to(images.dtype),
+            perturbable=perturbable,
             threat_model=self.threat_model.scaled(self.scale),
             scale=self.scale,
             rows=torch.arange(len(images), device=images.device),
             starts=starts,
+            mask=mask,
         )
         scored = scored or self.keeps_best or self.restarts > 1
         history: list[Tensor] = []
@@ -244,10 +250,12 @@ class Attack(ABC):
         zero_gradient = best.zero_gradient
         if attackable is not None:
             zero_gradient = zero_gradient & attackable.to(zero_gradient.device)
+        if mask is not None:
+            zero_gradient = zero_gradient & mask.flatten(1).any(dim=1)
         # The only wait for the device in an attack without early stopping.
         flags = to_host(
             {
-                "allowed": problem.threat_model.allowed(best.images, images),
+                "allowed": problem.threat_model.allowed(best.images, images, perturbable),
                 "zero_gradient": zero_gradient,
                 "low": images.amin(),
                 "high": images.amax(),
@@ -255,7 +263,7 @@ class Attack(ABC):
         )
         check_pixels(float(flags["low"]), float(flags["high"]), problem.threat_model)
         if not flags["allowed"].all():
-            problem.threat_model.verify(best.images, images)
+            problem.threat_model.verify(best.images, images, perturbable)
         number = int(flags["zero_gradient"].sum())
         if number and self.uses_gradient and problem.threat_model.eps > 0:
             self._warn_of_zero_gradient(number, len(images))

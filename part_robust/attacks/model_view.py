@@ -118,6 +118,7 @@ def attack_batch(
     keys: Tensor,
     scored: bool = False,
     starts: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[AttackResult, Tensor | None]:
     """Attack a batch of the mapper's dicts.
 
@@ -128,6 +129,7 @@ def attack_batch(
         keys: int64 (N,).
         scored: see `Attack.__call__`.
         starts: see `Attack.__call__`.
+        mask: see `Attack.__call__`.
 
     Returns:
         The result and the padding mask of the batch.
@@ -140,6 +142,7 @@ def attack_batch(
         padding=padding,
         scored=scored,
         starts=starts,
+        mask=mask,
         **view.call_arguments(keys),
     )
     return result, padding

@@ -69,13 +69,16 @@ class Problem:
         images: the originals.
         targets: for the objective.
         keys: int64 (N,), of the random numbers.
-        perturbable: float (N, 1, H, W), 0 on padding that must not change; None: all pixels may change.
+        perturbable: float (N, 1, H, W), 0 on pixels that must not change, as padding and all outside of the attacker's
+            mask; None: all pixels may change.
         threat_model: with the radius in force (it may be warming up).
         scale: factor on the radius and so on step sizes, 0..1.
         rows: int64 (N,), row of each image in the whole batch, from which images may have been removed.
         target_classes: int64 (N, T), of targeted objectives, one run for each, the most promising first.
         counts: shared by all subsets.
         starts: (N, 3, H, W), start of a run; None for a random one.
+        mask: bool (N, 1, H, W), `perturbable` of an attacker with a mask, who spends the radius inside it; None: the
+            attacker has none.
     """
 
     model: Forward
@@ -89,6 +92,7 @@ class Problem:
     target_classes: Tensor | None = None
     counts: Counts = field(default_factory=Counts)
     starts: Tensor | None = None
+    mask: Tensor | None = None
 
     # Names of earlier versions.
     movable = renamed("perturbable")
@@ -100,7 +104,7 @@ class Problem:
 
     def select(self, index: Tensor) -> Problem:
         """The images at `index`, int64 (M,), alone."""
-        names = ("images", "targets", "keys", "perturbable", "rows", "target_classes", "starts")
+        names = ("images", "targets", "keys", "perturbable", "rows", "target_classes", "starts", "mask")
         chosen = {name: select(getattr(self, name), index) for name in names}
         return replace(self, model=self.model.select(index), **chosen)
 
@@ -108,7 +112,7 @@ class Problem:
         """A random allowed point of each image, or the allowed point that is nearest to `starts`."""
         if self.starts is not None:
             return self.project(self.starts)
-        return self.restrict(self.threat_model.random_start(self.images, self.keys))
+        return self.restrict(self.threat_model.random_start(self.images, self.keys, self.mask))
 
     def project(self, adversarial: Tensor) -> Tensor:
         """Return the allowed images (N, 3, H, W) that are nearest to `adversarial`."""
@@ -121,7 +125,7 @@ class Problem:
         return self.model(images)
 
     def restrict(self, adversarial: Tensor) -> Tensor:
-        """Undo changes of the padding."""
+        """Undo changes of pixels that must not change."""
         if self.perturbable is None:
             return adversarial
         return self.images + (adversarial - self.images) * self.perturbable
@@ -172,3 +176,22 @@ def score(problem: Problem, objective: AttackObjective, adversarial: Tensor, pro
     """Return the objective's score of images, without gradient."""
     outputs = problem.forward(adversarial)
     return objective.score(outputs, problem.targets, objective.value(outputs, problem.targets, progress))
+
+
+def perturbable_pixels(
+    images: Tensor, padding: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return `Problem.perturbable` and `Problem.mask`.
+
+    Raises:
+        ValueError: the mask has another shape than one channel of the images.
+    """
+    free = None if padding is None else (~padding)[:, None]
+    if mask is None:
+        return None if free is None else free.to(images.dtype), None
+    if mask.shape != images[:, :1].shape:
+        raise ValueError(f"mask must be of shape {tuple(images[:, :1].shape)}, got {tuple(mask.shape)}")
+    mask = mask.to(images.device) != 0
+    if free is not None:
+        mask = mask & free
+    return mask.to(images.dtype), mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -32,16 +32,20 @@ class SquareState(State):
 
     Attributes:
         walk_loss: (N,), the loss at `x`, from which the next patch starts.
+        box: int64 (N, 4), top, left, height and width of the attacker's mask, in which all squares lie; None: the
+            attacker has no mask.
     """
 
     walk_loss: Tensor
+    box: Tensor | None = None
 
 
 @ATTACK_REGISTRY.register()
 class Square(Attack):
     """Square attack: each query changes one square of the image, and is kept where the loss grows.
 
-    Place and signs of the squares depend on the image's key alone.
+    Place and signs of the squares depend on the image's key alone. With a mask, squares lie in the mask's bounding box,
+    and their area is a share of the box's.
     """
 
     uses_gradient = False
@@ -74,37 +78,46 @@ class Square(Attack):
         return cls(area_share=node["SQUARE_AREA"], **shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
-        first = stripes if problem.threat_model.norm == "linf" else tiles
-        x = problem.project(problem.images + problem.threat_model.eps * first(problem.keys, problem.images.shape[1:]))
+        linf = problem.threat_model.norm == "linf"
+        pattern = (stripes if linf else tiles)(problem.keys, problem.images.shape[1:])
+        if problem.mask is not None and not linf:
+            pattern = pattern * problem.mask
+            pattern = pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        x = problem.project(problem.images + problem.threat_model.eps * pattern)
         fields = State.initial_fields(x, zero_gradient=False)
-        return SquareState(**fields, walk_loss=fields["loss"])
+        box = None if problem.mask is None else bounding_box(problem.mask)
+        return SquareState(**fields, walk_loss=fields["loss"], box=box)
 
     def step(self, problem: Problem, state: State, step: int, scored: bool) -> None:
         assert isinstance(state, SquareState)
-        x = state.x if step == 0 else self._changed(problem, state.x, step)
+        x = state.x if step == 0 else self._changed(problem, state, step)
         found = score(problem, self.objective, x)
         state.update_best(x, found)
         take = (found.loss > state.walk_loss) | torch.isnan(state.walk_loss)
         state.x = where(take, x, state.x)
         state.walk_loss = torch.where(take, found.loss, state.walk_loss)
 
-    def _changed(self, problem: Problem, x: Tensor, step: int) -> Tensor:
+    def _changed(self, problem: Problem, state: SquareState, step: int) -> Tensor:
+        x = state.x
         channels, height, width = x.shape[1:]
         halvings = sum(step > query for query in HALVINGS)
-        side = math.sqrt(self.area_share / 2**halvings * height * width)
-        threat = problem.threat_model
+        threat, share = problem.threat_model, self.area_share / 2**halvings
+        least = 1 if threat.norm == "linf" else 3
+        side = min(max(round(math.sqrt(share * height * width)), least), height, width)
+        sides = None if state.box is None else sides_in(state.box, share, least)
         if threat.norm == "linf":
-            side = min(max(round(side), 1), height, width)
             drawn = noise.uniform(problem.keys, (2 + channels,), stream=step)
-            square = window(drawn[:, :2], side, height, width)
+            square = window(drawn[:, :2], side if sides is None else sides, height, width, state.box)
             signs = torch.where(drawn[:, 2:] < 0.5, -1.0, 1.0)[:, :, None, None]
             edge = (problem.images + threat.eps * signs).clamp_(threat.low, threat.high)
             return problem.restrict(torch.where(square, edge, x))  # both allowed: nothing to project
-        side = min(max(round(side), 3), height, width)
         drawn = noise.uniform(problem.keys, (5 + channels,), stream=step)
-        return problem.project(
-            problem.images + moved_mass(x - problem.images, drawn, side - (side + 1) % 2, threat.eps)
-        )
+        side -= (side + 1) % 2
+        area = None
+        if sides is not None:
+            assert state.box is not None and problem.mask is not None
+            area = MaskedArea(problem.mask, state.box, sides - (sides + 1) % 2)
+        return problem.project(problem.images + moved_mass(x - problem.images, drawn, side, threat.eps, area))
 
     def describe(self) -> dict:
         return super().describe() | {"area_share": self.area_share}
@@ -132,49 +145,115 @@ def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
     return pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
 
 
-def window(drawn: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Return bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2)."""
-    top, left = corner(drawn, side, height, width)
-    rows = torch.arange(height, device=drawn.device) - top[:, None]
-    columns = torch.arange(width, device=drawn.device) - left[:, None]
+def window(drawn: Tensor, side: int | Tensor, height: int, width: int, box: Tensor | None = None) -> Tensor:
+    """Return bool (N, 1, H, W), a square at the place that two random numbers in [0, 1) name, float (N, 2).
+
+    Args:
+        drawn: the random numbers.
+        side: of the squares, at most the box's; int64 (N,) if they differ.
+        height: H.
+        width: W.
+        box: int64 (N, 4), top, left, height and width of where the squares may lie; None: the whole image.
+    """
+    return squares(*corner(drawn, side, height, width, box), side, height, width)
+
+
+def squares(top: Tensor, left: Tensor, side: int | Tensor, height: int, width: int) -> Tensor:
+    """Return bool (N, 1, H, W), squares at top and left, int64 (N,), of one side or of sides int64 (N,)."""
+    side = side[:, None] if isinstance(side, Tensor) else side
+    rows = torch.arange(height, device=top.device) - top[:, None]
+    columns = torch.arange(width, device=top.device) - left[:, None]
     inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
 
 
-def corner(drawn: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Top and left int64 (N,) of a square, every place as likely as any other."""
-    return (drawn[:, 0] * (height - side + 1)).long(), (drawn[:, 1] * (width - side + 1)).long()
+def corner(
+    drawn: Tensor, side: int | Tensor, height: int, width: int, box: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Top and left int64 (N,) of a square, every place as likely as any other; arguments as of `window`."""
+    if box is None:
+        return (drawn[:, 0] * (height - side + 1)).long(), (drawn[:, 1] * (width - side + 1)).long()
+    top, left, rows, columns = box.unbind(dim=1)
+    return top + (drawn[:, 0] * (rows - side + 1)).long(), left + (drawn[:, 1] * (columns - side + 1)).long()
 
 
-def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float) -> Tensor:
+def bounding_box(mask: Tensor) -> Tensor:
+    """Return int64 (N, 4), top, left, height and width of what is True in masks (N, 1, H, W); 0 where nothing is."""
+    ends = []
+    for across in (3, 2):
+        lines = mask[:, 0].any(dim=across - 1)
+        # The first True of a line and of the reversed line.
+        first = lines.long().argmax(dim=1)
+        length = lines.shape[1] - lines.flip(1).long().argmax(dim=1) - first
+        ends.append((first, length * lines.any(dim=1)))
+    (top, height), (left, width) = ends
+    return torch.stack([top, left, height, width], dim=1)
+
+
+def sides_in(box: Tensor, share: float, least: int) -> Tensor:
+    """Return int64 (N,), sides of squares of a share of a box's area that lie in it.
+
+    Args:
+        box: int64 (N, 4).
+        share: of the area, 0..1.
+        least: the smallest side, unless the box is narrower.
+    """
+    side = (share * box[:, 2].double() * box[:, 3]).sqrt().round().long().clamp(min=least)
+    return torch.minimum(side, box[:, 2:].amin(dim=1)).clamp(min=1)
+
+
+class MaskedArea(NamedTuple):
+    """Where an attacker with a mask may place a window.
+
+    Attributes:
+        mask: bool (N, 1, H, W).
+        box: int64 (N, 4), of `bounding_box`.
+        side: int64 (N,), odd, of the windows.
+    """
+
+    mask: Tensor
+    box: Tensor
+    side: Tensor
+
+
+def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float, area: MaskedArea | None = None) -> Tensor:
     """A perturbation whose mass in one window went to another, with all that the ball has left (algorithm 3).
 
     Args:
         delta: (N, 3, H, W), the perturbation so far.
         drawn: (N, 5 + 3) random numbers in [0, 1): corners of both windows, direction of the bump, signs.
-        side: of the windows, odd.
+        side: of the windows, odd; with an area, no smaller than its sides.
         eps: radius of the ball.
+        area: of an attacker with a mask, outside of which `delta` is 0 and stays 0.
 
     Returns:
-        (N, 3, H, W) of length eps.
+        (N, 3, H, W) of length eps, unless none of the mask lies in a window.
     """
     count, channels, height, width = delta.shape
-    emptied = window(drawn[:, 2:4], side, height, width)
-    union = window(drawn[:, :2], side, height, width) | emptied
+    sides, box = (side, None) if area is None else (area.side, area.box)
+    emptied = window(drawn[:, 2:4], sides, height, width, box)
+    union = window(drawn[:, :2], sides, height, width, box) | emptied
     spare = (eps**2 - delta.square().flatten(1).sum(dim=1)).clamp(min=0)
     available = ((delta.square() * union).flatten(2).sum(dim=2) + spare[:, None] / channels).sqrt()
 
-    top, left = corner(drawn[:, :2], side, height, width)
+    top, left = corner(drawn[:, :2], sides, height, width, box)
     steps = torch.arange(side, device=delta.device)
     index = (top[:, None] + steps)[:, :, None] * width + (left[:, None] + steps)[:, None, :]
+    bump = double_bump(side, delta.device) if area is None else double_bumps(area.side, side)
+    bump = torch.where(drawn[:, 4, None, None] < 0.5, bump, bump.mT).flatten(1)[:, None]
+    flat, kept = delta.flatten(2), torch.where(emptied, 0.0, delta).flatten(2)
+    if area is not None:
+        # A spare pixel, which is dropped in the end, stands for what lies beyond the sides of a smaller window.
+        inside = steps < area.side[:, None]
+        index = torch.where(inside[:, :, None] & inside[:, None, :], index, height * width)
+        flat, kept, mask = (F.pad(x, (0, 1)) for x in (flat, kept, area.mask.flatten(2).to(bump.dtype)))
+        bump = bump * mask.gather(2, index.view(count, 1, -1))
     index = index.view(count, 1, -1).expand(-1, channels, -1)
-    old = delta.flatten(2).gather(2, index)
-    bump = double_bump(side, delta.device)
-    bump = torch.where(drawn[:, 4, None, None] < 0.5, bump, bump.T).flatten(1)[:, None]
+    old = flat.gather(2, index)
     signs = torch.where(drawn[:, 5:] < 0.5, -1.0, 1.0)[:, :, None]
     new = signs * bump + old / old.norm(dim=2, keepdim=True).clamp(min=1e-12)
     new = new / new.norm(dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
-    return torch.where(emptied, 0.0, delta).flatten(2).scatter(2, index, new).view_as(delta)
+    return kept.scatter(2, index, new)[:, :, : height * width].view_as(delta)
 
 
 def double_bump(side: int, device: torch.device) -> Tensor:
@@ -184,6 +263,23 @@ def double_bump(side: int, device: torch.device) -> Tensor:
     upper = side // 2
     both = torch.cat([_hill(upper, side, device), -_hill(side - upper, side, device)])
     return both / both.norm()
+
+
+def double_bumps(side: Tensor, reach: int) -> Tensor:
+    """(N, reach, reach): `double_bump` of each side, int64 (N,), from the top left corner; 0 beyond it."""
+    steps = torch.arange(reach, device=side.device)
+    upper, width = (side // 2)[:, None], side[:, None]
+    lower_half = steps >= upper
+    row = (steps - torch.where(lower_half, upper + (width - upper) // 2, upper // 2)).abs()
+    column = (steps - width // 2).abs()
+    # Sums of 1 / k^2 up to k; each pixel has those between its rectangle and the centre's.
+    sums = F.pad((1.0 / (steps + 1).square()).cumsum(0), (1, 0))
+    level = sums[upper + 1, None] - sums[torch.maximum(row[:, :, None], column[:, None, :]).clamp(max=reach)]
+    inside = (steps < width)[:, :, None] & (steps < width)[:, None, :]
+    halves = [torch.where(inside & half[:, :, None], level, 0.0) for half in (~lower_half, lower_half)]
+    hill, valley = (half / half.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1) for half in halves)
+    both = hill - valley
+    return both / both.flatten(1).norm(dim=1).view(-1, 1, 1)
 
 
 def _hill(height: int, width: int, device: torch.device) -> Tensor:

@@ -63,16 +63,28 @@ class ThreatModel:
         delta = change.flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
 
-    def random_start(self, images: Tensor, keys: Tensor) -> Tensor:
-        """A point drawn uniformly from each image's ball, then clamped to the pixel range; keys int64 (N,)."""
+    def random_start(self, images: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A point drawn uniformly from each image's ball, then clamped to the pixel range.
+
+        Args:
+            images: the originals.
+            keys: int64 (N,).
+            mask: bool (N, 1, H, W), False on pixels that stay, so that the ball has fewer dimensions; None: all move.
+        """
         shape = images.shape[1:]
         if self.norm == "linf":
             delta = (2.0 * noise.uniform(keys, shape) - 1.0) * self.eps
         else:
-            direction = _unit(noise.normal(keys, shape))
+            direction = noise.normal(keys, shape)
+            dimensions: float | Tensor = float(images[0].numel())
+            if mask is not None:
+                direction = direction * mask
+                dimensions = (shape[0] * mask.sum(dim=(1, 2, 3), keepdim=True)).clamp(min=1)
             # A radius r in d dimensions encloses a share r^d of the ball's volume.
-            radius = noise.uniform(keys, (1, 1, 1), stream=2) ** (1.0 / images[0].numel())
-            delta = direction * radius * self.eps
+            radius = noise.uniform(keys, (1, 1, 1), stream=2) ** (1.0 / dimensions)
+            delta = _unit(direction) * radius * self.eps
+        if mask is not None:
+            delta = delta * mask
         return self.project(images + delta, images)
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
@@ -96,26 +108,38 @@ class ThreatModel:
         flat = gradient.flatten(1)
         return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
 
-    def allowed(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """Return bool (N,), False where a perturbation is too long, or a pixel is out of range or not a number."""
-        tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 has steps of 1.5e-5 per pixel
-        in_range = ((adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)).flatten(1).all(dim=1)
-        return (self.distance(adversarial, images) <= self.eps + tolerance) & in_range  # False for NaN, too
+    def allowed(self, adversarial: Tensor, images: Tensor, perturbable: Tensor | None = None) -> Tensor:
+        """Return bool (N,), False where a perturbation is too long, or a pixel must not have the value it has.
 
-    def verify(self, adversarial: Tensor, images: Tensor) -> None:
+        Args:
+            adversarial: (N, 3, H, W).
+            images: (N, 3, H, W), the originals.
+            perturbable: (N, 1, H, W), 0 or False on pixels that must be exactly the original's; None: there are none.
+        """
+        tolerance = 1e-3 + 1e-5 * self.eps  # float32 at 255 has steps of 1.5e-5 per pixel
+        fine = (adversarial >= self.low - 1e-3) & (adversarial <= self.high + 1e-3)
+        if perturbable is not None:
+            fine &= (perturbable > 0) | (adversarial == images)
+        return (self.distance(adversarial, images) <= self.eps + tolerance) & fine.flatten(1).all(dim=1)  # not for NaN
+
+    def verify(self, adversarial: Tensor, images: Tensor, perturbable: Tensor | None = None) -> None:
         """Checks that all images are `allowed`.
 
         Raises:
             ThreatModelViolation: one is not.
         """
-        allowed = self.allowed(adversarial, images)
+        allowed = self.allowed(adversarial, images, perturbable)
         if not bool(allowed.all()):
             distance = self.distance(adversarial, images)
             index = int((~allowed).nonzero()[0])
+            outside = ""
+            if perturbable is not None:
+                moved = ((adversarial != images) & (perturbable <= 0))[index].any(dim=0)
+                outside = f", {int(moved.sum())} pixels moved outside of the mask or on padding"
             raise ThreatModelViolation(
                 f"image {index} of the batch: {self.norm} distance {float(distance[index]):.4f} (allowed {self.eps}), "
                 f"pixels {float(adversarial[index].min()):.4f} .. {float(adversarial[index].max()):.4f} "
-                f"(allowed {self.low} .. {self.high})"
+                f"(allowed {self.low} .. {self.high}){outside}"
             )
 
 

@@ -76,6 +76,8 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     # Users' part data: a list of [name, part json, image root], paths relative to the working directory
     # (docs/data_format.md). The names can then be used in TRAIN, VAL and TEST.
     cfg.DATASETS.REGISTER = ()
+    # Share of the training images of each class that keep their part labels, 0..1; the others have none.
+    cfg.DATASETS.PART_LABEL_SHARE = 1.0
 
 
 def _add_training(cfg: CfgNode) -> None:
@@ -138,6 +140,23 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.CROP_RATIO = (0.75, 1.3333)
     # Probability of a horizontal flip in training.
     cfg.INPUT.FLIP_PROB = 0.5
+    # Further changes of training images, all off by default; parts move along (docs/training.md).
+    # Largest rotation in degrees, 0..180, before the crop; corners are of the mean colour and count nowhere.
+    cfg.INPUT.ROTATION = 0.0
+    # Largest relative change of brightness, contrast and saturation, 0 or more, and shift of the hue, 0..0.5
+    # (torchvision's ColorJitter).
+    cfg.INPUT.COLOR_JITTER = (0.0, 0.0, 0.0, 0.0)
+    # Operations on each image, and their magnitude, 0..30, of RandAugment's that move no pixels (Cubuk et al., 2020).
+    cfg.INPUT.RAND_AUGMENT = (0, 9)
+    # Probability of covering a rectangle of 2 to 33 % of the image; its pixels count nowhere (Zhong et al., 2017).
+    cfg.INPUT.ERASING_PROB = 0.0
+    # Probability that a training image gets a rectangle of another one, with its parts (CutMix, Yun et al., 2019), or
+    # is blended with it and teaches no parts (MixUp, Zhang et al., 2018); together at most 1. The class loss is
+    # weighted by the share. ALPHA: of the Beta distribution of the share, above 0. Not for ATTACK.TRAIN.METHOD mart.
+    cfg.INPUT.CUTMIX_PROB = 0.0
+    cfg.INPUT.CUTMIX_ALPHA = 1.0
+    cfg.INPUT.MIXUP_PROB = 0.0
+    cfg.INPUT.MIXUP_ALPHA = 0.2
     # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE) or
     # "letterbox" (resize the long side to SIZE and pad to a square; the padding is never attacked or scored).
     cfg.INPUT.TEST_TRANSFORM = "center_crop"
@@ -146,6 +165,10 @@ def _add_input(cfg: CfgNode) -> None:
     # Part targets, in training and in scores: "masks", or "boxes" (each part's box painted as its mask, small parts
     # on top of large ones), the box supervision of thesis section 2.2; data with boxes only need "boxes".
     cfg.INPUT.PART_MASKS = "masks"
+    # Labels of the parts, for control experiments (docs/training.md): "parts"; "object", all parts of an image as one
+    # with its class; "foreground", the same with one label for all classes; "shuffled", in training images the parts
+    # of a class exchange their labels at random.
+    cfg.INPUT.PART_LABELS = "parts"
     # Images per process in evaluation. Results do not depend on it.
     cfg.DATALOADER.TEST_BATCH_SIZE = 32
 

@@ -105,6 +105,8 @@ def _standard_attacks() -> dict[str, dict]:
         "apgd_open": {**apgd, "OBJECTIVE": "margin", "QUERY_FACTOR": 4},
         "fab_t": {"NAME": "FAB", "STEPS": 100, "OBJECTIVE": "targeted_margin", "EARLY_STOP": True},
         "square": {"NAME": "Square", "STEPS": 5000, "OBJECTIVE": "margin", "EARLY_STOP": True},
+        # Its beginning, for tier local.
+        "square1000": {"NAME": "Square", "STEPS": 1000, "OBJECTIVE": "margin", "EARLY_STOP": True},
         # The control: the worst of ten uniform draws.
         "noise": {"NAME": "RandomNoise", "STEPS": 10, "OBJECTIVE": "margin"},
     }
@@ -160,9 +162,27 @@ def add_test(cfg: CfgNode) -> None:
     # restart breaks less than this many points of all images, 0..100: 0.2 for models that choose, such as detectors
     # that read the class from chosen queries. 0: no restarts, so that "standard" stays AutoAttack's set.
     cfg.TEST.RESTART_GAIN = 0.0
-    # Threat model of all tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what each
-    # attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and for
-    # every EPS and STEP_SIZE.
+    # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
+    # each region of each image, so these are few and short.
+    tiers.local = ["apgd_ce", "apgd_t", "square1000"]
+    local = cfg.TEST.LOCAL = CfgNode()
+    # Which regions, each by itself: "parts" (every labelled part of the image), "object" (all its parts), "background"
+    # (all but the object), "patch" (a square wherever it does most harm). Images without the part, or without labels,
+    # are counted apart.
+    local.REGIONS = ["parts", "object", "background", "patch"]
+    # Threat model inside the region, which TEST.NORM and TEST.EPS leave as it is: "linf" or "l2", and radius in 0..255
+    # units. 255 under linf is an attacker who paints the region as he likes.
+    local.NORM = "linf"
+    local.EPS = 255.0
+    # Sides of the patches as a share of INPUT.SIZE, 0..1, such as 0.15, which covers 2.2 % of the image (PatchCleanser,
+    # Xiang et al., 2022: 1 to 3 %). () for none.
+    local.PATCH_SIDES = (0.15,)
+    # Places tried for each patch: half of them where the gradient is largest, half at random. The first attack of the
+    # tier runs at all of them, the others at the one where it got farthest.
+    local.PATCH_POSITIONS = 4
+    # Threat model of all other tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what
+    # each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and
+    # for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
     # Whose code attacks the class in tiers and curve: "own", or "autoattack" for pyautoattack's (pip install
@@ -176,6 +196,20 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
+    # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
+    smoothing = cfg.TEST.SMOOTHING = CfgNode()
+    # Standard deviation of the noise in 0..255 units; 0: off. The paper's 0.25, where pixels are 0..1, is 63.75.
+    smoothing.SIGMA = 0.0
+    # Noisy images that estimate how often the class is predicted: one forward pass each. The paper takes 100000. All
+    # votes for one class certify 3.2 SIGMA with 10000, 2.5 with 1000 (at ALPHA 0.001).
+    smoothing.SAMPLES = 10000
+    # Noisy images before these, which choose the class.
+    smoothing.SELECTION = 100
+    # Probability that the radius of an image is wrong, at most.
+    smoothing.ALPHA = 0.001
+    # Images of each data set, the same for every model; 0: all.
+    smoothing.IMAGES = 500
     # Run the expensive checks of the evaluation, too (docs/checks.md): several hundred passes for each checked image.
     cfg.TEST.AUDIT = False
     # What checks may cost: images of each data set, random directions for each in the audit of the gradient, steps of

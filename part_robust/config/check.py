@@ -109,6 +109,12 @@ def _check_evaluation(cfg: CfgNode) -> None:
         check_names(key, names, specs, "attacks of ATTACK.SPECS")
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
+    _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
+    if test.SMOOTHING.SIGMA and not tiers:
+        raise UserError(
+            "TEST.SMOOTHING.SIGMA must be 0 without TEST.TIER, "
+            f"got {test.SMOOTHING.SIGMA!r}: set TEST.TIER, such as TEST.TIER screen"
+        )
     for eps in (test.EPS, *test.EPS_CURVE):
         _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
 

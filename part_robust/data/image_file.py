@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from PIL import Image, ImageOps
 
-from part_robust.data.mapper import build_test_augmentations, content_size, to_rgb
+from part_robust.data.augmentations import build_test_augmentations
+from part_robust.data.mapper import content_size, to_rgb
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import check_file
 

@@ -15,9 +15,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
+from part_robust.data.augmentations import build_test_augmentations, build_train_augmentations
 from part_robust.data.mask_sampling import Block, MaskSampler
 from part_robust.data.register import get_taxonomy
-from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import check_file
 
@@ -93,8 +93,10 @@ class PartDatasetMapper:
         result["height"], result["width"] = image.shape[:2]
         # A copy: NumPy takes a mirrored image of one pixel for contiguous, and PyTorch refuses its negative strides.
         result["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        ignore = sampler.rle(record["ignore_segmentation"]) if "ignore_segmentation" in record else None
-        result["sem_seg"] = self._paint(record, masks, ignore, image.shape[:2], content)
+        ignored = [sampler.outside()]
+        if "ignore_segmentation" in record:
+            ignored.append(sampler.rle(record["ignore_segmentation"]))
+        result["sem_seg"] = self._paint(record, masks, ignored, image.shape[:2], content)
         result["instances"] = _instances(record["annotations"], [block for block, _ in masks], image.shape[:2])
         if content is not None:
             result["content_size"] = content
@@ -124,7 +126,7 @@ class PartDatasetMapper:
         self,
         record: dict,
         masks: list[tuple[Block | None, float]],
-        ignore: Block | None,
+        ignored: Sequence[Block | None],
         size: tuple[int, int],
         content: tuple[int, int] | None,
     ) -> torch.Tensor:
@@ -137,8 +139,8 @@ class PartDatasetMapper:
             block = masks[index][0]
             if block is not None:
                 np.copyto(block.inside(labels), annotations[index]["category_id"], where=block.pixels)
-        if ignore is not None:
-            np.copyto(ignore.inside(labels), self.ignore_label, where=ignore.pixels)
+        for block in filter(None, ignored):
+            np.copyto(block.inside(labels), self.ignore_label, where=block.pixels)
         if content is not None:
             labels[content[0] :, :] = self.ignore_label
             labels[:, content[1] :] = self.ignore_label
@@ -147,33 +149,6 @@ class PartDatasetMapper:
 
 def _painting_rank(annotation: dict, area: float) -> tuple:
     return annotation["is_target"], -area, annotation["id"]
-
-
-def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Return a random crop of INPUT.SIZE, and a flip where INPUT.FLIP_PROB is above 0."""
-    augmentations: list[T.Augmentation] = [
-        RandomResizedCrop(cfg.INPUT.SIZE, cfg.INPUT.CROP_SCALE, cfg.INPUT.CROP_RATIO)
-    ]
-    if cfg.INPUT.FLIP_PROB > 0:
-        augmentations.append(T.RandomFlip(prob=cfg.INPUT.FLIP_PROB))
-    return augmentations
-
-
-def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The same for every model family.
-
-    Raises:
-        ValueError: INPUT.TEST_TRANSFORM or INPUT.TEST_RESIZE is none of the possible ones.
-    """
-    size = cfg.INPUT.SIZE
-    if cfg.INPUT.TEST_TRANSFORM == "letterbox":
-        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN)]
-    if cfg.INPUT.TEST_TRANSFORM != "center_crop":
-        raise ValueError(f"INPUT.TEST_TRANSFORM must be center_crop or letterbox, is {cfg.INPUT.TEST_TRANSFORM}")
-    short_side = cfg.INPUT.TEST_RESIZE or size
-    if short_side < size:
-        raise ValueError(f"INPUT.TEST_RESIZE {short_side} is smaller than INPUT.SIZE {size}")
-    return [T.ResizeShortestEdge(short_side, max_size=1 << 30), CenterCrop(size)]
 
 
 def read_image(record: dict) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import (
+    BlendTransform,
     CropTransform,
     HFlipTransform,
     NoOpTransform,
@@ -24,6 +25,8 @@ from pycocotools import mask as coco_mask
 from part_robust.data.mask_validation import run_lengths
 from part_robust.data.transforms import ContentPad
 
+# They change colours at most.
+_WITHOUT_GEOMETRY = (NoOpTransform, BlendTransform, T.ColorTransform)
 # Pixels that are decoded in the time of looking one up among the runs.
 _LOOK_UPS = 80
 
@@ -53,7 +56,7 @@ class MaskSampler:
     """Masks of one image after one transform, by nearest pixel: equal to `transform.apply_segmentation` of each.
 
     Geometry made of crops, resizes, flips and padding moves rows and columns apart, so the source of every row and
-    every column is computed once; any other transform is applied to each mask.
+    every column is computed once; rotations, erasing and others are applied to each mask.
     """
 
     def __init__(self, transform: Transform, height: int, width: int) -> None:
@@ -102,6 +105,16 @@ class MaskSampler:
         rows, columns = window
         return Block(rows.start, columns.start, np.ones((rows.stop - rows.start, columns.stop - columns.start), bool))
 
+    def outside(self) -> Block | None:
+        """Pixels that show nothing of the image: corners of a rotation, erased ones; None where there are none.
+
+        Padding is not among them.
+        """
+        if self._indices is not None:
+            return None
+        shown = self._transform.apply_segmentation(np.ones(self._size, dtype=np.uint8)) > 0
+        return None if shown.all() else Block(0, 0, ~shown)
+
     def _window(self, left: int, top: int, right: int, bottom: int) -> tuple[slice, slice] | None:
         """Rows and columns whose source lies in a box; they are neighbours, as no transform reorders them."""
         assert self._indices is not None
@@ -140,7 +153,7 @@ def source_indices(transform: Transform, height: int, width: int) -> tuple[np.nd
         elif kind is ContentPad or (kind is PadTransform and step.seg_pad_value == 0):
             rows = np.pad(rows, (step.y0, step.y1), constant_values=-1)
             columns = np.pad(columns, (step.x0, step.x1), constant_values=-1)
-        elif kind is not NoOpTransform:
+        elif not isinstance(step, _WITHOUT_GEOMETRY):
             return None
     return rows, columns
 

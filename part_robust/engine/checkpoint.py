@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from part_robust.engine import packaged_weights  # noqa: F401  (registration of package://)
 from part_robust.engine.safe_loading import check_pickle, load_state
+from part_robust.modeling.convert_imagenet import detect_imagenet_layout, rename
 from part_robust.utils.errors import UserError, as_user_errors
 from part_robust.utils.files import check_file, read_text, replacing, write_text
 
@@ -114,7 +118,31 @@ class PartCheckpointer(DetectionCheckpointer):
                 raise CheckpointMismatch(f"{filename} must hold 'model_state' as pycls writes it, got {sorted(state)}")
             weights = {k: v for k, v in state["model_state"].items() if not k.endswith("num_batches_tracked")}
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        return super()._load_file(filename)
+        return self._converted(super()._load_file(filename), filename)
+
+    def _converted(self, loaded: dict, filename: str) -> dict:
+        """Rename the weights of a packaged ImageNet classifier for the backbone; others stay as they are.
+
+        Raises:
+            CheckpointMismatch: the backbone is another architecture, or sees images of another normalisation.
+        """
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        state, model_state = loaded["model"], model.state_dict()
+        if detect_imagenet_layout(state, model_state) != "efficientnet_lite":
+            return loaded
+        mean, std = (model.get_buffer(name).flatten().tolist() for name in ("pixel_mean", "pixel_std"))
+        try:
+            weights, reports = rename(state, model_state, "efficientnet_lite", mean, std)
+        except ValueError as error:
+            raise CheckpointMismatch(f"MODEL.WEIGHTS {filename}: {error}") from error
+        counts = Counter(report.action for report in reports)
+        logger.info(
+            "ImageNet weights of %s: %d of its %d tensors are the backbone's, %d are of the classifier behind it",
+            *(os.path.basename(filename), counts["renamed"], len(state), counts["dropped"]),
+        )
+        for report in reports:
+            logger.debug("%s: %s %s %s", report.action, report.key, report.ours, report.reason)
+        return {**loaded, "model": weights}
 
     def _torch_load(self, f: str) -> Any:
         return load_state(f)
@@ -143,6 +171,14 @@ class PartCheckpointer(DetectionCheckpointer):
             _summarise(lacking),
         )
         return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Lists keys in log.txt; `_load_model` says on the terminal which weights start from random values."""
+        logger.debug("Not in the checkpoint: %s", ", ".join(incompatible.missing_keys))
+        logger.debug("Of another shape (name, checkpoint, model): %s", incompatible.incorrect_shapes)
+        logger.debug("In the checkpoint alone: %s", ", ".join(incompatible.unexpected_keys))
+        if incompatible.unexpected_keys:
+            logger.warning("in the checkpoint, and not of this model: %s", _summarise(incompatible.unexpected_keys))
 
 
 def check_finite(model: nn.Module, path: str) -> None:

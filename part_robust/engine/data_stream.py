@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 import signal
 import threading
@@ -25,11 +26,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from part_robust.attacks.noise import make_keys
 from part_robust.data import get_taxonomy
+from part_robust.data.controls import with_label_share
+from part_robust.data.mixing import MixingMapper
 from part_robust.engine.failures import SIGNALS
 
 # A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
 # loader, must not be collected there: its end would join workers that are not children of the worker.
 os.register_at_fork(after_in_child=gc.freeze)
+
+logger = logging.getLogger(__name__)
 
 
 class StreamSampler(Sampler):
@@ -103,6 +108,11 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         # detectron2 prints a table of the parts, and divides by their number.
         check_consistency=bool(get_taxonomy(cfg.DATASETS.TRAIN[0]).num_parts),
     )
+    share = cfg.DATASETS.PART_LABEL_SHARE
+    if share < 1:
+        records = with_label_share(records, share)
+        labelled = sum(record["part_supervision"] != "none" for record in records)
+        logger.info("DATASETS.PART_LABEL_SHARE %g: %d of %d images have part labels", share, labelled, len(records))
     name = cfg.DATALOADER.SAMPLER_TRAIN
     # Without a seed the processes still have to share one order.
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -117,9 +127,11 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         raise ValueError(
             f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, is {name!r}"
         )
+    dataset = IndexedDataset(records)
+    ignore_label = get_taxonomy(cfg.DATASETS.TRAIN[0]).ignore_label
     loader = build_detection_train_loader(
-        IndexedDataset(records),
-        mapper=SeededMapper(mapper, seed),
+        dataset,
+        mapper=SeededMapper(MixingMapper.from_config(cfg, mapper, dataset.records, ignore_label), seed),
         sampler=StreamSampler(sampler, len(records)),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,

@@ -50,18 +50,20 @@ class ProcessExit:
         # A separate connection: that of the process group may be inside a blocking call.
         self.stores.append(store.clone() if hasattr(store, "clone") else store)
 
-    def fail(self, reason: str) -> NoReturn:
-        """End this process after its own error."""
+    def fail(self, reason: str, key: str = REASON) -> NoReturn:
+        """End this process after its own error; `key` is GONE for one that another process may have caused."""
         self._once()
-        self._leave(REASON, f"process {self.info.rank}: {reason}")
+        self._leave(key, f"process {self.info.rank}: {reason}")
         self._exit(self._found(REASON) or reason)
 
     def crash(self, error: Exception) -> NoReturn:
         """Ends this process because of an unexpected error, or of one that the end of another process has caused."""
-        if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
+        broken_connection = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+        if broken_connection:
             self._wait_for_a_reason()
         traceback.print_exc()
-        self.fail(sentence(error).splitlines()[0])
+        # The launcher knows whether a process was killed, which explains more than a broken connection.
+        self.fail(sentence(error).splitlines()[0], GONE if broken_connection else REASON)
 
     def lost(self, message: str) -> NoReturn:
         """Ends this process because another one is gone."""

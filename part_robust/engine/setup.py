@@ -18,6 +18,8 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from part_robust.config import config_text
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data.compatibility import check_datasets
+from part_robust.data.controls import with_label_share
+from part_robust.data.mixing import mixes
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
@@ -133,6 +135,11 @@ def check_training(cfg: CfgNode) -> None:
         objective = training_objective(cfg)
         if objective.class_needs_clean and not cfg.MODEL.PART_CLASSIFIER.HEAD:
             raise ValueError(f"ATTACK.TRAIN.METHOD {objective.method} needs a class head (MODEL.PART_CLASSIFIER.HEAD)")
+        if objective.method == "mart" and mixes(cfg):
+            raise UserError(
+                "ATTACK.TRAIN.METHOD must be adversarial, mix or trades where INPUT.CUTMIX_PROB or MIXUP_PROB mixes "
+                "classes, got mart, whose weights need one class for each image"
+            )
         training_attack(cfg)
 
 
@@ -145,9 +152,11 @@ def check_part_labels(cfg: CfgNode) -> None:
     node = cfg.MODEL.PART_CLASSIFIER
     if node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1):
         return
-    if all(record["part_supervision"] == "none" for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)):
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    if all(record["part_supervision"] == "none" for record in with_label_share(records, cfg.DATASETS.PART_LABEL_SHARE)):
         raise UserError(
-            f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any: this "
+            f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any "
+            f"(DATASETS.PART_LABEL_SHARE {cfg.DATASETS.PART_LABEL_SHARE:g}): this "
             "training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with SEG_LOSS_WEIGHT below 1"
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.state import AttackResult
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.utils.transfer import to_device
 
@@ -145,19 +146,40 @@ class AttackedBatch:
         An attack of ours gives an image the same result in any batch, so the first one is reused.
         `starts` (N, 3, H, W) are where it begins instead of a random point.
         """
-        if name not in self.outcomes:
-            self.outcomes[name] = AttackOutcome(self.images.clone(), torch.zeros_like(wanted))
-        outcome = self.outcomes[name]
+        outcome = self._outcome(name)
         chosen = (wanted & ~outcome.done).nonzero()[:, 0]
         if not len(chosen):
             return outcome
-        start = time.perf_counter()
-        rows = chosen.tolist()
         index = self.on_device(chosen)
-        begin = None if starts is None else starts[index]
-        items = [self.items[row] for row in rows]
-        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=begin)
+        result = self.attack_rows(name, attack, chosen, starts=None if starts is None else starts[index])
         outcome.images[index] = result.images
+        if result.distance is not None:
+            if outcome.distance is None:
+                outcome.distance = torch.full((len(self),), float("nan"), device=self.images.device)
+            outcome.distance[index] = result.distance
+        return outcome
+
+    def _outcome(self, name: str) -> AttackOutcome:
+        if name not in self.outcomes:
+            self.outcomes[name] = AttackOutcome(self.images.clone(), torch.zeros(len(self), dtype=torch.bool))
+        return self.outcomes[name]
+
+    def attack_rows(
+        self, name: str, attack: Attack, chosen: Tensor, *, starts: Tensor | None = None, mask: Tensor | None = None
+    ) -> AttackResult:
+        """Run the attack on some images, whether it has been run on them before or not; its cost counts.
+
+        Args:
+            name: under which its cost counts.
+            attack: the attack.
+            chosen: int64 (M,), on the host.
+            starts: (M, 3, H, W), see `Attack.__call__`.
+            mask: bool (M, 1, H, W), see `Attack.__call__`.
+        """
+        start = time.perf_counter()
+        rows, outcome = chosen.tolist(), self._outcome(name)
+        items = [self.items[row] for row in rows]
+        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=starts, mask=mask)
         outcome.done[chosen] = True
         cost = outcome.cost
         cost.images += len(rows)
@@ -167,12 +189,8 @@ class AttackedBatch:
         if result.history is not None:
             cost.steps = attack.steps
             cost.histories.append(result.history[: attack.steps])
-        if result.distance is not None:
-            if outcome.distance is None:
-                outcome.distance = torch.full((len(self),), float("nan"), device=self.images.device)
-            outcome.distance[index] = result.distance
         cost.seconds += time.perf_counter() - start
-        return outcome
+        return result
 
 
 def sum_of_losses(history: Tensor, steps: int) -> np.ndarray:

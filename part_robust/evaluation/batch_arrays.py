@@ -75,7 +75,7 @@ def describe_batch(
         images.pixels = counts["clean"].pixels.cpu().numpy()
     fooled: BatchArrays = {}
     for tier, result in results.items():
-        arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name)
+        arrays |= TierArrays(result.broken_by.cpu().numpy()).write(tier.name) | result.arrays
         for name, found in result.fooled.items():
             fooled[name] = found.cpu().numpy() | fooled.get(name, False)
     for eps, right in curve.items():

@@ -14,6 +14,7 @@ from torch import nn
 
 import part_robust
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
 from part_robust.evaluation.tiers import Tier
@@ -73,6 +74,7 @@ def evaluation_identity(
 def _describe_tier(tier: Tier) -> dict[str, Any]:
     described = {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
     # Tiers without rounds have the identity that earlier versions gave them.
+    described |= tier.describe() if isinstance(tier, LocalTier) else {}
     return described | ({"rounds": asdict(tier.rounds)} if tier.rounds else {})
 
 

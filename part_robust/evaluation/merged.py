@@ -154,11 +154,15 @@ class Merged:
         names, changed = LabelArrays.names(row), self._changed(row)
         return LabelArrays.read(self._concatenated(names.values(), names["image_id"], changed), row)
 
+    def together(self, kind: type[Kind], name: str = "") -> Kind | None:
+        """Arrays of pairs of an image and something in it, one batch after the other; None where there are none."""
+        names = kind.names(name)
+        changed = np.concatenate([each.get(names["image_id"], []) for each in ({}, *self._replaced)])
+        return kind.find(self._concatenated(names.values(), names["image_id"], changed), name)
+
     def pictures(self) -> PictureArrays | None:
         """Images that may become pictures, one batch after the other; None where there are none."""
-        names = PictureArrays.names()
-        changed = np.concatenate([each.get(names["image_id"], []) for each in ({}, *self._replaced)])
-        return PictureArrays.find(self._concatenated(names.values(), names["image_id"], changed))
+        return self.together(PictureArrays)
 
     def cost(self, name: str) -> TotalCost:
         """Cost of an attack, or of everything else as "evaluation"."""

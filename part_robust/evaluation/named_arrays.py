@@ -163,6 +163,60 @@ class AttackArrays(NamedArrays):
 
 
 @dataclass
+class RegionArrays(NamedArrays):
+    """Results of a tier of local attacks, of M pairs of an image and a region of it (evaluation/regions.py).
+
+    Attributes:
+        image_id: int64 (M,).
+        region: int64 (M,).
+        broken_by: int64 (M,), index of the attack that broke the image inside the region, -1 where none did.
+        attacked: bool (M,), False for images that are wrong without any attack.
+        zero_gradient: bool (M,), attacked, and every gradient inside the region was zero.
+        right_greyed: int8 (M,), whether the class is right where the region is grey, -1 of patches.
+        top: int64 (M,), first row of the patch, -1 of other regions.
+        left: int64 (M,), first column of the patch, -1 of other regions.
+    """
+
+    template = "regions.{name}.{field}"
+
+    image_id: np.ndarray
+    region: np.ndarray
+    broken_by: np.ndarray
+    attacked: np.ndarray
+    zero_gradient: np.ndarray
+    right_greyed: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+
+
+@dataclass
+class RegionPictureArrays(NamedArrays):
+    """Pictures of R pairs of an image and a region, of few images.
+
+    Attributes:
+        image_id: int64 (R,).
+        region: int64 (R,).
+        label: int64 (R,), classes.
+        before: int64 (R,), predicted class without attack.
+        after: int64 (R,), predicted class under attack.
+        clean: uint8 (R, 3, H, W), RGB.
+        attacked: uint8 (R, 3, H, W), RGB, rounded.
+        mask: bool (R, H, W), what the attacker may change.
+    """
+
+    template = "region_pictures.{name}.{field}"
+
+    image_id: np.ndarray
+    region: np.ndarray
+    label: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    clean: np.ndarray
+    attacked: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass
 class CurveArrays(NamedArrays):
     """Results at one radius of the eps curve, whose name is the radius.
 
@@ -249,3 +303,24 @@ class PictureArrays(NamedArrays):
     top3_probabilities_before: np.ndarray | None = None
     top3_labels_after: np.ndarray | None = None
     top3_probabilities_after: np.ndarray | None = None
+
+
+@dataclass
+class VoteArrays(NamedArrays):
+    """Predictions on noisy images, counted by class, in the journal of randomised smoothing.
+
+    Attributes:
+        image_id: int64 (N,).
+        label: int64 (N,).
+        selection: int64 (N, C), of the draws that choose the class.
+        votes: int64 (N, C), of the others.
+        seconds: float (N,), wall time.
+    """
+
+    template = "images.{field}"
+
+    image_id: np.ndarray
+    label: np.ndarray
+    selection: np.ndarray
+    votes: np.ndarray
+    seconds: np.ndarray

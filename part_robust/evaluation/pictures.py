@@ -5,7 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; M images chosen; P parts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ KINDS = {"worst": 4, "median": 4, "robust": 4}
 TOP = 3
 
 
-def picture_sample(image_ids: Sequence[int]) -> frozenset[int]:
-    """At most SAMPLE of the images, spread evenly and the same for every evaluation of the same data."""
+def picture_sample(image_ids: Iterable[int], number: int = SAMPLE) -> frozenset[int]:
+    """At most `number` of the images, spread evenly and the same for every evaluation of the same data."""
     ids = sorted(image_ids)
     order = make_keys(0, torch.tensor(ids, dtype=torch.int64)).argsort(stable=True)
-    return frozenset(ids[i] for i in order[:SAMPLE].tolist())
+    return frozenset(ids[i] for i in order[:number].tolist())
 
 
 def picture_arrays(batch: AttackedBatch, result: TierResult, sample: Collection[int]) -> BatchArrays:

@@ -14,6 +14,7 @@ from part_robust.config import attack_spec
 from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.adversarials import MODES
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.pictures import picture_sample
 from part_robust.evaluation.tiers import RoundSettings, Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
@@ -73,7 +74,7 @@ def tier_names(cfg: CfgNode) -> list[str]:
     """Names in TEST.TIER, which separates them by commas, the strongest first."""
     names = list(dict.fromkeys(name.strip() for name in cfg.TEST.TIER.split(",") if name.strip()))
     rank = {name: index for index, name in enumerate(STRENGTH)}
-    last = {"thesis": len(rank) + 1, "parts": len(rank) + 2}
+    last = {"thesis": len(rank) + 1, "parts": len(rank) + 2, "local": len(rank) + 3}
     return sorted(names, key=lambda name: rank.get(name, last.get(name, len(rank))))
 
 
@@ -101,6 +102,8 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
     if name not in cfg.TEST.TIERS:
         raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
     specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
+    if name == "local":
+        return LocalTier.from_config(cfg, name, specs)
     objectives = {attack: get_objective(spec.OBJECTIVE) for attack, spec in specs.items()}
     on_class = [attack for attack in specs if not objectives[attack].needs_parts]
     if on_class and len(on_class) < len(specs):

@@ -34,7 +34,7 @@ class Progress:
             done: images that were done before.
             processes: that share the rest; each logs its own share, so what it sees is multiplied.
             period: seconds between two lines.
-            what: first words of a line.
+            what: is done, the first words of a line.
         """
         self.what = what
         self.total = total

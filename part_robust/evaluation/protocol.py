@@ -28,7 +28,6 @@ from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArr
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.progress import Progress
 from part_robust.evaluation.rounds import describe_round, next_round, run_round_batch
-from part_robust.evaluation.tiers import run_tier
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ def _run_batch(
         batch = AttackedBatch(inner, items, len(plan.part_names))
         results = {}
         for tier in plan.tiers:
-            results[tier] = run_tier(tier, batch, progress.note)
+            results[tier] = tier.run(batch, progress.note, plan.sample)
         curve = run_curve(plan.curve, batch, results) if plan.curve else {}
         for tier, result in results.items():
             if plan.save_adversarials:

@@ -17,6 +17,8 @@ from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
+from part_robust.evaluation.local import LocalTier
+from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
@@ -89,6 +91,9 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         record["by_size"] = by_size(image.object_share, clean, robust)
         matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
         record["clean_to_attacked"] = matrix.tolist()
+        for tier in plan.tiers:
+            if isinstance(tier, LocalTier):
+                record["local"] = describe_local(tier, plan.part_names, merged)
     elif image.pixels is not None:
         record["clean"] = pixel_share(merged.read(PixelArrays, "clean").pixels_right, image.pixels)
     return record
@@ -101,7 +106,7 @@ def right(merged: Merged, row: str) -> np.ndarray:
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
-    return merged.stands(tier.name) if tier.kind == "class" else right(merged, tier.name)
+    return merged.stands(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
 
 
 def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
@@ -184,6 +189,8 @@ def _accuracies(tier: Tier, index: int, run: Executed, merged: Merged) -> dict[s
         }
     assert attack.fooled is not None
     attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
+    if tier.kind == "local":  # every region of an image is attacked, whether another one broke it or not
+        attacked = done
     # What was skipped because an earlier attack broke it is unknown of this one.
     alone = percent((before & ~attack.fooled).sum(), len(merged)) if done[before].all() else None
     return {
@@ -268,13 +275,15 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
                 "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:
-        if tier.kind == "class":
+        if tier.kind in ("class", "local"):
             right_again = int((right(merged, tier.name) & (merged.read(TierArrays, tier.name).broken_by >= 0)).sum())
             if right_again:
                 sentences.append(
                     f"{tier.name}: {right_again} images that an attack had broken were right when scored again; "
                     "they lie on the class boundary, or the model is not deterministic. They count as broken"
                 )
+        if isinstance(tier, LocalTier):
+            sentences += local_warnings(describe_local(tier, plan.part_names, merged))
         if any(attack.threat_model.eps == 0 for attack in tier.attacks.values()):
             sentences.append(f"{tier.name}: eps is 0, so these are clean results")
     return sentences
@@ -314,6 +323,10 @@ def write_files(folder: Path, dataset: str, plan: Plan, merged: Merged, adversar
     _save(folder / str(files["flags"]), flags_of(plan, merged))
     if plan.save_adversarials:
         files["adversarials"] = f"{adversarials.relative_to(folder)}/"
+    for tier in plan.tiers:
+        if isinstance(tier, LocalTier):
+            files["local"] = f"local_{dataset}.npz"
+            _save(folder / str(files["local"]), local_arrays(tier, plan.part_names, merged))
     pictures = choose_pictures(merged.pictures())
     if pictures:
         files["pictures"] = f"pictures_{dataset}.npz"

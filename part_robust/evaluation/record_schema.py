@@ -42,9 +42,26 @@ _EVALUATION = {
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
     "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,), **_ROUNDS}},
+    "local": (
+        {
+            "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
+            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+        },
+    ),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "adversarials": TEXT, "pictures": TEXT},
+    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
+    "smoothing": (
+        {
+            "sigma": NUMBER,
+            "samples": NUMBER,
+            "largest_radius": NUMBER,
+            "accuracy": _SCORE,
+            "certified": [{"eps": NUMBER, **_SCORE}],
+            "attacked": [{"eps": NUMBER, **_SCORE}],
+            "trials": [{"image_id": NUMBER, "distance": NUMBER, "draws": NUMBER, "votes": NUMBER, "count": NUMBER}],
+        },
+    ),
     "rescored": ({"images": NUMBER, "mismatches": NUMBER},),
     "checks": ([{"id": TEXT, "status": TEXT, "sentence": TEXT}],),
     "reportable": FLAG,

@@ -15,10 +15,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from part_robust.attacks import Attack
-from part_robust.data.sample import evaluated_records
+from part_robust.data.sample import evaluated_records, sample_records
 from part_robust.data.test_loader import build_test_loader
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.build import build_evaluator
+from part_robust.evaluation.certification import build_smoothing, certify_dataset, count_votes, smoothing_identity
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.identity import evaluation_identity
@@ -33,6 +34,7 @@ from part_robust.evaluation.record import (
 )
 from part_robust.evaluation.robustness import log_attack
 from part_robust.evaluation.siblings import sibling_folders, transfer
+from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.utils.processes import wait_for_all
 
@@ -91,12 +93,12 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
     """
     evaluation = TierEvaluation()
     sibling_folders(cfg)  # a wrong one is said before the work
-    tiers, curve = build_tiers(cfg), build_curve(cfg)
+    tiers, curve, smoothing = build_tiers(cfg), build_curve(cfg), build_smoothing(cfg)
     for dataset in cfg.DATASETS.TEST:
         records, warnings = evaluated_records(cfg, dataset)
         plan = build_plan(cfg, dataset, records, tiers, curve)
         identity = evaluation_identity(cfg, plan, model, weights, weights_of, records)
-        merged = _attack_dataset(cfg, dataset, records, plan, model, identity, resume, evaluation)
+        merged = _attack_dataset(cfg, dataset, records, plan, smoothing, model, identity, resume, evaluation)
         wait_for_all()
         if merged is None:
             continue
@@ -122,6 +124,7 @@ def _attack_dataset(
     dataset: str,
     records: list[dict],
     plan: Plan,
+    smoothing: Smoothing | None,
     model: nn.Module,
     identity: dict[str, str],
     resume: bool,
@@ -130,19 +133,30 @@ def _attack_dataset(
     """Carries out the plan and adds the data set's results and record to `evaluation`; None off the main process."""
     folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
     journal = _open(journal_folder(cfg, dataset), identity, resume)
+    if smoothing is not None:
+        smoothed = sample_records(records, smoothing.images)
+        votes_journal = _open(
+            folder / f"smoothing_journal_{dataset}", smoothing_identity(smoothing, identity, smoothed), resume
+        )
     if comm.is_main_process() and adversarials.exists() and not journal.batches():
         _move_aside(adversarials)  # another evaluation's
     comm.synchronize()
     evaluators = build_evaluator(cfg, dataset)
 
-    def remaining(done: Collection[int]) -> Iterable[list[dict]]:
-        return build_test_loader(cfg, dataset, [record for record in records if record["image_id"] not in done])
+    def remaining(done: Collection[int], wanted: list[dict] = records) -> Iterable[list[dict]]:
+        return build_test_loader(cfg, dataset, [record for record in wanted if record["image_id"] not in done])
 
     for name, attack in plan.attacks().items():
         log_attack(name, attack)
     # Of the module that `attack_view` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
     merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
+    votes = None
+    if smoothing is not None:
+        batch = cfg.DATALOADER.TEST_BATCH_SIZE
+        votes = count_votes(
+            smoothing, model, lambda done: remaining(done, smoothed), len(smoothed), votes_journal, batch
+        )
     if merged is None:
         return None
     results = metrics_of(plan, merged, evaluators)
@@ -150,6 +164,8 @@ def _attack_dataset(
     record["files"] = write_files(folder, dataset, plan, merged, adversarials)
     if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
         record["transfer"] = transferred
+    if smoothing is not None and votes is not None:
+        record["smoothing"] = certify_dataset(cfg, smoothing, model, dataset, records, plan, merged, votes)
     add_checks(cfg, model, dataset, records, plan, merged, record, before)
     evaluation.results[dataset], evaluation.evaluations[dataset] = OrderedDict(results), record
     return merged

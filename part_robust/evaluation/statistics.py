@@ -55,6 +55,21 @@ def ratio_interval(correct: np.ndarray, total: np.ndarray, confidence: float = 0
     return max(share - half, 0.0), min(share + half, 1.0)
 
 
+def binomial_lower_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:
+    """Return float (N,), the one-sided lower bounds of shares, 0..1, at confidence 1 - alpha (Clopper, Pearson, 1934).
+
+    Each lies above the true share with a probability of at most alpha, whatever that share is.
+
+    Args:
+        successes: int (N,), each of `trials` independent draws.
+        trials: number of draws, at least 1.
+        alpha: 0..1, both excluded.
+    """
+    # The quantile of Beta(0, b) is not defined; nothing is known of a share without a success.
+    bound = stats.beta.ppf(alpha, np.maximum(successes, 1), trials - np.maximum(successes, 1) + 1)
+    return np.where(successes > 0, bound, 0.0)
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two results on the same images.

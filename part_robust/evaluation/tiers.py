@@ -5,8 +5,8 @@ Letters: N images of (3, H, W), RGB, 0..255; A attacks of a tier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from part_robust.attacks import Attack, ThreatModel
 from part_robust.attacks.state import where
 from part_robust.evaluation.attacked_batch import AttackedBatch, LabelCounts, label_counts, margins
+from part_robust.evaluation.journal import BatchArrays
 
-KINDS = ("full", "class", "parts")
+KINDS = ("full", "class", "parts", "local")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Tier:
         name: in the config and in results.
         kind: "full": every attack on every image (the thesis). "class": the worst case per image for the class; only
             images that are still right are attacked further. "parts": the worst case per image for pixel accuracy,
-            every attack on every image with part labels.
+            every attack on every image with part labels. "local": of a `LocalTier`.
         attacks: by name, cheap ones first.
         rounds: what follows the first pass, for tier "class" alone; None for nothing.
     """
@@ -89,6 +90,10 @@ class Tier:
             words += f", {' and '.join(self.rounds.sampled)} on a random sample alone"
         return words
 
+    def run(self, batch: AttackedBatch, note: Callable[[str], None], sample: Collection[int]) -> TierResult:
+        """Same as `run_tier`; `sample` are ids of images that may become pictures."""
+        return run_tier(self, batch, note)
+
 
 @dataclass
 class TierResult:
@@ -102,6 +107,7 @@ class TierResult:
         fooled: bool (N,) by attack, the class is wrong after it; False where the attack was not run.
         counts: of the parts, by attack, for tier "parts" alone.
         outputs_by_attack: outputs of the model, by attack, for tier "parts" alone.
+        arrays: further arrays of the batch in the journal, by name.
     """
 
     images: Tensor
@@ -110,6 +116,7 @@ class TierResult:
     fooled: dict[str, Tensor]
     counts: dict[str, LabelCounts]
     outputs_by_attack: dict[str, list[dict]]
+    arrays: BatchArrays = field(default_factory=dict)
 
 
 def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:

@@ -84,7 +84,7 @@ class TrainingObjective:
         Args:
             attacked: logits.
             clean: logits; None where `class_needs_clean` is False.
-            labels: (N,).
+            labels: int64 (N,), or shares of the classes, float (N, C), which MART does not take.
             label_smoothing: of cross-entropies, 0..1; MART's margin term has none.
         """
         if not self.class_needs_clean:

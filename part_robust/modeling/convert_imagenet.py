@@ -1,7 +1,8 @@
 """ImageNet classifiers, mostly adversarially trained ones, -> weights of our backbone, with a report of every key.
 
-Two layouts: torchvision's ResNets into detectron2's, and timm's models into `build_timm_backbone`. Wrappers are taken
-off: DistributedDataParallel, the `robustness` library (Engstrom et al., 2019), a normalisation in front of the network.
+Three layouts: torchvision's ResNets into detectron2's; timm's models, and the EfficientNet-Lites of the package index
+(engine/packaged_weights.py), into `build_timm_backbone`. Wrappers are taken off: DistributedDataParallel, the
+`robustness` library (Engstrom et al., 2019), a normalisation in front of the network.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from part_robust.modeling.convert import KeyReport
 
-LAYOUTS = ("torchvision", "timm")
-# RGB, 0..1.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAYOUTS = ("torchvision", "timm", "efficientnet_lite")
+# Mean and standard deviation that images were normalised with where a file does not say; RGB, 0..1.
+USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 _NORMALISER = re.compile(r"(?:normalizer|normalize)\.(?:new_)?(mean|std)")
 _TORCHVISION = (
@@ -28,8 +30,21 @@ _TORCHVISION = (
     (r"layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"res<\1>.\2.conv\3.\4"),
     (r"layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res<\1>.\2.conv\3.norm.\4"),
 )
+# Inside a block: without an expansion, which a stage's first block may lack, and with one.
+_LITE_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 _DROPPED = (
-    (r"(?:fc|classifier|head)\..+|norm\.(?:weight|bias)", "behind the features: the classifier of ImageNet"),
+    (
+        r"(?:fc|classifier|head)\..+|norm\.(?:weight|bias)|(?:_conv_head|_bn1|_fc)\..+",
+        "behind the features: the classifier of ImageNet",
+    ),
     (r".+\.num_batches_tracked", "a counter that this model's norms do not have"),
     (r".+\.(?:attn_mask|relative_position_index)", "computed from the size of the image"),
 )
@@ -46,6 +61,8 @@ def detect_imagenet_layout(state: Mapping[str, Tensor], model_state: Mapping[str
     into_timm = any(key.startswith("backbone.net.") for key in model_state)
     if "conv1.weight" in keys and any(key.startswith("layer1.") for key in keys):
         return "timm" if into_timm else "torchvision"
+    if into_timm and "_conv_stem.weight" in keys and not any("._se_reduce." in key for key in keys):
+        return "efficientnet_lite"
     return "timm" if into_timm and any(re.match(r"(stages|layers)\.0\.", key) for key in keys) else None
 
 
@@ -70,6 +87,30 @@ def convert_imagenet(
             weights of it are missing or of another shape.
     """
     check_backbone(cfg, layout)
+    return rename(state, model_state, layout, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, trust)
+
+
+def rename(
+    state: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor],
+    layout: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    trust: bool = False,
+) -> tuple[dict[str, Tensor], list[KeyReport]]:
+    """Same as `convert_imagenet`, for a model whose backbone is known to be of the layout.
+
+    Args:
+        state: see `convert_imagenet`.
+        model_state: see `convert_imagenet`.
+        layout: see `convert_imagenet`.
+        mean: of the model's normalisation, RGB, 0..255.
+        std: of the model's normalisation, RGB, 0..255.
+        trust: see `convert_imagenet`.
+
+    Raises:
+        ValueError: same as `convert_imagenet`.
+    """
     normaliser: dict[str, Tensor] = {}
     result: dict[str, Tensor] = {}
     reports = []
@@ -94,7 +135,7 @@ def convert_imagenet(
             )
         result[name] = value
         reports.append(KeyReport("renamed", key, name))
-    check_normalisation(normaliser, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, trust)
+    check_normalisation(normaliser, mean, std, trust, HALVES if layout == "efficientnet_lite" else USUAL)
     lacking = [name for name in model_state if name not in result and not name.endswith("num_batches_tracked")]
     fatal = [name for name in lacking if name.startswith("backbone.")]
     if fatal:
@@ -112,7 +153,7 @@ def check_backbone(cfg: CfgNode, layout: str) -> None:
     Raises:
         ValueError: weights of this layout would load into the config's backbone and mean something else there.
     """
-    wanted = "build_timm_backbone" if layout == "timm" else "build_resnet_backbone"
+    wanted = "build_resnet_backbone" if layout == "torchvision" else "build_timm_backbone"
     if cfg.MODEL.BACKBONE.NAME != wanted:
         raise ValueError(f"layout {layout} needs MODEL.BACKBONE.NAME {wanted}, is {cfg.MODEL.BACKBONE.NAME}")
     if cfg.INPUT.FORMAT != "RGB":
@@ -125,7 +166,11 @@ def check_backbone(cfg: CfgNode, layout: str) -> None:
 
 
 def check_normalisation(
-    normaliser: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float], trust: bool = False
+    normaliser: Mapping[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    trust: bool = False,
+    usual: Mapping[str, Sequence[float]] = USUAL,
 ) -> None:
     """Check that the config normalises images as the classifier was trained.
 
@@ -134,19 +179,20 @@ def check_normalisation(
         mean: MODEL.PIXEL_MEAN, 0..255.
         std: MODEL.PIXEL_STD.
         trust: of `convert_imagenet`.
+        usual: of such files, 0..1, RGB.
 
     Raises:
         ValueError: the backbone would see other numbers than it was trained on.
     """
-    for name, usual, ours in (("mean", MEAN, mean), ("std", STD, std)):
+    for name, ours in (("mean", mean), ("std", std)):
         if name not in normaliser and trust:
             continue
-        own = normaliser.get(name, torch.tensor(usual)).double() * 255.0
+        own = normaliser.get(name, torch.tensor(usual[name])).double() * 255.0
         if not torch.allclose(own, torch.tensor(ours, dtype=torch.float64), atol=0.05):
             who = (
                 "the file's normalisation is"
                 if name in normaliser
-                else "the file does not say, ImageNet's usual one is"
+                else f"the file does not say, {'ImageNet' if usual is USUAL else 'EfficientNet-Lite'}'s usual one is"
             )
             raise ValueError(
                 f"{who} MODEL.PIXEL_{name.upper()} {[round(v, 3) for v in own.tolist()]} (RGB, 0..255), the config has "
@@ -155,6 +201,9 @@ def check_normalisation(
 
 
 def _name(key: str, layout: str, model_state: Mapping[str, Tensor]) -> str | None:
+    if layout == "efficientnet_lite":
+        name = f"backbone.net.{_lite_name(key, model_state)}"
+        return name if name in model_state else None
     if layout == "torchvision":
         for pattern, replacement in _TORCHVISION:
             match = re.fullmatch(pattern, key)
@@ -167,6 +216,23 @@ def _name(key: str, layout: str, model_state: Mapping[str, Tensor]) -> str | Non
         key = re.sub(r"^stem\.stem\.", "stem.0.", key)
         names = [f"backbone.net.{key}", f"backbone.net.{key.replace('.', '_', 1)}"]
     return next((name for name in names if name in model_state), None)
+
+
+def _lite_name(key: str, model_state: Mapping[str, Tensor]) -> str | None:
+    """Return timm's name of a weight of an EfficientNet-Lite, whose blocks are numbered through all stages."""
+    if stem := re.fullmatch(r"_(conv_stem|bn0)\.(.+)", key):
+        return f"{stem[1].replace('bn0', 'bn1')}.{stem[2]}"
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
+    if match is None:
+        return None
+    found = (re.match(r"backbone\.net\.blocks\.(\d+)\.(\d+)\.", name) for name in model_state)
+    blocks = sorted({(int(place[1]), int(place[2])) for place in found if place})
+    if int(match[1]) >= len(blocks):
+        return None
+    block = "blocks.{}.{}".format(*blocks[int(match[1])])
+    expanded = f"backbone.net.{block}.conv_pwl.weight" in model_state
+    layer = (_LITE_EXPANDED if expanded else _LITE_PLAIN).get(match[2])
+    return layer and f"{block}.{layer}.{match[3]}"
 
 
 def _reason(key: str) -> str:

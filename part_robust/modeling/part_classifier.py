@@ -242,7 +242,7 @@ class PartClassifier(nn.Module):
     def losses(self, images: Tensor, padding: Tensor | None, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Weighted losses of one batch: `loss_cls` and what the objective adds, and the segmenter's own names."""
         learned = training_targets(batched_inputs, self.device, self._target_fields, self.head is not None)
-        targets, labels, clean = learned.parts, learned.labels, learned.clean
+        targets, clean = learned.parts, learned.clean
         clean_weight, adversarial_weight = self.objective.part_weights()
         if clean is None:  # the batch has no clean copy
             adversarial_weight = 1.0
@@ -274,7 +274,7 @@ class PartClassifier(nn.Module):
         if logits is None:
             return part_losses
         objective = self.objective if clean is not None else TrainingObjective()
-        assert labels is not None  # read where there is a head
+        labels = learned.class_targets(logits.shape[1])
         class_losses = objective.class_losses(logits, clean_logits, labels, self.label_smoothing)
         return part_losses | {name: self.class_loss_weight * loss for name, loss in class_losses.items()}
 

@@ -83,11 +83,17 @@ class PartToClass(nn.Module):
             empty_classes: "column" or "bias".
 
         Raises:
-            ValueError: an unknown `empty_classes`.
+            ValueError: an unknown `empty_classes`; a fixed matrix that gives all classes the same score.
         """
         super().__init__()
         if empty_classes not in ("column", "bias"):
             raise ValueError(f"MODEL.PART_TO_CLASS.EMPTY_CLASSES must be column or bias, is {empty_classes!r}")
+        if not learned and matrix.shape[1] > 1 and len(matrix) and bool((matrix == matrix[:, :1]).all()):
+            raise ValueError(
+                "MODEL.PART_TO_CLASS.LEARNED must be True where all classes have the same parts (as INPUT.PART_LABELS "
+                "foreground makes them), got False: no score would tell them apart. Or take a model that does not "
+                "read the class from this matrix, such as deeplab_two_headed"
+            )
         counts = matrix.sum(axis=0)
         columns = torch.as_tensor(matrix / np.maximum(counts, 1.0) if normalize else matrix, dtype=torch.float32)
         empty = np.flatnonzero(counts == 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from part_robust.structures import PaddedParts, PartTargets
 from part_robust.utils.transfer import to_device
@@ -79,11 +80,22 @@ class TrainingTargets:
         labels: int64 (N,) class indices; None where they are not wanted.
         parts: part labels; None where they are not wanted.
         clean: float32 (N, 3, H, W), 0..255, the images before an attack; None where the batch does not have them.
+        mixed: int64 (N,), second classes of mixed images, and float (N,), their shares; None where no image is mixed.
     """
 
     labels: Tensor | None
     parts: PartTargets | None
     clean: Tensor | None
+    mixed: tuple[Tensor, Tensor] | None = None
+
+    def class_targets(self, num_classes: int) -> Tensor:
+        """int64 (N,) class indices, or float (N, C) shares of the classes if images are mixed."""
+        assert self.labels is not None
+        if self.mixed is None:
+            return self.labels
+        others, shares = self.mixed
+        first, second = (functional.one_hot(labels, num_classes) for labels in (self.labels, others))
+        return first * (1.0 - shares[:, None]) + second * shares[:, None]
 
 
 def training_targets(
@@ -100,6 +112,10 @@ def training_targets(
     tensors: dict[str, Tensor] = {}
     if classes:
         tensors["labels"] = class_targets(batched_inputs)
+        if any("mixed_class" in item for item in batched_inputs):
+            others = [item.get("mixed_class", (item["class_id"], 0.0)) for item in batched_inputs]
+            tensors["mixed"] = torch.tensor([label for label, _ in others])
+            tensors["share"] = torch.tensor([share for _, share in others])
     if "image_clean" in batched_inputs[0]:
         tensors["clean"] = stack_images(batched_inputs, "image_clean")
     padded = None
@@ -132,7 +148,8 @@ def training_targets(
                 masks=moved.get("masks"),
             )
     clean = moved.get("clean")
-    return TrainingTargets(moved.get("labels"), parts, None if clean is None else clean.float())
+    mixed = (moved["mixed"], moved["share"]) if "mixed" in moved else None
+    return TrainingTargets(moved.get("labels"), parts, None if clean is None else clean.float(), mixed)
 
 
 def _describe(item: dict) -> str:

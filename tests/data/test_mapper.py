@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks
 from PIL import Image
 
 from part_robust.data import PartDatasetMapper, register_part_dataset
-from part_robust.data.mapper import build_test_augmentations
+from part_robust.data.augmentations import build_test_augmentations
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from tests.toy import SIZE, encode, tiny_cfg, write_toy
 

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.functional import center_crop
 
-from part_robust.data.mapper import build_test_augmentations, build_train_augmentations
+from part_robust.data.augmentations import build_test_augmentations, build_train_augmentations
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 from tests.toy import SIZE, tiny_cfg
 

@@ -44,6 +44,10 @@ RUNS = {
     ],
     # A radius so small that images stay right, for the sibling's images.
     "audit_and_sibling": ["resnet", *SCREEN, "TEST.EPS", 0.01, "TEST.AUDIT", True, "TEST.CHECKS.SIBLINGS", "sibling"],
+    "smoothed": [
+        *("resnet", *SCREEN, "TEST.NUM_IMAGES", 6, "TEST.NORM", "l2", "TEST.EPS", 9.0, "TEST.EPS_CURVE", (3,)),
+        *("TEST.SMOOTHING.SIGMA", 15.0, "TEST.SMOOTHING.SAMPLES", 40, "TEST.SMOOTHING.IMAGES", 4),
+    ],
     "one_image": ["resnet", *SCREEN, "TEST.NUM_IMAGES", 1],
     # The last of one process's batches, of one image, is left to do.
     "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7],
@@ -110,9 +114,13 @@ def images_and_flags(folder: Path) -> dict[str, bytes]:
     """What an evaluation has written about single images, by file, and by array of it."""
     pictures = folder.glob("adversarials_toy_val/*/*.png")
     found = {str(path.relative_to(folder)): path.read_bytes() for path in pictures}
-    for path in [*folder.glob("adversarials_toy_val/*/*.npz"), *folder.glob("flags_*.npz")]:
+    arrays = (
+        path for name in ("adversarials_toy_val/*/*", "flags_*", "smoothing_*") for path in folder.glob(f"{name}.npz")
+    )
+    for path in arrays:
         with np.load(path) as file:
-            found |= {f"{path.relative_to(folder)}, {name}": file[name].tobytes() for name in file.files}
+            names = [name for name in file.files if name != "seconds"]
+            found |= {f"{path.relative_to(folder)}, {name}": file[name].tobytes() for name in names}
     return found
 
 
@@ -124,6 +132,9 @@ def test_the_runs_differ_in_what_they_write(folders):
     assert evaluations.keys() == RUNS.keys()
     assert set(evaluations["detector"]["tiers"]) == {"standard", "parts"} and evaluations["detector"]["eps_curve"]
     assert list(evaluations["random_weights"]["tiers"]) == ["thesis"]
+    smoothed = evaluations["smoothed"]["smoothing"]
+    assert smoothed["num_images"] == 4 and smoothed["trials"] and [p["eps"] for p in smoothed["attacked"]] == [3.0]
+    assert any(name.endswith("radius") for name in images_and_flags(folders[1] / "smoothed"))
     audited = evaluations["audit_and_sibling"]
     assert "C21" in {check["id"] for check in audited["checks"]}
     assert [row["images"] for row in audited["transfer"]["siblings"]] == [audited["transfer"]["standing"]] != [0]

@@ -20,7 +20,7 @@ from torch.distributed import run
 from torch.distributed.launcher.api import elastic_launch
 
 from part_robust.data import PartDatasetMapper
-from part_robust.engine import PartTrainer, launch, process_group
+from part_robust.engine import PartTrainer, launch, process_exit, process_group
 from part_robust.engine.failures import SaveOnSignal
 from part_robust.engine.launch import LaunchError, check_flags, choose_url, job_device, run_processes
 from part_robust.engine.process_group import ProcessInfo, device_index, first_host, meet, process_from_environment
@@ -237,6 +237,18 @@ def test_a_bug_has_a_traceback_and_the_last_line(tmp_path):
     lines = Job(tmp_path / "log", start_two, _rank_0_has_a_bug, ()).end(1)
     assert lines[-1] == "process 0: ZeroDivisionError: the bug"
     assert sum("Traceback" in line for line in lines) == 1, "not of the process that lost the other one"
+
+
+def _rank_1_is_killed_and_rank_0_notices_a_broken_connection() -> None:
+    process_exit.GRACE = 0.0
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise distributed.DistBackendError("gloo: Connection reset by peer")
+
+
+def test_a_killed_process_explains_more_than_the_broken_connection_to_it(tmp_path):
+    lines = Job(tmp_path / "log", start_two, _rank_1_is_killed_and_rank_0_notices_a_broken_connection, ()).end(1)
+    assert "was ended by SIGKILL (out of memory?)" in lines[-1]
 
 
 @pytest.mark.parametrize(

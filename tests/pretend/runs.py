@@ -40,7 +40,7 @@ TIERS = [
 KINDS = {
     "resnet": ("png", ["TEST.TIER", "standard,thesis"]),
     "deeplab_segmenter": ("npz", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
-    "deeplab_two_headed": ("png", []),
+    "deeplab_two_headed": ("png", ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20]),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
     "dino_sequential": ("npz", ["TEST.TIERS.standard", ["apgd_t", "square"]]),
     "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"]]),

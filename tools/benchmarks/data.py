@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from benchmarks.timing import CLOCKS, best_times
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
-from part_robust.data.mapper import build_train_augmentations
+from part_robust.data.augmentations import build_train_augmentations
 from part_robust.data.part_json import load_part_json
 from part_robust.data.preparation.segmentation import part_annotation
 

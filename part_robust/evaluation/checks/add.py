@@ -23,7 +23,9 @@ from part_robust.evaluation.checks import (
     summary,
     verdict,
 )
+from part_robust.evaluation.checks.local import check_object
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import flags_of
 from part_robust.evaluation.rounds_record import bound_text
@@ -114,7 +116,7 @@ def _check_model(
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if cfg.TEST.AUDIT else "")
     with attack_view(model) as inner:
         images, padding = inner.preprocess(batch)
-        return run_checks(
+        checks = run_checks(
             inner,
             images,
             torch.tensor([item["class_id"] for item in batch], device=images.device),
@@ -127,3 +129,8 @@ def _check_model(
             before=before,
             settings=settings,
         )
+        for tier in plan.tiers:
+            if isinstance(tier, LocalTier) and all(c.status != "fail" for c in checks if c.id in ("C3", "C17")):
+                local = check_object(inner, batch, tier, len(plan.part_names), cfg.TEST.AUDIT, settings)
+                checks = merge_checks(checks, local)
+        return checks

@@ -1,4 +1,4 @@
-"""The catalogue of checks, C1 to C21: what each is called, how grave it is, what to do, what it runs and when.
+"""The catalogue of checks, C1 to C22: what each is called, how grave it is, what to do, what it runs and when.
 
 The runner (`run.py`), the record and the report read it, and a test holds the table of docs/checks.md to it.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from part_robust.attacks import Attack
-from part_robust.evaluation.checks import competitors, gradients, model, outputs, record, strength
+from part_robust.evaluation.checks import certificates, competitors, gradients, model, outputs, record, strength
 from part_robust.evaluation.checks.context import CheckContext, CheckSettings
 from part_robust.evaluation.checks.result import ERROR, FAIL, PASS, SKIPPED, WARNING, CheckResult, Finding
 
@@ -65,7 +65,7 @@ class Check:
     Its functions return None where there is no input.
 
     Attributes:
-        id: "C1" to "C21".
+        id: "C1" to "C22".
         title: what is checked.
         level: "error": a finding makes the record not reportable; "warning": the reader must see it.
         remedy: what to do about a finding.
@@ -165,6 +165,7 @@ _CHECKS = (
         WARNING,
         "attack with the margin loss, in float32, and divide the logits by a constant if they are large",
         always=(lambda e: gradients.check_losses(e.context),),
+        record=(lambda e: record.check_regions_alive(e.evaluation),),
     ),
     Check(
         "C8",
@@ -180,7 +181,7 @@ _CHECKS = (
         ERROR,
         "the attack is stuck: use smaller steps, restarts, or a smooth stand-in for what blocks the gradient",
         audit=(lambda e: strength.check_effort(e.context, e.settings.steps, e.settings.long_steps),),
-        record=(lambda e: record.check_order(e.evaluation),),
+        record=(lambda e: record.check_order(e.evaluation), lambda e: record.check_nested_regions(e.evaluation)),
     ),
     Check(
         "C10",
@@ -274,6 +275,13 @@ _CHECKS = (
             lambda e: competitors.check_queries(e.context, e.black_box),
         ),
         record=(lambda e: record.check_matching(e.evaluation, e.attacks),),
+    ),
+    Check(
+        "C22",
+        "certified radii hold",
+        ERROR,
+        "predict each image by itself, without memory and without knowledge of the noise, and certify again",
+        record=(lambda e: certificates.check_certificates(e.evaluation),),
     ),
 )
 CATALOGUE: dict[str, Check] = {check.id: check for check in _CHECKS}

@@ -132,7 +132,10 @@ def _judge(slope: Tensor, difference: Tensor, settled: Tensor, alive: Tensor) ->
 
 
 def check_losses(context: CheckContext) -> Finding:
-    """C7: no image has an all-zero gradient of a loss in use, and few have a saturated cross-entropy."""
+    """C7: no image has an all-zero gradient of a loss in use, and few have a saturated cross-entropy.
+
+    Gradients count where pixels may move.
+    """
     losses = {name: get_objective(name) for name in ("cross_entropy", "margin")}
     losses[context.objective.name] = context.objective
     total = len(context)
@@ -143,6 +146,8 @@ def check_losses(context: CheckContext) -> Finding:
         gradient = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None:
             return Finding(FAIL, NO_DEPENDENCE, 100.0)
+        if context.padding is not None:
+            gradient = gradient * (~context.padding)[:, None]
         blind = int((gradient == 0).flatten(1).all(dim=1).sum())
         worst = max(worst, percent(blind, total))
         if blind:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from part_robust.evaluation.checks.result import FAIL, PASS, SKIPPED, Finding
+from part_robust.evaluation.checks.result import FAIL, PASS, SKIPPED, WARNING, Finding
 from part_robust.evaluation.statistics import wilson_interval
 
 BLACK_BOX = ("square",)
@@ -121,6 +121,36 @@ def check_order(E: Mapping[str, Any]) -> Finding | None:
         if rise > 0.5:
             return Finding(FAIL, f"along {name} accuracy rises by {rise:.2f} points", rise)
     return Finding(PASS, f"accuracy never rises along {' or '.join(name for name, _ in sequences)}", worst)
+
+
+def check_regions_alive(E: Mapping[str, Any]) -> Finding | None:
+    """C7: inside every attacked region, every image has a gradient."""
+    local = E.get("local")
+    if not local:
+        return None
+    dead = [row for row in local["table"] if row["zero_gradient"]]
+    worst = max((100.0 * row["zero_gradient"] / row["attacked"] for row in dead), default=0.0)
+    if dead:
+        counts = ", ".join(f"{row['zero_gradient']} of {row['attacked']} in {row['region']}" for row in dead)
+        return Finding(FAIL, f"tier {local['tier']}: images whose gradient is zero inside the region: {counts}", worst)
+    return Finding(PASS, f"tier {local['tier']}: every image has a gradient inside each of its regions", worst)
+
+
+def check_nested_regions(E: Mapping[str, Any]) -> Finding | None:
+    """C9: what an attack on a part breaks, the attack on the whole object breaks, too."""
+    local = E.get("local") or {}
+    row = next((row for row in local.get("table") or () if "missed" in row), None)
+    if row is None:
+        return None
+    points = 100.0 * row["missed"] / max(row["images"], 1)
+    sentence = (
+        f"tier {local['tier']}: {row['missed']} of {row['images']} images are broken inside one part and were not by "
+        "the attacks on the whole object, which may change the same pixels"
+    )
+    if row["missed"] > 1 and points > 0.5:
+        remedy = "the attacks are stuck: more STEPS or RESTARTS for those of TEST.TIERS.local"
+        return Finding(FAIL, sentence, points, level=WARNING, remedy=remedy)
+    return Finding(PASS, sentence, points)
 
 
 def check_curves(E: Mapping[str, Any]) -> Finding | None:

@@ -34,7 +34,7 @@ class CheckResult:
     """Outcome of a check.
 
     Attributes:
-        id: "C1" to "C21".
+        id: "C1" to "C22".
         name: of the check.
         level: "error" or "warning".
         status: "pass", "fail" or "skipped".

@@ -171,7 +171,7 @@ def record_checks(
     attacks: Mapping[str, Mapping] | None = None,
     flags: Mapping[str, np.ndarray] | None = None,
 ) -> list[CheckResult]:
-    """C5, C8, C9, C10, C13, C14 and C18 to C21, from the numbers alone.
+    """C5, C7 to C10, C13, C14 and C18 to C22, from the numbers alone.
 
     Args:
         E: one data set's evaluation.

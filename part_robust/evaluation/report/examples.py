@@ -58,9 +58,9 @@ def _example(
     attacked = np.moveaxis(arrays["attacked"][index], 0, 2).astype(np.float32)
     visible = attacked.round().clip(0, 255).astype(np.uint8)
     pictures = [
-        _picture(clean, "clean"),
-        _picture(visible, "attacked"),
-        _picture(amplify(attacked - clean, reach), f"perturbation x{127.5 / reach:.0f}"),
+        encode_picture(clean, "clean"),
+        encode_picture(visible, "attacked"),
+        encode_picture(amplify(attacked - clean, reach), f"perturbation x{127.5 / reach:.0f}"),
     ]
     for key, caption in PART_MAPS.items():
         # Without any labelled pixel there is nothing to draw.
@@ -68,7 +68,7 @@ def _example(
             # -1 is a pixel without a label, which the overlay stripes.
             labels = np.where(arrays[key][index] < 0, num_parts + 1, arrays[key][index]).astype(np.int64)
             image = visible if key == "parts_after" else clean
-            pictures.append(_picture(overlay_parts(image, labels, num_parts), caption))
+            pictures.append(encode_picture(overlay_parts(image, labels, num_parts), caption))
     kind = str(arrays["kind"][index]) if "kind" in arrays else "example"
     return Example(
         title=f"{kind}: image {int(arrays['image_id'][index])}",
@@ -81,7 +81,7 @@ def _example(
 
 def _lines(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> list[str]:
     """Return the true class, and the most probable ones before and after the attack."""
-    lines = [f"true class: {_name(classes, int(arrays['label'][index]))}"] if "label" in arrays else []
+    lines = [f"true class: {class_name(classes, int(arrays['label'][index]))}"] if "label" in arrays else []
     for when, words in (("before", "clean"), ("after", "attacked")):
         if f"top3_labels_{when}" in arrays:
             labels, shares = arrays[f"top3_labels_{when}"][index], arrays[f"top3_probabilities_{when}"][index]
@@ -91,14 +91,15 @@ def _lines(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str])
 
 def _top(labels: np.ndarray, shares: np.ndarray, classes: Sequence[str]) -> str:
     pairs = zip(labels.tolist(), shares.tolist(), strict=True)
-    return ", ".join(f"{_name(classes, label)} {100 * share:.0f} %" for label, share in pairs if label >= 0)
+    return ", ".join(f"{class_name(classes, label)} {100 * share:.0f} %" for label, share in pairs if label >= 0)
 
 
-def _name(classes: Sequence[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Return the name of a class, or its number where there is no name."""
     return classes[label] if 0 <= label < len(classes) else f"class {label}"
 
 
-def _picture(image: np.ndarray, caption: str) -> Picture:
+def encode_picture(image: np.ndarray, caption: str) -> Picture:
     """Encode an image, uint8 (H, W, 3)."""
     out = io.BytesIO()
     small = max(image.shape[:2]) <= SMALL

@@ -45,6 +45,32 @@ def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None
     return _svg(figure, "eps")
 
 
+def certified_curve(certified: Sequence[Mapping[str, Any]], attacked: Sequence[Mapping[str, Any]]) -> str:
+    """Plot certified accuracy of the smoothed model and accuracy of the attacked model against the L2 radius.
+
+    Args:
+        certified: {eps, accuracy, interval}, a lower bound at each radius, with its interval as a band.
+        attacked: {eps, accuracy}, of another model; may be empty.
+    """
+    figure, axis = _figure()
+    certified = sorted(certified, key=lambda point: point["eps"])
+    eps = [point["eps"] for point in certified]
+    if all(point.get("interval") for point in certified):
+        low, high = zip(*(point["interval"] for point in certified), strict=True)
+        axis.fill_between(eps, low, high, color=SERIES[2], alpha=0.25, linewidth=0)
+    accuracies = [point["accuracy"] for point in certified]
+    axis.plot(eps, accuracies, color=SERIES[2], linewidth=1.6, label="smoothed model, certified")
+    if attacked:
+        attacked = sorted(attacked, key=lambda point: point["eps"])
+        eps, accuracies = [point["eps"] for point in attacked], [point["accuracy"] for point in attacked]
+        axis.plot(eps, accuracies, color=SERIES[0], marker="o", markersize=3.5, linewidth=1.6, label="model, attacked")
+    axis.set_ylim(-2, 102)
+    axis.set_xlabel("L2 radius, levels of 255")
+    axis.set_ylabel("accuracy, %")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7, labelcolor=TEXT)
+    return _svg(figure, "certified")
+
+
 def convergence(curves: Mapping[str, Sequence[float]]) -> str:
     """Plot the mean loss at each step of each attack, whose steps are spread over the whole width."""
     figure, axis = _figure()

@@ -12,6 +12,7 @@ from typing import Any
 
 from part_robust.evaluation.checks import CheckResult, from_record, reportable, summary, verdict
 from part_robust.evaluation.report import plots
+from part_robust.evaluation.report.certified import certified_section
 from part_robust.evaluation.report.content import (
     Cell,
     Code,
@@ -27,6 +28,7 @@ from part_robust.evaluation.report.content import (
     to_text,
 )
 from part_robust.evaluation.report.examples import example_section
+from part_robust.evaluation.report.local import local_examples, local_section
 from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
 from part_robust.evaluation.report.rounds import bound_cell, rounds_section
 
@@ -71,11 +73,14 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
             _checks(entry),
             _tiers(entry),
             rounds_section(entry),
+            local_section(entry),
             _matrix(entry),
             _curves(entry),
+            certified_section(entry),
             _breakdown(entry),
             _confusion(entry),
             _examples(entry, folder),
+            local_examples(entry, folder),
             _facts(entry),
         ]
         parts.append(Part(dataset, sections))
