@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ from part_robust.attacks.objective import AttackObjective
 from part_robust.attacks.state import AttackResult
 from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
+
+
+def attack_gradient(inner: Any, full_gradient: bool) -> AbstractContextManager[None]:
+    """The context in which a model that detaches its gradient in training does not, where `full_gradient` is wanted."""
+    return inner.attack_gradient() if full_gradient and isinstance(inner, CutsGradient) else nullcontext()
 
 
 @contextmanager
@@ -41,7 +46,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
             torch.random.fork_rng(devices=devices),
             torch.inference_mode(False),
             torch.enable_grad(),
-            inner.attack_gradient() if full_gradient and isinstance(inner, CutsGradient) else nullcontext(),
+            attack_gradient(inner, full_gradient),
             torch.autocast(device.type, enabled=False),
             tf32(False),
         ):

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from detectron2.engine import default_argument_parser
 
-from part_robust.engine import end_process_group, evaluate, launch, setup, train
+from part_robust.engine import end_process_group, evaluate, launch, train
+from part_robust.engine.setup import setup_run
 from part_robust.runs.phases import prepare_two_phases
 from part_robust.utils.errors import as_user_errors
 
@@ -32,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--audit",
         action="store_true",
-        help="with --eval-only and TEST.TIER: the expensive checks, too (docs/checks.md); the same as TEST.AUDIT True",
+        help="with --eval-only: the expensive checks, too (docs/checks.md); the same as TEST.AUDIT True",
     )
     parser.add_argument(
         "--backend",
-        help="with --eval-only and TEST.TIER: own, or autoattack (pip install part_robust[aa]), the official code "
+        help="with --eval-only: own, or autoattack (pip install part_robust[aa]), the official code "
         "for attacks on the class (docs/evaluation.md); the same as TEST.BACKEND",
     )
     launch(run, parser.parse_args(arguments))
@@ -53,13 +54,15 @@ def run(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> Callable[[], object]:
     if args.audit:
         if not args.eval_only:
-            raise ValueError("--audit checks an evaluation: it goes with --eval-only and TEST.TIER")
+            raise ValueError("--audit checks an evaluation: it goes with --eval-only")
         args.opts = [*args.opts, "TEST.AUDIT", "True"]
     if args.backend:
         if not args.eval_only:
-            raise ValueError("--backend requires --eval-only and TEST.TIER")
+            raise ValueError("--backend requires --eval-only")
         args.opts = [*args.opts, "TEST.BACKEND", args.backend]
     if not args.eval_only and "TEST.TIER" in args.opts[0::2]:
         raise ValueError("TEST.TIER says how to evaluate: it goes with --eval-only (or part-robust evaluate)")
-    cfg = setup(args)
-    return functools.partial(evaluate if args.eval_only else train, cfg, resume=args.resume)
+    cfg, attacks = setup_run(args)
+    if args.eval_only:
+        return functools.partial(evaluate, cfg, args.resume, attacks)
+    return functools.partial(train, cfg, resume=args.resume)

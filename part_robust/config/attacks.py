@@ -141,12 +141,11 @@ def add_test(cfg: CfgNode) -> None:
     # --eval-only evaluates this many images of each data set, the same ones for every model; 0: all. The record has it.
     cfg.TEST.NUM_IMAGES = 0
     # How --eval-only attacks (docs/evaluation.md): names in TEST.TIERS separated by commas, such as "standard,parts".
-    # "" runs ATTACK.EVAL, each attack on every image, and keeps no journal.
+    # "" runs ATTACK.EVAL, each attack on every image.
     cfg.TEST.TIER = ""
-    # Tiers by name: attacks of ATTACK.SPECS, cheap ones first. "thesis" runs each on every image. Any other tier is the
-    # worst case per image: of attacks on the class for the class, where only images that are still right are attacked
-    # further; of attacks on the parts for pixel accuracy. Attacks on parts of another kind than the model's (dense or
-    # boxes) are left out.
+    # Tiers by name: attacks of ATTACK.SPECS, cheap ones first. A tier is the worst case per image: of attacks on the
+    # class for the class, where only images that are still right are attacked further; of attacks on the parts for
+    # pixel accuracy. Attacks on parts of another kind than the model's (dense or boxes) are left out.
     tiers = cfg.TEST.TIERS = CfgNode(new_allowed=True)
     tiers.thesis = ["pgd100x5"]
     tiers.screen = ["apgd_ce", "apgd_t"]
@@ -180,17 +179,19 @@ def add_test(cfg: CfgNode) -> None:
     # Places tried for each patch: half of them where the gradient is largest, half at random. The first attack of the
     # tier runs at all of them, the others at the one where it got farthest.
     local.PATCH_POSITIONS = 4
-    # Threat model of all other tiers and of the curve: "linf" or "l2", and radius in 0..255 units. "" and -1 keep what
-    # each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255 for 8.0, here and
-    # for every EPS and STEP_SIZE.
+    # Tiers on the class that run each attack on every image instead, as the thesis does.
+    cfg.TEST.FULL_TIERS = ["thesis"]
+    # Threat model of all other attacks of --eval-only and of the curve: "linf" or "l2", and radius in 0..255 units. ""
+    # and -1 keep what each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255
+    # for 8.0, here and for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
-    # Whose code attacks the class in tiers and curve: "own", or "autoattack" for pyautoattack's (pip install
+    # Whose code attacks the class in --eval-only: "own", or "autoattack" for pyautoattack's (pip install
     # part_robust[aa]), with the same radius, steps, restarts, targets and seed; its results depend on the batch.
     # Attacks on the class that it does not have are refused; those on the parts stay ours. --backend is the same.
     cfg.TEST.BACKEND = "own"
     # Radii, 0..255 units, at which class accuracy is measured by TEST.EPS_CURVE_ATTACK, such as (0, 1, 2, 4, 8, 16);
-    # () for none. Needs TEST.TIER.
+    # () for none.
     cfg.TEST.EPS_CURVE = ()
     cfg.TEST.EPS_CURVE_ATTACK = "apgd_ce"
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,

@@ -115,6 +115,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
             "TEST.SMOOTHING.SIGMA must be 0 without TEST.TIER, "
             f"got {test.SMOOTHING.SIGMA!r}: set TEST.TIER, such as TEST.TIER screen"
         )
+    check_names("TEST.FULL_TIERS", test.FULL_TIERS, test.TIERS, "tiers of TEST.TIERS")
     for eps in (test.EPS, *test.EPS_CURVE):
         _check_radius("TEST.EPS" if eps is test.EPS else "TEST.EPS_CURVE", eps, test.NORM or "linf")
 

@@ -88,6 +88,7 @@ _EVALUATION: dict[str, Rule] = {
         Rule("[task, metric, value, tolerance]", _is_expected), "entries [task, metric, value, tolerance]"
     ),
     "TEST.NUM_IMAGES": whole(0),
+    "TEST.FULL_TIERS": NAMES,
     "TEST.NORM": one_of("", "linf", "l2"),
     "TEST.EPS": Rule(
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from detectron2.config import CfgNode
 
+from part_robust.modeling import PART_SEGMENTER_REGISTRY
 from part_robust.utils.errors import UserError
 
 
@@ -30,6 +31,7 @@ METRICS = {
     "classification": ("accuracy", "class_mean_accuracy"),
     "part_seg": ("pixel_accuracy", "mIoU", "IoU"),
     "part_box": ("AP", "AP50"),
+    "part_mask": ("AP", "AP50"),
 }
 
 
@@ -42,18 +44,15 @@ def check_best_metric(cfg: CfgNode) -> None:
     watched = validation_datasets(cfg)
     if not watched:
         return
-    model = cfg.MODEL.PART_CLASSIFIER
-    tasks = ["classification"] if model.HEAD else []
-    tasks += ["part_seg"] if model.SEGMENTER else []
-    tasks += ["part_box"] if model.SEGMENTER and cfg.TEST.PART_BOX_AP else []
-    suffixes = ["", *(f"_{name}" for name in cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED)]
+    rows = ["clean", *(name for name in cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED)]
+    tasks = evaluated_tasks(cfg, rows)
     prefixes = [f"{name}/" for name in watched] if len(watched) > 1 else [""]
     known = [
-        f"{prefix}{task}{suffix}/{metric}"
-        for prefix in prefixes for task in tasks for suffix in suffixes for metric in METRICS[task]
+        f"{prefix}{task}/{metric}"
+        for prefix in prefixes for task, kind in tasks.items() for metric in METRICS[kind]
     ]  # fmt: skip
     if len(watched) == 1:
-        check_expected(cfg, [f"{task}{suffix}" for task in tasks for suffix in suffixes])
+        check_expected(cfg, tasks)
     if cfg.TEST.EVAL_PERIOD == 0 and cfg.TEST.BEST_METRIC == "auto":
         return
     metric = best_metric(cfg)
@@ -61,6 +60,23 @@ def check_best_metric(cfg: CfgNode) -> None:
     if f"{task}/{name.split('-')[0]}" not in known:
         shown = ", ".join(known for known in known if not known.endswith("/IoU"))
         raise UserError(f"TEST.BEST_METRIC must be auto or one of {shown}, got {cfg.TEST.BEST_METRIC!r}")
+
+
+def evaluated_tasks(cfg: CfgNode, rows: Iterable[str]) -> dict[str, str]:
+    """Return the tasks that an evaluation gives results of, each with its kind, a key of `METRICS`.
+
+    Args:
+        cfg: complete.
+        rows: "clean", and names of what attacks the images.
+    """
+    model = cfg.MODEL.PART_CLASSIFIER
+    kinds = ["classification"] if model.HEAD else []
+    kinds += ["part_seg"] if model.SEGMENTER else []
+    if model.SEGMENTER and cfg.TEST.PART_BOX_AP:
+        kinds.append("part_box")
+        kinds += ["part_mask"] if PART_SEGMENTER_REGISTRY.get(model.SEGMENTER).predicts_masks else []
+    suffixes = ["" if row == "clean" else f"_{row}" for row in rows]
+    return {f"{kind}{suffix}": kind for kind in kinds for suffix in suffixes}
 
 
 def check_expected(cfg: CfgNode, tasks: Collection[str]) -> None:

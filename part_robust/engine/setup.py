@@ -21,7 +21,7 @@ from part_robust.data.compatibility import check_datasets
 from part_robust.data.controls import with_label_share
 from part_robust.data.mixing import mixes
 from part_robust.engine.begun import begin_training, imported_again
-from part_robust.engine.best_metric import check_best_metric, check_expected, validation_datasets
+from part_robust.engine.best_metric import check_best_metric, check_expected, evaluated_tasks, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
@@ -29,7 +29,7 @@ from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
-from part_robust.evaluation.plan import build_curve, build_tiers
+from part_robust.evaluation.plan import PlannedAttacks, metric_rows, plan_attacks
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
@@ -46,7 +46,12 @@ logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
-    """Config of a run, complete and frozen; locks OUTPUT_DIR, logs to it and writes config.yaml there.
+    """Same as `setup_run`, the config alone."""
+    return setup_run(args, level)[0]
+
+
+def setup_run(args: argparse.Namespace, level: int = logging.INFO) -> tuple[CfgNode, PlannedAttacks | None]:
+    """Same as `complete_run`; also locks OUTPUT_DIR, logs to it and writes config.yaml there.
 
     `train` and `evaluate` release the lock when they end.
 
@@ -55,11 +60,11 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
         level: lowest level of the log lines on the terminal; log.txt has all.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: same as `complete_config`.
+        FileNotFoundError, KeyError, ValueError: same as `complete_run`.
         OutputInUse: another run uses OUTPUT_DIR, or it cannot be written.
         UserError: the machine lacks MODEL.DEVICE, or it cannot compute; --resume with keys that can no longer change.
     """
-    cfg = complete_config(args)
+    cfg, attacks = complete_run(args)
     check_device(cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE == "meta":
         raise UserError(
@@ -72,16 +77,23 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
     seed_and_tune(cfg, args.eval_only)
     for line in messages:
         logger.warning(line)
-    return cfg
+    return cfg, attacks
 
 
 def complete_config(args: argparse.Namespace) -> CfgNode:
+    """Same as `complete_run`, the config alone."""
+    return complete_run(args)[0]
+
+
+def complete_run(args: argparse.Namespace) -> tuple[CfgNode, PlannedAttacks | None]:
     """The config that the command line means, with counts and iterations filled in, frozen; writes nothing.
+
+    With --eval-only also the attacks of the evaluation, None otherwise.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: the config or the data are not as they should be; before any work.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg, attacks = load_config(args.config_file, args.opts), None
     check_datasets(cfg)
     node = cfg.MODEL.PART_CLASSIFIER
     if not node.HEAD and not node.SEGMENTER:
@@ -103,13 +115,26 @@ def complete_config(args: argparse.Namespace) -> CfgNode:
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST must name one or more data sets to evaluate on, got none")
         check_counts(cfg, (), cfg.DATASETS.TEST)
-        build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
-        build_tiers(cfg), build_curve(cfg)
-        sibling_folders(cfg)
-        if cfg.TEST.AUDIT and not cfg.TEST.TIER:
-            raise ValueError("--audit (TEST.AUDIT) checks an evaluation with tiers: set TEST.TIER, such as standard")
+        attacks = plan_attacks(cfg)
+        check_evaluation(cfg, attacks)
     cfg.freeze()
-    return cfg
+    return cfg, attacks
+
+
+def check_evaluation(cfg: CfgNode, attacks: PlannedAttacks) -> None:
+    """Check what an evaluation needs before it begins.
+
+    Raises:
+        FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
+        UserError: an audit of nothing; TEST.EXPECTED_RESULTS names no task of the evaluation.
+    """
+    sibling_folders(cfg)
+    if cfg.TEST.AUDIT and not attacks.tiers:
+        raise UserError("TEST.AUDIT (--audit) must be of attacks, got none: set TEST.TIER or ATTACK.EVAL")
+    if len(cfg.DATASETS.TEST) == 1:
+        check_expected(cfg, evaluated_tasks(cfg, metric_rows(attacks.tiers)))
+    elif cfg.TEST.EXPECTED_RESULTS:
+        raise UserError("TEST.EXPECTED_RESULTS must be empty with several data sets in DATASETS.TEST: evaluate each")
 
 
 def check_training(cfg: CfgNode) -> None:
@@ -207,30 +232,36 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
         release_output(cfg.OUTPUT_DIR)
 
 
-def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict:
+def evaluate(cfg: CfgNode, resume: bool = False, attacks: PlannedAttacks | None = None) -> OrderedDict:
     """Evaluates on DATASETS.TEST, clean and under each attack of ATTACK.EVAL, or under the tiers of TEST.TIER.
 
-    Prints a table, writes OUTPUT_DIR/robustness.json and appends to OUTPUT_DIR/metrics.json; with TEST.TIER also
-    writes report.md and report.html. With `resume`, weights are those of the last checkpoint, and an interrupted
-    evaluation with tiers continues, with the weights it began with.
+    Prints a table, writes OUTPUT_DIR/robustness.json, report.md and report.html, and appends to metrics.json there.
+
+    Args:
+        cfg: complete.
+        resume: weights are those of the last checkpoint; an interrupted evaluation continues, with the weights it began
+            with.
+        attacks: of `setup_run`; built here if None.
 
     Returns:
         `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several; empty off the main process.
     """
     try:
         with exact_kernels():
-            return _evaluate(cfg, resume)
+            return _evaluate(cfg, resume, attacks)
     finally:
         release_output(cfg.OUTPUT_DIR)
 
 
-def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
+def _evaluate(cfg: CfgNode, resume: bool, attacks: PlannedAttacks | None) -> OrderedDict:
     with as_user_errors():
-        attacks = build_attacks(cfg, () if cfg.TEST.TIER else cfg.ATTACK.EVAL)
+        if attacks is None:
+            attacks = plan_attacks(cfg)
+            check_evaluation(cfg, attacks)
         model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
     weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
-    interrupted = resumed_weights(cfg) if resume and cfg.TEST.TIER else None
+    interrupted = resumed_weights(cfg) if resume else None
     if resume and checkpointer.has_checkpoint() and interrupted != "MODEL.WEIGHTS":
         weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
@@ -238,23 +269,17 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
-    shown, evaluations = attacks, None
-    if cfg.TEST.TIER:
-        found = evaluate_tiers(cfg, model, local, weights_of, resume)
-        results, warnings, attacks, shown = found.results, found.warnings, found.attacks, found.shown
-        evaluations = found.evaluations
-    else:
-        results, warnings = PartTrainer.evaluate(cfg, model, tuple(cfg.DATASETS.TEST), attacks, samples=True)
+    found = evaluate_tiers(cfg, model, attacks, local, weights_of, resume)
     if not comm.is_main_process():
         return OrderedDict()
     node = cfg.MODEL.PART_CLASSIFIER
     record = build_record(
-        results=results,
-        attacks=attacks,
-        warnings=warnings,
+        results=found.results,
+        attacks=found.attacks,
+        warnings=found.warnings,
         checkpoint=local,
         config=config_text(cfg),
-        evaluations=evaluations,
+        evaluations=found.evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
         parameters=parameter_counts(model),
@@ -262,13 +287,11 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)
-    if cfg.TEST.TIER:
-        logger.info("Report: %s", ", ".join(map(str, write_report(path))))
-    logger.info("Results:\n%s", results_table(results, shown))
-    single = next(iter(results.values())) if len(results) == 1 else results
+    logger.info("Report: %s", ", ".join(map(str, write_report(path))))
+    logger.info("Results:\n%s", results_table(found.results, found.shown))
+    single = next(iter(found.results.values())) if len(found.results) == 1 else found.results
     _append_metrics(cfg.OUTPUT_DIR, single, iteration)
     print_csv_format(single)
-    check_expected(cfg, single)
     verify_results(cfg, single)
     return single
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from part_robust.attacks import Attack
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data import PartDatasetMapper
-from part_robust.data.sample import evaluated_records
 from part_robust.data.test_loader import build_test_loader
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.batch_norm import check_batch_norm
@@ -35,9 +33,9 @@ from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
 from part_robust.engine.weight_average import AverageWeights, WeightAverage
 from part_robust.engine.weight_perturbation import RestoreWeights
-from part_robust.evaluation import build_evaluator, evaluate_under_attacks
+from part_robust.evaluation import build_evaluator
+from part_robust.evaluation.run import evaluate_in_training
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
-from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.modeling.part_classifier import PartClassifier, training_objective
 from part_robust.utils.precision import exact_kernels, tf32
 
@@ -224,39 +222,14 @@ class PartTrainer(DefaultTrainer):
             As detectron2's: `{task: metrics}` for one data set, `{data set: {task: metrics}}` for several.
         """
         share_buffers(model)
-        names = cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED else ()
-        results, _ = cls.evaluate(cfg, model, validation_datasets(cfg), build_attacks(cfg, names), evaluators)
-        return next(iter(results.values())) if len(results) == 1 else results
-
-    @classmethod
-    def evaluate(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        dataset_names: tuple[str, ...],
-        attacks: dict[str, Attack],
-        evaluators: list | None = None,
-        samples: bool = False,
-    ) -> tuple[OrderedDict, dict[str, list[str]]]:
-        """Clean and attacked results, and warnings, by data set; of TEST.NUM_IMAGES images if `samples`."""
+        attacks = build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING if cfg.ATTACK.TRAIN.ENABLED else ())
         results: OrderedDict = OrderedDict()
-        warnings = {}
-        for index, name in enumerate(dataset_names):
+        for index, name in enumerate(validation_datasets(cfg)):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            records, notes = evaluated_records(cfg, name) if samples else (None, [])
-            loader = cls.build_test_loader(cfg, name, records)
+            loader = cls.build_test_loader(cfg, name)
             with exact_kernels():
-                results[name], found = evaluate_under_attacks(model, loader, evaluator, attacks)
-            warnings[name] = [*notes, *found]
-            cut = [attack for attack, built in attacks.items() if not built.full_gradient]
-            if cut and has_detached_gradients(model):
-                warnings[name].append(
-                    f"{', '.join(cut)}: FULL_GRADIENT is False, the attack followed the cut gradient of the published "
-                    "detector; robustness is overestimated"
-                )
-            for sentence in warnings[name]:
-                logger.warning("%s: %s", name, sentence)
-        return results, warnings
+                results[name], _ = evaluate_in_training(model, name, attacks, loader, evaluator)
+        return next(iter(results.values())) if len(results) == 1 else results
 
 
 def unwrap(model: PartClassifier | DistributedDataParallel) -> PartClassifier:

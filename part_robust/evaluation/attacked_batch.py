@@ -17,6 +17,7 @@ from torch import Tensor
 
 from part_robust.attacks import Attack, attack_batch
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.model_view import attack_gradient
 from part_robust.attacks.state import AttackResult
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.utils.transfer import to_device
@@ -64,7 +65,7 @@ class AttackOutcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view`.
+    """A batch inside `attack_view(model, full_gradient=False)`: each attack adds the gradient that it follows.
 
     Images stay on the model's device; outputs and whatever is decided by them are on the host, by one copy for each set
     of outputs.
@@ -83,7 +84,7 @@ class AttackedBatch:
         """Predict the clean images.
 
         Args:
-            inner: the model, inside `attack_view`.
+            inner: the model, inside `attack_view(model, full_gradient=False)`.
             items: the mapper's dicts.
             num_parts: P.
         """
@@ -179,7 +180,8 @@ class AttackedBatch:
         start = time.perf_counter()
         rows, outcome = chosen.tolist(), self._outcome(name)
         items = [self.items[row] for row in rows]
-        result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=starts, mask=mask)
+        with attack_gradient(self.inner, attack.full_gradient):
+            result, _ = attack_batch(attack, self.inner, items, self.keys[rows], starts=starts, mask=mask)
         outcome.done[chosen] = True
         cost = outcome.cost
         cost.images += len(rows)

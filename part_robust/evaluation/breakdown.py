@@ -31,62 +31,69 @@ def percent(correct: int | float, total: int | float) -> float | None:
     return 100.0 * float(correct) / float(total) if total else None
 
 
-def by_class(labels: np.ndarray, clean: np.ndarray, robust: np.ndarray, names: Sequence[str]) -> list[dict]:
-    """Percent right of each class that has images; `clean` and `robust` are bool (N,)."""
+def by_class(labels: np.ndarray, clean: np.ndarray, robust: np.ndarray | None, names: Sequence[str]) -> list[dict]:
+    """Percent right of each class that has images; `clean` and `robust` are bool (N,), the latter None of no attack."""
     rows = []
     for index, name in enumerate(names):
         own = labels == index
         if own.any():
             images = int(own.sum())
-            scores = {"clean": percent(clean[own].sum(), images), "robust": percent(robust[own].sum(), images)}
-            rows.append({"name": name, "images": images, **scores})
+            rows.append({"name": name, "images": images, **_scores(clean, robust, own)})
     return rows
 
 
-def by_size(shares: np.ndarray, clean: np.ndarray, robust: np.ndarray, bins: int = 4) -> list[dict]:
+def _scores(clean: np.ndarray, robust: np.ndarray | None, own: np.ndarray) -> dict:
+    """Return the percentages of the images `own`, bool (N,)."""
+    images = int(own.sum())
+    attacked = None if robust is None else percent(robust[own].sum(), images)
+    return {"clean": percent(clean[own].sum(), images), "robust": attacked}
+
+
+def by_size(shares: np.ndarray, clean: np.ndarray, robust: np.ndarray | None, bins: int = 4) -> list[dict]:
     """Percent right by the share of the image that the object's labelled parts cover, in bins of equally many images.
 
     Args:
         shares: float (N,), 0..1, NaN where unknown; such images are left out.
         clean: bool (N,).
-        robust: bool (N,).
+        robust: bool (N,); None of no attack.
         bins: at most; fewer where images share a size.
     """
     known = ~np.isnan(shares)
     if not known.any():
         return []
-    shares, clean, robust = shares[known], clean[known], robust[known]
+    shares, clean, robust = shares[known], clean[known], None if robust is None else robust[known]
     edges = np.unique(np.quantile(shares, np.linspace(0, 1, bins + 1)))
     bin_of = np.clip(np.searchsorted(edges, shares, side="right") - 1, 0, max(len(edges) - 2, 0))
     rows = []
     for index in range(max(len(edges) - 1, 1)):
         own = bin_of == index
-        images = int(own.sum())
-        scores = {"clean": percent(clean[own].sum(), images), "robust": percent(robust[own].sum(), images)}
         low, high = float(edges[index]), float(edges[min(index + 1, len(edges) - 1)])
-        rows.append({"low": low, "high": high, "images": images, **scores})
+        rows.append({"low": low, "high": high, "images": int(own.sum()), **_scores(clean, robust, own)})
     return rows
 
 
-def by_part(clean: Mapping[str, np.ndarray], attacked: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict]:
+def by_part(
+    clean: Mapping[str, np.ndarray], attacked: Mapping[str, np.ndarray] | None, names: Sequence[str]
+) -> list[dict]:
     """Percent of each label's true pixels that are found, clean and attacked.
 
     Args:
         clean: pixels by image and label, arrays (M,) `label`, `hits` and `truth`.
-        attacked: same as `clean`, on the attacked images.
+        attacked: same as `clean`, on the attacked images; None of no attack.
         names: of the K labels.
     """
 
     def sums(counts: Mapping[str, np.ndarray], what: str) -> np.ndarray:
         return np.bincount(counts["label"], weights=counts[what], minlength=len(names))
 
-    truth, before, after = sums(clean, "truth"), sums(clean, "hits"), sums(attacked, "hits")
+    truth, before = sums(clean, "truth"), sums(clean, "hits")
+    after = None if attacked is None else sums(attacked, "hits")
     return [
         {
             "name": name,
             "pixels": int(truth[i]),
             "clean": percent(before[i], truth[i]),
-            "attacked": percent(after[i], truth[i]),
+            "attacked": None if after is None else percent(after[i], truth[i]),
         }
         for i, name in enumerate(names)
         if truth[i] > 0

@@ -19,11 +19,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from part_robust.attacks import attack_view
-from part_robust.data import PartDatasetMapper
 from part_robust.data.sample import sample_records
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import share
 from part_robust.evaluation.certificate_trials import run_trials
+from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.journal import BatchArrays, Journal
 from part_robust.evaluation.named_arrays import ClassArrays, CurveArrays, VoteArrays
 from part_robust.evaluation.plan import Plan
@@ -199,32 +199,18 @@ def describe_certification(
     }
 
 
-def certify_dataset(
-    cfg: CfgNode,
-    smoothing: Smoothing,
-    model: nn.Module,
-    dataset: str,
-    records: Sequence[dict],
-    plan: Plan,
-    merged: Merged,
-    votes: VoteArrays,
-) -> dict[str, Any]:
+def certify_dataset(data: EvaluatedData, smoothing: Smoothing, votes: VoteArrays) -> dict[str, Any]:
     """Return the record's `smoothing`, and write the votes beside the record; on the main process alone.
 
     Args:
-        cfg: of the evaluation.
+        data: that was attacked.
         smoothing: settings.
-        model: as it was evaluated.
-        dataset: name.
-        records: of the data set.
-        plan: of the evaluation.
-        merged: what came out of the attacks.
         votes: of `count_votes`.
     """
     certificates = certify(votes.selection, votes.votes, smoothing)
-    record = describe_certification(smoothing, votes, certificates, plan, merged)
-    record["trials"] = _trials(cfg, model, dataset, records, smoothing, votes, certificates)
-    path = Path(cfg.OUTPUT_DIR) / f"smoothing_{dataset}.npz"
+    record = describe_certification(smoothing, votes, certificates, data.plan, data.merged)
+    record["trials"] = _trials(data, smoothing, votes, certificates)
+    path = Path(data.cfg.OUTPUT_DIR) / f"smoothing_{data.name}.npz"
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **{**vars(votes), **vars(certificates)})
     record["file"] = path.name
@@ -232,7 +218,7 @@ def certify_dataset(
     logger.info(
         "%s, smoothed: %.1f %% right, %.1f %% certified at some radius, average radius %.1f of 255 levels; abstains on "
         "%d of %d images. This is the smoothed model, not the one that was attacked",
-        dataset,
+        data.name,
         record["accuracy"]["accuracy"],
         at["accuracy"],
         record["average_radius"],
@@ -243,26 +229,20 @@ def certify_dataset(
 
 
 def _trials(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    records: Sequence[dict],
-    smoothing: Smoothing,
-    votes: VoteArrays,
-    certificates: Certificates,
+    data: EvaluatedData, smoothing: Smoothing, votes: VoteArrays, certificates: Certificates
 ) -> list[dict[str, Any]]:
     """Run the trials of a fixed sample of the images that have a radius."""
     place = {image_id: row for row, image_id in enumerate(votes.image_id.tolist())}
-    known = [record for record in records if record["image_id"] in place]
+    known = [record for record in data.records if record["image_id"] in place]
     with_radius = [record for record in known if certificates.radius[place[record["image_id"]]] > 0]
-    chosen = sample_records(with_radius, cfg.TEST.CHECKS.IMAGES)
-    mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
-    seed, batch_size, entries = votes_seed(votes.votes), cfg.DATALOADER.TEST_BATCH_SIZE, []
+    chosen = sample_records(with_radius, data.cfg.TEST.CHECKS.IMAGES)
+    seed, batch_size, entries = votes_seed(votes.votes), data.cfg.DATALOADER.TEST_BATCH_SIZE, []
     if chosen:
         logger.info("Trials of the certified radii on %d images", len(chosen))
-        rows = np.array([place[record["image_id"]] for record in chosen])
-        with attack_view(model) as inner:
-            images, padding = inner.preprocess([mapper(record) for record in chosen])
+        image_ids = [record["image_id"] for record in chosen]
+        rows = np.array([place[image_id] for image_id in image_ids])
+        with attack_view(data.model) as inner:
+            images, padding = inner.preprocess(data.items(image_ids))
             device = images.device
             entries = run_trials(
                 inner.class_logits,

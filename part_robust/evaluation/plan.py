@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
@@ -31,7 +31,7 @@ class Plan:
     """Plan of an evaluation.
 
     Attributes:
-        tiers: the strongest first; its images are those that breakdowns and pictures show.
+        tiers: the strongest first where that is known; pictures are of the first. Without any, images are not attacked.
         class_names: of the data set.
         part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
@@ -49,15 +49,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.save_adversarials not in MODES:
             raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
-        rows = ["clean", *(tier.name for tier in self.tiers)]
-        clash = {name for tier in self.tiers for name in tier.attacks} & {*rows, *map(curve_attack_name, self.curve)}
-        if clash or len(set(rows)) < len(rows):
-            raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+        check_names(self.tiers, self.curve)
 
     @property
-    def headline(self) -> Tier:
-        """The first tier, whose accuracy is the headline of the record."""
-        return self.tiers[0]
+    def first(self) -> Tier | None:
+        """The tier whose images may become pictures."""
+        return self.tiers[0] if self.tiers else None
 
     def attacks(self) -> dict[str, Attack]:
         """Every attack of the tiers, then those of the curve, by name."""
@@ -65,9 +62,61 @@ class Plan:
         return found | {curve_attack_name(eps): attack for eps, attack in self.curve.items() if eps > 0}
 
     def rows(self) -> list[str]:
-        """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
-        of_parts = [name for tier in self.tiers if tier.kind == "parts" for name in tier.attacks]
-        return list(dict.fromkeys(["clean", *(tier.name for tier in self.tiers), *of_parts]))
+        """Same as `metric_rows` of the tiers."""
+        return metric_rows(self.tiers)
+
+
+@dataclass(frozen=True)
+class PlannedAttacks:
+    """The attacks of an evaluation, which serve all its data sets.
+
+    Attributes:
+        tiers: of TEST.TIER, the strongest first, or one for each attack of ATTACK.EVAL.
+        curve: of TEST.EPS_CURVE: attacks by eps.
+    """
+
+    tiers: Sequence[Tier]
+    curve: Mapping[float, Attack] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_names(self.tiers, self.curve)
+
+
+def check_names(tiers: Sequence[Tier], curve: Mapping[float, Attack]) -> None:
+    """Check that no two rows of results have one name.
+
+    Raises:
+        ValueError: two do. A tier that consists of the attack of the same name has that attack's results alone.
+    """
+    rows = ["clean", *(tier.name for tier in tiers)]
+    taken = {*rows, *map(curve_attack_name, curve)}
+    free = {tier.name for tier in tiers if tier.is_single_attack}
+    clash = {
+        name for tier in tiers for name in tier.attacks if name in taken and (name not in free or tier.kind == "parts")
+    }
+    if clash or len(set(rows)) < len(rows):
+        raise ValueError(f"tiers and attacks need names of their own; used twice: {sorted(clash) or rows}")
+
+
+def metric_rows(tiers: Iterable[Tier]) -> list[str]:
+    """Names under which there are metrics: "clean", the tiers, and the attacks of tiers on parts."""
+    tiers = list(tiers)
+    of_parts = [name for tier in tiers if tier.kind == "parts" for name in tier.attacks]
+    return list(dict.fromkeys(["clean", *(tier.name for tier in tiers), *of_parts]))
+
+
+def plan_attacks(cfg: CfgNode) -> PlannedAttacks:
+    """Builds the attacks that --eval-only runs.
+
+    Raises:
+        ImportError, KeyError, ValueError: as `build_tiers` and `build_curve`.
+    """
+    return PlannedAttacks(build_tiers(cfg), build_curve(cfg))
+
+
+def full_tiers(attacks: Mapping[str, Attack]) -> list[Tier]:
+    """A tier for each attack, which runs on every image."""
+    return [Tier(name, "full", {name: attack}) for name, attack in attacks.items()]
 
 
 def tier_names(cfg: CfgNode) -> list[str]:
@@ -79,7 +128,7 @@ def tier_names(cfg: CfgNode) -> list[str]:
 
 
 def build_tiers(cfg: CfgNode) -> list[Tier]:
-    """The tiers of TEST.TIER with their attacks.
+    """The tiers of TEST.TIER with their attacks; without TEST.TIER, those of the attacks of ATTACK.EVAL.
 
     Raises:
         ImportError: TEST.BACKEND is not installed.
@@ -89,13 +138,22 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     """
     if cfg.TEST.BACKEND not in BACKENDS:
         raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")
-    tiers = [_build_tier(cfg, name) for name in tier_names(cfg)]
-    if cfg.TEST.BACKEND != "own" and all(tier.kind == "parts" for tier in tiers):
+    names = tier_names(cfg)
+    tiers = [_build_tier(cfg, name) for name in names] if names else _tiers_of_attacks(cfg)
+    if cfg.TEST.BACKEND != "own" and not any(tier.measures_class for tier in tiers):
         raise ValueError(
             f"--backend {cfg.TEST.BACKEND} (TEST.BACKEND) attacks the class, and TEST.TIER {cfg.TEST.TIER!r} has no "
             "such attack: add a tier on the class, such as standard"
         )
     return tiers
+
+
+def _tiers_of_attacks(cfg: CfgNode) -> list[Tier]:
+    # In the record a tier's name says what it consists of.
+    wrong = [name for name in cfg.ATTACK.EVAL if list(cfg.TEST.TIERS.get(name, [name])) != [name]]
+    if wrong:
+        raise ValueError(f"ATTACK.EVAL must name no tier of TEST.TIERS, got {wrong[0]!r}: rename the attack")
+    return full_tiers({name: _build(cfg, name, attack_spec(cfg, name)) for name in cfg.ATTACK.EVAL})
 
 
 def _build_tier(cfg: CfgNode, name: str) -> Tier:
@@ -115,7 +173,7 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
     if on_class:
         if not node.HEAD:
             raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
-        kind = "full" if name == "thesis" else "class"
+        kind = "full" if name in cfg.TEST.FULL_TIERS else "class"
         rounds = _round_settings(cfg, name) if kind == "class" else None
         return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()}, rounds)
     if not node.SEGMENTER:
@@ -171,7 +229,7 @@ def _official(cfg: CfgNode, name: str, attack: Attack) -> Attack:
     except ValueError as error:
         raise ValueError(
             f"--backend autoattack (TEST.BACKEND) cannot run {name}: {error}. Leave it out of the tier (TEST.TIERS), "
-            "or set TEST.BACKEND own"
+            "or of ATTACK.EVAL, or set TEST.BACKEND own"
         ) from error
     return official
 
@@ -180,12 +238,10 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     """Attacks by eps, TEST.EPS_CURVE.
 
     Raises:
-        ValueError: a radius is negative, the attack does not aim at the class, or there is no tier.
+        ValueError: a radius is negative, or the attack does not aim at the class.
     """
     if not cfg.TEST.EPS_CURVE:
         return {}
-    if not cfg.TEST.TIER:
-        raise ValueError("TEST.EPS_CURVE belongs to an evaluation with tiers: set TEST.TIER, such as TEST.TIER screen")
     if min(cfg.TEST.EPS_CURVE) < 0:
         raise ValueError(f"TEST.EPS_CURVE must not be negative, is {tuple(cfg.TEST.EPS_CURVE)}")
     spec = attack_spec(cfg, cfg.TEST.EPS_CURVE_ATTACK)
@@ -197,24 +253,21 @@ def build_curve(cfg: CfgNode) -> dict[float, Attack]:
     return {float(eps): _build(cfg, cfg.TEST.EPS_CURVE_ATTACK, spec, eps) for eps in sorted(set(cfg.TEST.EPS_CURVE))}
 
 
-def build_plan(
-    cfg: CfgNode, dataset: str, records: Sequence[dict], tiers: Sequence[Tier], curve: Mapping[float, Attack]
-) -> Plan:
+def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict], attacks: PlannedAttacks) -> Plan:
     """Builds the plan for one data set.
 
     Args:
         cfg: complete.
         dataset: registered.
         records: of the data set that are evaluated.
-        tiers: of `build_tiers`; the same serve all data sets.
-        curve: of `build_curve`.
+        attacks: of `plan_attacks`.
     """
     metadata = MetadataCatalog.get(dataset)
     return Plan(
-        tiers=tiers,
+        tiers=attacks.tiers,
         class_names=metadata.object_classes,
         part_names=metadata.thing_classes,
-        curve=curve,
+        curve=attacks.curve,
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
         sample=picture_sample([record["image_id"] for record in records]),
     )

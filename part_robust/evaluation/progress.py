@@ -30,7 +30,7 @@ class Progress:
 
         Args:
             total: images of the data set.
-            headline: the tier whose accuracy is shown.
+            headline: the tier whose accuracy is shown, or "clean" where there is none.
             done: images that were done before.
             processes: that share the rest; each logs its own share, so what it sees is multiplied.
             period: seconds between two lines.
@@ -75,8 +75,9 @@ class Progress:
         done = self._done()
         parts = [f"{self.what} done {done}/{self.total}."]
         if self._clean:
-            clean, robust = (100 * float(np.concatenate(x).mean()) for x in (self._clean, self._robust))
-            parts.append(f"So far clean {clean:.1f} %, {self.headline} {robust:.1f} %.")
+            shown = {"clean": self._clean, self.headline: self._robust}
+            found = [f"{name} {100 * float(np.concatenate(flags).mean()):.1f} %" for name, flags in shown.items()]
+            parts.append(f"So far {', '.join(found)}.")
         if self.done_here:
             per_image = (now - self._start) / (self.done_here * self.processes)
             left = datetime.timedelta(seconds=int(per_image * (self.total - done)))

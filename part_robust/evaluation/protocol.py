@@ -1,4 +1,4 @@
-"""An evaluation with tiers of attacks: batch after batch, resumable, every process for its own images.
+"""An evaluation under attacks: batch after batch, resumable, every process for its own images.
 
 Letters: N images.
 """
@@ -39,8 +39,8 @@ def run_plan(
     make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
     num_images: int,
     evaluators: DatasetEvaluators,
-    journal: Journal,
-    adversarials: Path,
+    journal: Journal | None = None,
+    adversarials: Path | None = None,
 ) -> Merged | None:
     """Attacks all images that the journal does not have yet.
 
@@ -53,19 +53,20 @@ def run_plan(
         make_loader: ids of images that are done -> batches of the mapper's dicts of this process's other images.
         num_images: of the data set.
         evaluators: of `build_evaluator`.
-        journal: of this evaluation; only the main process's is read.
-        adversarials: folder for adversarial images, if the plan wants them.
+        journal: of this evaluation; only the main process's is read. None: nothing is kept, and nothing continued.
+        adversarials: folder for adversarial images; must be given if the plan wants them.
 
     Returns:
         All batches on the main process, None on others.
     """
     prepare_to_wait()
-    earlier = journal.batches() if comm.is_main_process() else []
+    earlier = journal.batches() if journal is not None and comm.is_main_process() else []
     finished = {image_id for batch in earlier for image_id in ImageArrays.ids(batch)}
     done: set[int] = comm.all_gather(finished)[0]
-    if done:
+    if done and journal is not None:
         logger.info("Continuing: %d of %d images are done (%s)", len(done), num_images, journal.folder)
-    progress = Progress(num_images, plan.headline.name, done=len(done), processes=comm.get_world_size())
+    shown = plan.first.name if plan.first else "clean"
+    progress = Progress(num_images, shown, done=len(done), processes=comm.get_world_size())
     for batch in earlier:
         progress.count(batch)
 
@@ -84,7 +85,7 @@ def run_plan(
 def _run_share(
     loader: Iterable[list[dict]],
     attack: Callable[[list[dict]], BatchArrays],
-    journal: Journal,
+    journal: Journal | None,
     name: str,
     progress: Progress,
 ) -> list[BatchArrays]:
@@ -93,11 +94,13 @@ def _run_share(
     try:
         for items in loader:
             arrays = attack(items)
-            journal.write(arrays, [item["image_id"] for item in items], name)
+            if journal is not None:
+                journal.write(arrays, [item["image_id"] for item in items], name)
             own.append(arrays)
             progress.update(len(items))
     except KeyboardInterrupt:
-        logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
+        if journal is not None:
+            logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
         raise
     wait_for_all()
     return [batch for part in comm.gather(own, dst=0) for batch in part]
@@ -108,8 +111,8 @@ def _run_rounds(
     model: nn.Module,
     make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
     evaluators: DatasetEvaluators,
-    journal: Journal,
-    adversarials: Path,
+    journal: Journal | None,
+    adversarials: Path | None,
     merged: Merged | None,
 ) -> Merged | None:
     """Runs one round after the other, as the main process decides from all results before it.
@@ -130,7 +133,8 @@ def _run_rounds(
             return merged
         name, ids = f"round_{current.number}", set(current.image_ids)
         # Files of images that are not of the round are from before something changed that the identity does not hold.
-        earlier = [batch for batch in journal.batches(name) if ids.issuperset(ImageArrays.ids(batch))] if merged else []
+        kept = journal.batches(name) if journal is not None and merged else []
+        earlier = [batch for batch in kept if ids.issuperset(ImageArrays.ids(batch))]
         done: set[int] = comm.all_gather({image_id for batch in earlier for image_id in ImageArrays.ids(batch)})[0]
         what = f"Round {current.number} of tier {current.tier}"
         progress = Progress(len(ids), current.tier, len(done), comm.get_world_size(), what=what)
@@ -155,12 +159,12 @@ def _run_batch(
     model: nn.Module,
     items: list[dict],
     evaluators: DatasetEvaluators,
-    adversarials: Path,
+    adversarials: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     start = time.perf_counter()
     rounded = {}
-    with attack_view(model) as inner:
+    with attack_view(model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         results = {}
         for tier in plan.tiers:
@@ -168,6 +172,7 @@ def _run_batch(
         curve = run_curve(plan.curve, batch, results) if plan.curve else {}
         for tier, result in results.items():
             if plan.save_adversarials:
+                assert adversarials is not None, "the plan keeps images"
                 rounded[tier.name] = save_adversarials(
                     adversarials / tier.name,
                     plan.save_adversarials,

@@ -1,4 +1,4 @@
-"""The record of an evaluation with tiers: all its numbers, computed from the finished batches.
+"""The record of an evaluation: all its numbers, computed from the finished batches.
 
 Its fields: docs/evaluation.md. Letters: N images, C classes, P parts.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
+from part_robust.attacks import Attack, ThreatModel
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
@@ -54,7 +55,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         results: of `metrics_of`.
         device: its name.
     """
-    image, headline = merged.image, plan.headline
+    image, headline = merged.image, find_headline(plan, merged)
     costs = {name: merged.cost(name) for name in cost_names(plan, merged)}
     rest = merged.cost("evaluation")
     record: dict[str, Any] = {
@@ -62,9 +63,9 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         "image_list_sha256": image_list_sha256(image.image_id.tolist()),
         "classes": list(plan.class_names),
         "parts": list(plan.part_names),
-        "headline": headline.name,
-        "eps": headline.threat_model.eps,
-        "norm": headline.threat_model.norm,
+        "headline": headline.name if headline else None,
+        "eps": headline.threat_model.eps if headline else None,
+        "norm": headline.threat_model.norm if headline else None,
         "seeds": {name: attack.seed for name, attack in plan.attacks().items()},
         "seconds": rest.seconds,
         "device": device,
@@ -77,7 +78,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         "eps_curve": [{"eps": eps, **share(merged.read(CurveArrays, f"{eps:g}").curve)} for eps in sorted(plan.curve)],
         "convergence": _convergence(plan, merged),
         "per_class": [],
-        "per_part": _per_part(plan, merged),
+        "per_part": _per_part(plan, merged, headline),
         "by_size": [],
         "clean_to_attacked": None,
         "fab_distances": _distances(plan, merged),
@@ -85,18 +86,37 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
     if merged.find(ClassArrays, "clean") is not None:
         clean = right(merged, "clean")
         record["clean"] = share(clean)
-        record["worst_case"] = share(_right_under_everything(plan, merged))
-        robust, attacked = holds(merged, headline), merged.read(ClassArrays, headline.name).prediction
+        robust = holds(merged, headline) if headline else None
         record["per_class"] = by_class(image.label, clean, robust, plan.class_names)
         record["by_size"] = by_size(image.object_share, clean, robust)
-        matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
-        record["clean_to_attacked"] = matrix.tolist()
+        if headline:
+            record["worst_case"] = share(_right_under_everything(plan, merged, headline.threat_model))
+            attacked = merged.read(ClassArrays, headline.name).prediction
+            matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
+            record["clean_to_attacked"] = matrix.tolist()
         for tier in plan.tiers:
             if isinstance(tier, LocalTier):
                 record["local"] = describe_local(tier, plan.part_names, merged)
     elif image.pixels is not None:
         record["clean"] = pixel_share(merged.read(PixelArrays, "clean").pixels_right, image.pixels)
     return record
+
+
+def find_headline(plan: Plan, merged: Merged) -> Tier | None:
+    """Return the tier whose accuracy is the headline; None without any.
+
+    It is the first one. Attacks of ATTACK.EVAL are in no order of strength: of these it is the one that leaves the
+    least, attacks on the class before those on the parts.
+    """
+    if not all(tier.kind == "full" and tier.is_single_attack for tier in plan.tiers):
+        return plan.first
+
+    def left(tier: Tier) -> tuple[bool, int]:
+        if tier.measures_class:
+            return False, int(right(merged, tier.name).sum())
+        return True, int(merged.read(PixelArrays, tier.name).pixels_right.sum())
+
+    return min(plan.tiers, key=left, default=None)
 
 
 def right(merged: Merged, row: str) -> np.ndarray:
@@ -109,12 +129,12 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
     return merged.stands(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
 
 
-def _right_under_everything(plan: Plan, merged: Merged) -> np.ndarray:
+def _right_under_everything(plan: Plan, merged: Merged, threat: ThreatModel) -> np.ndarray:
     """Return bool (N,), whether the class is right on the image and on every attacked image of it.
 
-    These are all that the headline's threat model allows, with any objective of the attack.
+    These are all attacked images of the threat model, with any objective of the attack.
     """
-    threat, result = plan.headline.threat_model, right(merged, "clean")
+    result = right(merged, "clean")
     for tier in plan.tiers:
         if tier.threat_model == threat:
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
@@ -147,13 +167,15 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         ],
         **describe_rounds(tier, merged),
     }
-    if tier.kind != "parts":
+    if tier.measures_class:
         record["robust"] = share(holds(merged, tier))
         saved = merged.read(TierArrays, tier.name).prediction_8bit
         if saved is not None:
             record["robust_8bit"] = share(saved == image.label)
         return record
     record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, _pixels(merged))
+    if tier.kind == "full":
+        return record
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
@@ -171,12 +193,14 @@ def _accuracies(tier: Tier, index: int, run: Executed, merged: Merged) -> dict[s
     name, broken_by = run.arrays, merged.read(TierArrays, tier.name).broken_by
     attack = merged.read(AttackArrays, name)
     done = np.zeros(len(merged), dtype=bool) if attack.done is None else attack.done
-    if tier.kind == "parts":
-        pixels, rows = _pixels(merged), ["clean", *list(tier.attacks)[: index + 1]]
+    if not tier.measures_class:
+        # A tier of kind full is one attack, with which nothing competes.
+        rows = [tier.name] if tier.kind == "full" else ["clean", *list(tier.attacks)[: index + 1]]
+        pixels = _pixels(merged)
         worst = np.min([merged.read(PixelArrays, row).pixels_right for row in rows], axis=0)
         return {
             "attacked_images": int(done.sum()),
-            "accuracy_alone": percent(merged.read(PixelArrays, name).pixels_right.sum(), pixels.sum()),
+            "accuracy_alone": percent(merged.read(PixelArrays, rows[-1]).pixels_right.sum(), pixels.sum()),
             "accuracy_after": percent(worst.sum(), pixels.sum()),
         }
     before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
@@ -204,10 +228,9 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
     """Every metric under every attack on the class, on the parts, or on both; a missing metric is None."""
     heads: dict[str, str | None] = {"clean": None}
     for tier in plan.tiers:
-        heads[tier.name] = "part" if tier.kind == "parts" else "class"
-        if tier.kind == "parts":
-            for name, attack in tier.attacks.items():
-                heads[name] = "joint" if attack.objective.needs_class else "part"
+        heads[tier.name] = "class" if tier.measures_class else "part"
+        if tier.kind == "parts" or tier.is_single_attack:
+            heads |= {name: _attacked_head(attack) for name, attack in tier.attacks.items()}
     rows = []
     for row in plan.rows():
         suffix = "" if row == "clean" else f"_{row}"
@@ -230,6 +253,12 @@ def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
     return rows
 
 
+def _attacked_head(attack: Attack) -> str:
+    if not attack.objective.needs_parts:
+        return "class"
+    return "joint" if attack.objective.needs_class else "part"
+
+
 def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
     """Mean loss at each step of the first run, by attack; images that left keep the last loss they had."""
     curves = {}
@@ -240,12 +269,12 @@ def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
     return curves
 
 
-def _per_part(plan: Plan, merged: Merged) -> list[dict]:
+def _per_part(plan: Plan, merged: Merged, headline: Tier | None) -> list[dict]:
     if merged.image.pixels is None:
         return []
-    row = next((tier.name for tier in plan.tiers if tier.kind == "parts"), plan.headline.name)
-    clean, attacked = merged.labels("clean"), merged.labels(row)
-    return by_part(vars(clean), vars(attacked), [*plan.part_names, "background"])
+    tier = next((tier for tier in plan.tiers if not tier.measures_class), headline)
+    attacked = vars(merged.labels(tier.name)) if tier else None
+    return by_part(vars(merged.labels("clean")), attacked, [*plan.part_names, "background"])
 
 
 def _distances(plan: Plan, merged: Merged) -> list[float]:
@@ -296,10 +325,12 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
     if clean is not None:
         flags["clean_prediction"] = clean.prediction
         flags["clean_correct"] = right(merged, "clean")
-        flags["attacked_prediction"] = merged.read(ClassArrays, plan.headline.name).prediction
+        headline = find_headline(plan, merged)
+        if headline:
+            flags["attacked_prediction"] = merged.read(ClassArrays, headline.name).prediction
         for tier in plan.tiers:
             # In a tier on parts the flag is not a result: its attacks have other objectives.
-            prefix = "class_right" if tier.kind == "parts" else "robust"
+            prefix = "robust" if tier.measures_class else "class_right"
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
             flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin
             flags[f"broken_by_{tier.name}"] = merged.read(TierArrays, tier.name).broken_by

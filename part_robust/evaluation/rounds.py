@@ -146,7 +146,7 @@ def run_round_batch(
     model: nn.Module,
     items: list[dict],
     evaluators: DatasetEvaluators,
-    adversarials: Path,
+    adversarials: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     """Run the attacks of a round on a batch of its images.
@@ -158,7 +158,7 @@ def run_round_batch(
     start = time.perf_counter()
     tier = next(tier for tier in plan.tiers if tier.name == current.tier)
     attacks = _attacks_of(current, tier)
-    with attack_view(model) as inner:
+    with attack_view(model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
         arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch)}
@@ -170,6 +170,7 @@ def run_round_batch(
             part, broken = batch.select(rows), _select(result, rows, batch, current.first)
             arrays |= _replacement(part, broken, tier, plan, evaluators)
             if plan.save_adversarials:
+                assert adversarials is not None, "the plan keeps images"
                 prediction = save_adversarials(
                     adversarials / tier.name,
                     plan.save_adversarials,
@@ -209,7 +210,7 @@ def _replacement(
     threat = tier.threat_model
     radii = [eps for eps, attack in plan.curve.items() if attack.threat_model.norm == threat.norm and eps >= threat.eps]
     curve = {eps: torch.zeros(len(part), dtype=torch.bool) for eps in radii}
-    pictures = plan.sample if tier is plan.headline else ()
+    pictures = plan.sample if tier is plan.first else ()
     found = describe_batch(part, {tier: broken}, curve, evaluators, pictures)
     return {BROKEN + name: array for name, array in found.items() if _is_replaced(name, tier.name)}
 

@@ -1,16 +1,18 @@
-"""--eval-only with tiers of attacks: from the config to finished batches and the record's numbers."""
+"""An evaluation of data sets under attacks: from the config to finished batches and the record's numbers."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 
@@ -22,9 +24,10 @@ from part_robust.evaluation.build import build_evaluator
 from part_robust.evaluation.certification import build_smoothing, certify_dataset, count_votes, smoothing_identity
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
+from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
-from part_robust.evaluation.plan import Plan, build_curve, build_plan, build_tiers
+from part_robust.evaluation.plan import Plan, PlannedAttacks, build_plan, full_tiers
 from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.record import (
     describe_evaluation,
@@ -32,8 +35,7 @@ from part_robust.evaluation.record import (
     plan_warnings,
     write_files,
 )
-from part_robust.evaluation.robustness import log_attack
-from part_robust.evaluation.siblings import sibling_folders, transfer
+from part_robust.evaluation.siblings import transfer
 from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
 from part_robust.utils.processes import wait_for_all
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TierEvaluation:
-    """All data sets of an evaluation with tiers.
+    """All data sets of an evaluation.
 
     Attributes:
         results: data set -> task -> metric -> value, tasks with the suffix of a tier or of an attack on the parts.
@@ -77,12 +79,15 @@ def resumed_weights(cfg: CfgNode) -> str | None:
     return None
 
 
-def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str, resume: bool) -> TierEvaluation:
-    """Evaluates on DATASETS.TEST under the tiers of TEST.TIER; results are there on the main process alone.
+def evaluate_tiers(
+    cfg: CfgNode, model: nn.Module, attacks: PlannedAttacks, weights: str, weights_of: str, resume: bool
+) -> TierEvaluation:
+    """Evaluates on DATASETS.TEST, clean and under attacks; results are there on the main process alone.
 
     Args:
         cfg: complete.
         model: with its weights.
+        attacks: of `plan_attacks`.
         weights: local file they came from; "" for random ones.
         weights_of: "MODEL.WEIGHTS" or "last_checkpoint".
         resume: keep the finished batches in OUTPUT_DIR and continue after them.
@@ -92,31 +97,81 @@ def evaluate_tiers(cfg: CfgNode, model: nn.Module, weights: str, weights_of: str
         FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
     """
     evaluation = TierEvaluation()
-    sibling_folders(cfg)  # a wrong one is said before the work
-    tiers, curve, smoothing = build_tiers(cfg), build_curve(cfg), build_smoothing(cfg)
+    smoothing = build_smoothing(cfg)
     for dataset in cfg.DATASETS.TEST:
-        records, warnings = evaluated_records(cfg, dataset)
-        plan = build_plan(cfg, dataset, records, tiers, curve)
+        records, notes = evaluated_records(cfg, dataset)
+        plan = build_plan(cfg, dataset, records, attacks)
         identity = evaluation_identity(cfg, plan, model, weights, weights_of, records)
         merged = _attack_dataset(cfg, dataset, records, plan, smoothing, model, identity, resume, evaluation)
         wait_for_all()
         if merged is None:
             continue
-        warnings += plan_warnings(plan, merged)
-        if not cfg.ATTACK.FULL_GRADIENT and has_detached_gradients(model):
-            warnings.append(
-                "ATTACK.FULL_GRADIENT is False: attacks followed the cut gradient of the published detector; "
-                "robustness is overestimated"
-            )
-        for sentence in warnings:
-            logger.warning("%s: %s", dataset, sentence)
-        evaluation.warnings[dataset] = warnings
+        evaluation.warnings[dataset] = [*notes, *_warnings(plan, model, merged)]
+        _log_warnings(dataset, evaluation.warnings[dataset])
         evaluation.attacks |= plan.attacks()
         for tier in plan.tiers:
             evaluation.shown[tier.name] = next(iter(tier.attacks.values()))
             if tier.kind == "parts":
                 evaluation.shown |= tier.attacks
     return evaluation
+
+
+def evaluate_in_training(
+    model: nn.Module,
+    dataset: str,
+    attacks: Mapping[str, Attack],
+    loader: Iterable[list[dict]],
+    evaluators: DatasetEvaluators,
+) -> tuple[OrderedDict, list[str]]:
+    """Evaluates on a data set, clean and under attacks on every image; keeps and writes nothing.
+
+    Args:
+        model: part classifier, also inside DistributedDataParallel.
+        dataset: registered.
+        attacks: by the names that results carry.
+        loader: batches of the mapper's dicts of this process's images.
+        evaluators: of `build_evaluator`.
+
+    Returns:
+        `{"classification": {...}, "classification_<attack>": {...}, ...}` on the main process, empty elsewhere, and
+        what a reader of the numbers must know.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    plan = Plan(full_tiers(attacks), metadata.object_classes, metadata.thing_classes)
+    _log_attacks(plan)
+    merged = run_plan(plan, model, lambda done: loader, len(DatasetCatalog.get(dataset)), evaluators)
+    wait_for_all()
+    if merged is None:
+        return OrderedDict(), []
+    warnings = _warnings(plan, model, merged)
+    _log_warnings(dataset, warnings)
+    return OrderedDict(metrics_of(plan, merged, evaluators)), warnings
+
+
+def _log_attacks(plan: Plan) -> None:
+    """Log the attacks: threat model and steps for the terminal, every setting for log.txt."""
+    for name, attack in plan.attacks().items():
+        threat = attack.threat_model
+        logger.info(
+            "Attack %s: %s, %s %g/255, %d steps", name, type(attack).__name__, threat.norm, threat.eps, attack.steps
+        )
+        logger.debug("Settings of attack %s: %s", name, attack.describe())
+
+
+def _warnings(plan: Plan, model: nn.Module, merged: Merged) -> list[str]:
+    cut = [name for name, attack in plan.attacks().items() if not attack.full_gradient]
+    if not cut or not has_detached_gradients(model):
+        return plan_warnings(plan, merged)
+    sentence = (
+        f"{', '.join(cut)}: FULL_GRADIENT is False, the attack followed the cut gradient of the published detector; "
+        "robustness is overestimated"
+    )
+    return [*plan_warnings(plan, merged), sentence]
+
+
+def _log_warnings(dataset: str, warnings: Iterable[str]) -> None:
+    for sentence in warnings:
+        logger.warning("%s: %s", dataset, sentence)
 
 
 def _attack_dataset(
@@ -146,8 +201,7 @@ def _attack_dataset(
     def remaining(done: Collection[int], wanted: list[dict] = records) -> Iterable[list[dict]]:
         return build_test_loader(cfg, dataset, [record for record in wanted if record["image_id"] not in done])
 
-    for name, attack in plan.attacks().items():
-        log_attack(name, attack)
+    _log_attacks(plan)
     # Of the module that `attack_view` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
     merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
@@ -162,11 +216,12 @@ def _attack_dataset(
     results = metrics_of(plan, merged, evaluators)
     record = describe_evaluation(plan, merged, results, _device(model))
     record["files"] = write_files(folder, dataset, plan, merged, adversarials)
-    if transferred := transfer(cfg, model, dataset, records, plan, merged, identity["checkpoint"]):
+    data = EvaluatedData(cfg, model, dataset, records, plan, merged)
+    if transferred := transfer(data, identity["checkpoint"]):
         record["transfer"] = transferred
     if smoothing is not None and votes is not None:
-        record["smoothing"] = certify_dataset(cfg, smoothing, model, dataset, records, plan, merged, votes)
-    add_checks(cfg, model, dataset, records, plan, merged, record, before)
+        record["smoothing"] = certify_dataset(data, smoothing, votes)
+    add_checks(data, record, before)
     evaluation.results[dataset], evaluation.evaluations[dataset] = OrderedDict(results), record
     return merged
 

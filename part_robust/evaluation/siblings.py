@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 
 from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
-from part_robust.data import PartDatasetMapper
 from part_robust.evaluation.adversarials import load_adversarials
-from part_robust.evaluation.batch_arrays import Merged
-from part_robust.evaluation.plan import Plan
-from part_robust.evaluation.record import flags_of
+from part_robust.evaluation.evaluated import EvaluatedData
+from part_robust.evaluation.record import find_headline, flags_of
 from part_robust.evaluation.record_schema import read_record
 
 logger = logging.getLogger(__name__)
@@ -114,24 +112,11 @@ def _sibling(name: str, folder: Path, record: Mapping, dataset: str, threat_mode
     return Sibling(name, checkpoint, evaluation["headline"], images)
 
 
-def transfer(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    records: Sequence[dict],
-    plan: Plan,
-    merged: Merged,
-    checkpoint: str,
-) -> dict[str, Any] | None:
+def transfer(data: EvaluatedData, checkpoint: str) -> dict[str, Any] | None:
     """Classify the images that were made for siblings, of the images that the headline's attacks did not break.
 
     Args:
-        cfg: of the evaluation.
-        model: as it was evaluated.
-        dataset: name.
-        records: of the data set.
-        plan: of the evaluation.
-        merged: what came out.
+        data: that was evaluated.
         checkpoint: SHA-256 of the model's weights.
 
     Returns:
@@ -139,18 +124,17 @@ def transfer(
         `siblings` with name, weights, tier, `images` that were tried and those it `broke`. None if there are none that
         can be tried, or the headline is none of the class.
     """
-    flags, headline = flags_of(plan, merged), plan.headline
-    robust = flags.get(f"robust_{headline.name}")
-    if robust is None:
+    headline = find_headline(data.plan, data.merged)
+    flags = flags_of(data.plan, data.merged)
+    robust = flags.get(f"robust_{headline.name}") if headline else None
+    if headline is None or robust is None:
         return None
-    mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
-    by_id = {record["image_id"]: record for record in records}
-    remaining = {image_id: by_id[image_id] for image_id in flags["image_id"][robust.astype(bool)].tolist()}
+    remaining = set(flags["image_id"][robust.astype(bool)].tolist())
     rows, broken = [], set()
-    for sibling in find_siblings(cfg, dataset, headline.threat_model, checkpoint):
+    for sibling in find_siblings(data.cfg, data.name, headline.threat_model, checkpoint):
         logger.info("C14: trying the images made for %s", sibling.name)
         try:
-            tried, own = _try(cfg, model, mapper, remaining, headline.threat_model, sibling)
+            tried, own = _try(data, remaining, headline.threat_model, sibling)
         # Images that another process wrote, or is writing: a check must not end an evaluation.
         except (ThreatModelViolation, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             logger.warning("C14: the images made for %s are left out: %s", sibling.name, error)
@@ -169,21 +153,16 @@ def transfer(
 
 
 def _try(
-    cfg: CfgNode,
-    model: nn.Module,
-    mapper: PartDatasetMapper,
-    remaining: Mapping[int, dict],
-    threat_model: ThreatModel,
-    sibling: Sibling,
+    data: EvaluatedData, remaining: Collection[int], threat_model: ThreatModel, sibling: Sibling
 ) -> tuple[int, set[int]]:
     """Return how many images were tried, and the ids of those that are misclassified."""
-    tried, broken, most = 0, set(), cfg.DATALOADER.TEST_BATCH_SIZE
-    with attack_view(model) as inner, torch.no_grad():
+    tried, broken, most = 0, set(), data.cfg.DATALOADER.TEST_BATCH_SIZE
+    with attack_view(data.model) as inner, torch.no_grad():
         for arrays in load_adversarials(sibling.images):
             ids = arrays["image_id"].tolist()
             rows = [row for row, image_id in enumerate(ids) if image_id in remaining]
             for chosen in (rows[i : i + most] for i in range(0, len(rows), most)):
-                batch = [mapper(remaining[ids[row]]) for row in chosen]
+                batch = data.items(ids[row] for row in chosen)
                 images, padding = inner.preprocess(batch)
                 attacked = torch.from_numpy(arrays["images"][chosen]).to(images.device)
                 _same_geometry(attacked, images, padding)

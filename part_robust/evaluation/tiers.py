@@ -41,9 +41,9 @@ class Tier:
 
     Attributes:
         name: in the config and in results.
-        kind: "full": every attack on every image (the thesis). "class": the worst case per image for the class; only
-            images that are still right are attacked further. "parts": the worst case per image for pixel accuracy,
-            every attack on every image with part labels. "local": of a `LocalTier`.
+        kind: "full": every attack on every image (the thesis, and ATTACK.EVAL). "class": the worst case per image for
+            the class; only images that are still right are attacked further. "parts": the worst case per image for
+            pixel accuracy, every attack on every image with part labels. "local": of a `LocalTier`.
         attacks: by name, cheap ones first.
         rounds: what follows the first pass, for tier "class" alone; None for nothing.
     """
@@ -60,6 +60,8 @@ class Tier:
             raise ValueError(f"tier {self.name!r} has no attacks: give TEST.TIERS.{self.name} at least one")
         if self.rounds and self.kind != "class":
             raise ValueError(f"tier {self.name!r} must attack the class worst case per image to have rounds")
+        if self.kind == "full" and len(self.attacks) > 1 and not self.measures_class:
+            raise ValueError(f"tier {self.name!r} is of kind full: of attacks on the parts it can have only one")
         radii = {(attack.threat_model.norm, attack.threat_model.eps) for attack in self.attacks.values()}
         if len(radii) > 1:
             raise ValueError(
@@ -79,16 +81,27 @@ class Tier:
         return {name: attack for name, attack in self.attacks.items() if name not in sampled}
 
     @property
+    def measures_class(self) -> bool:
+        """Whether the tier's number is the class accuracy; otherwise its attacks maximise a loss of the parts alone."""
+        objectives = [attack.objective for attack in self.attacks.values()]
+        return self.kind in ("class", "local") or (
+            self.kind == "full" and any(found.needs_class or not found.needs_parts for found in objectives)
+        )
+
+    @property
+    def is_single_attack(self) -> bool:
+        """Whether its results are those of one attack, whose name it has."""
+        return self.kind != "parts" and list(self.attacks) == [self.name]
+
+    @property
     def objective(self) -> str:
         """Return the description of the objective for the record."""
-        words = {
-            "full": "class accuracy, every attack on every image, last word to the worst restart",
-            "class": "class accuracy, worst case per image",
-            "parts": "pixel accuracy, worst case per image",
-        }[self.kind]
-        if self.rounds and self.rounds.sampled:
-            words += f", {' and '.join(self.rounds.sampled)} on a random sample alone"
-        return words
+        measured = "class accuracy" if self.measures_class else "pixel accuracy"
+        if self.kind == "full":
+            return f"{measured}, every attack on every image, last word to the worst restart"
+        sampled = self.rounds.sampled if self.rounds else ()
+        on_sample = f", {' and '.join(sampled)} on a random sample alone" if sampled else ""
+        return f"{measured}, worst case per image{on_sample}"
 
     def run(self, batch: AttackedBatch, note: Callable[[str], None], sample: Collection[int]) -> TierResult:
         """Same as `run_tier`; `sample` are ids of images that may become pictures."""
@@ -130,10 +143,24 @@ def run_tier(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> T
     Raises:
         ValueError: the model has no classes, or no parts, to attack.
     """
-    if not (batch.has_parts if tier.kind == "parts" else batch.has_classes):
-        missing = "parts" if tier.kind == "parts" else "class head"
+    if not (batch.has_classes if tier.measures_class else batch.has_parts):
+        missing = "class head" if tier.measures_class else "parts"
         raise ValueError(f"tier {tier.name!r} measures {tier.objective}, and this model has no {missing}")
+    if tier.kind == "full" and len(tier.attacks) == 1:
+        return _one_attack(tier, batch, note)
     return (_worst_parts if tier.kind == "parts" else _worst_class)(tier, batch, note)
+
+
+def _one_attack(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:
+    """Attack every image; there is nothing to choose between, so the outputs that are evaluated are all it takes."""
+    ((name, attack),) = tier.attacks.items()
+    note(tier.name if tier.is_single_attack else f"{tier.name}, {name}")
+    images = batch.attack(name, attack, torch.ones_like(batch.labels, dtype=torch.bool)).images
+    outputs, broken_by, fooled = batch.outputs(images), torch.full_like(batch.labels, -1), {}
+    if batch.has_classes:
+        wrong = margins(torch.stack([output["class_logits"] for output in outputs]), batch.labels)[1]
+        broken_by, fooled = broken_by.masked_fill(wrong, 0), {name: wrong}
+    return TierResult(images, outputs, broken_by, fooled, {}, {})
 
 
 def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) -> TierResult:

@@ -38,12 +38,14 @@ class PartSegmenter(nn.Module):
         uses_queries: parts are predicted by queries that are assigned to the true parts: `assign` and `match` do so,
             and `forward` takes `denoise`, which others are called without.
         predicts: fields of `PartOutput` that it fills for class heads; empty where it does not say.
+        predicts_masks: its instances have `pred_masks`, so that part masks are evaluated.
     """
 
     attack_objective: str = "pixel_cross_entropy"
     target_fields: tuple[str, ...] = ("sem_seg", "instances")
     uses_queries: bool = False
     predicts: tuple[str, ...] = ()
+    predicts_masks: bool = False
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from detectron2.engine import default_argument_parser
 from part_robust.config import get_part_robust_cfg
 from part_robust.engine.fingerprint import fingerprint, same_run
 from part_robust.engine.launch import launch
-from part_robust.engine.setup import complete_config, evaluate, setup
+from part_robust.engine.setup import complete_config, evaluate, setup, setup_run
 from part_robust.evaluation.checks.record import class_tiers
 from part_robust.evaluation.journal import JournalMismatch
 from part_robust.evaluation.report import evaluations
@@ -62,12 +62,12 @@ def run_phase(phase: Phase, level: int = logging.INFO) -> dict:
         return record
     logger.info("%s: training in %s", phase.title, output)
     best = train_phase(cfg, restart=True)
-    evaluation = setup(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]), level)
+    evaluation, attacks = setup_run(_arguments(phase, "--eval-only", opts=["MODEL.WEIGHTS", str(best)]), level)
     try:
-        evaluate(evaluation, resume=bool(evaluation.TEST.TIER) and resumed_weights(evaluation) == "MODEL.WEIGHTS")
+        evaluate(evaluation, resumed_weights(evaluation) == "MODEL.WEIGHTS", attacks)
     except JournalMismatch as error:
         logger.info("Evaluates anew: %s", error)
-        evaluate(evaluation)
+        evaluate(evaluation, attacks=attacks)
     record = json.loads((output / "robustness.json").read_text())
     write_text(output / FINISHED, json.dumps({"config": wanted, "record": record}))
     return record

@@ -17,6 +17,7 @@ from part_robust.engine import train
 from part_robust.engine.best_metric import best_metric
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.trainer import PartTrainer
+from part_robust.evaluation.run import evaluate_in_training
 from part_robust.modeling.counts import with_counts
 from tests.toy import ADAMW, ADVERSARIAL, metric_lines, run_cfg, toy_json, write_toy
 
@@ -60,18 +61,22 @@ def test_attack_on_a_model_without_a_head_aims_at_its_boxes(toy_data, tmp_path):
 @pytest.mark.parametrize(("model", "full"), [("dino_two_headed", True), ("dino_two_headed", False), ("resnet", False)])
 def test_attacks_on_a_cut_gradient_are_warned_of(toy_data, tmp_path, model, full):
     cfg = run_cfg(tmp_path, "ATTACK.FULL_GRADIENT", full, "ATTACK.SPECS.pgd20.STEPS", 1, model=model)
-    attacks = build_attacks(cfg, ["pgd20"])
-    _, warnings = PartTrainer.evaluate(cfg, PartTrainer.build_model(cfg), ("toy_val",), attacks)
-    assert any("FULL_GRADIENT" in w for w in warnings["toy_val"]) == (model != "resnet" and not full)
+    warnings = warnings_of(cfg, build_attacks(cfg, ["pgd20"]))
+    assert any("FULL_GRADIENT" in w for w in warnings) == (model != "resnet" and not full)
 
 
 def test_one_attack_may_follow_the_cut_gradient_beside_another_that_does_not(toy_data, tmp_path):
     cfg = run_cfg(tmp_path, "ATTACK.SPECS.pgd20.STEPS", 1, "ATTACK.SPECS.pgd20_cut.STEPS", 1, model="dino_sequential")
     attacks = build_attacks(cfg, ["pgd20", "pgd20_cut"])
     assert [attack.describe()["full_gradient"] for attack in attacks.values()] == [True, False]
-    _, warnings = PartTrainer.evaluate(cfg, PartTrainer.build_model(cfg), ("toy_val",), attacks)
-    (sentence,) = (w for w in warnings["toy_val"] if "FULL_GRADIENT" in w)
+    (sentence,) = (w for w in warnings_of(cfg, attacks) if "FULL_GRADIENT" in w)
     assert sentence.startswith("pgd20_cut:")
+
+
+def warnings_of(cfg, attacks) -> list[str]:
+    """Evaluates a model with random weights, and returns the warnings."""
+    loader, evaluator = PartTrainer.build_test_loader(cfg, "toy_val"), PartTrainer.build_evaluator(cfg, "toy_val")
+    return evaluate_in_training(PartTrainer.build_model(cfg), "toy_val", attacks, loader, evaluator)[1]
 
 
 @pytest.fixture(scope="module")

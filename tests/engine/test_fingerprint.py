@@ -23,7 +23,7 @@ EVALUATION = {
     "MODEL": {"PRETRAINING"},
     "TEST": {
         *("AUDIT", "CHECKS", "EPS", "EPS_CURVE", "EPS_CURVE_ATTACK", "NORM", "NUM_IMAGES"),
-        *("SAVE_ADVERSARIALS", "SMOOTHING", "TIER", "TIERS"),
+        *("FULL_TIERS", "LOCAL", "SAVE_ADVERSARIALS", "SMOOTHING", "TIER", "TIERS"),
     },
     "DATASETS": {"TEST"},
 }

@@ -17,7 +17,7 @@ from part_robust.data import register_part_dataset
 from part_robust.engine import PartTrainer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.setup import complete_config, evaluate, setup, train
+from part_robust.engine.setup import complete_config, setup, train
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.errors import UserError
 from tests.toy import tiny_cfg, write_toy
@@ -99,12 +99,8 @@ def test_expected_results_of_no_task(eval_only, toy_data, tmp_path):
     opts = ["TEST.EXPECTED_RESULTS", "[['clasification', 'accuracy', 50, 1]]", "ATTACK.EVAL", ()]
     words = r"EXPECTED_RESULTS must name tasks \(classification.*\), got 'clasification'"
     args = arguments(tmp_path, *opts, model="resnet", eval_only=eval_only)
-    if not eval_only:
-        with pytest.raises(UserError, match=words):
-            complete_config(args)
-    else:
-        with pytest.raises(UserError, match=words):
-            evaluate(complete_config(args))
+    with pytest.raises(UserError, match=words):
+        complete_config(args)
 
 
 def test_a_data_set_and_a_model_that_do_not_exist(toy_data, tmp_path):

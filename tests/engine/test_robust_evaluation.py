@@ -209,7 +209,7 @@ def test_verification_finds_what_is_wrong(finished, capsys, tmp_path):
         ("deeplab_two_headed", ["ATTACK.SPECS.apgd_t.EPS", 4.0], ValueError, "different threat models"),
         ("resnet", ["TEST.EPS_CURVE", (-1, 2)], ValueError, "negative"),
         ("resnet", ["TEST.EPS_CURVE", (2,), "TEST.EPS_CURVE_ATTACK", "sea_js"], ValueError, "class accuracy"),
-        ("resnet", ["TEST.TIER", "", "TEST.EPS_CURVE", (2,)], ValueError, "set TEST.TIER"),
+        ("resnet", ["TEST.TIER", "", "ATTACK.EVAL", ["screen"]], ValueError, "ATTACK.EVAL must name no tier.*'screen'"),
     ],
 )
 def test_impossible_settings(model, opts, error, words, toy_data):

@@ -22,8 +22,8 @@ from part_robust.evaluation import (
     PartDetectionEvaluator,
     PartSegmentationEvaluator,
     build_evaluator,
-    evaluate_under_attacks,
 )
+from part_robust.evaluation.run import evaluate_in_training
 from part_robust.evaluation.run_record import results_table
 from tests.toy import PARTS, tiny_cfg, toy_json, write_toy
 
@@ -272,7 +272,7 @@ def test_clean_and_attacked_in_one_table(toy_data):
     mapper = PartDatasetMapper(cfg, is_train=False, dataset_name="toy_val")
     loader = [[mapper(record) for record in DatasetCatalog.get("toy_val")]]
     attacks = {"mine": build_attack({"STEPS": 1})}
-    results, _ = evaluate_under_attacks(model, loader, build_evaluator(cfg, "toy_val"), attacks)
+    results, _ = evaluate_in_training(model, "toy_val", attacks, loader, build_evaluator(cfg, "toy_val"))
     assert 0 <= results["part_box"]["AP"] <= 100 and 0 <= results["part_box_mine"]["AP50"] <= 100
     header, _, *rows = results_table({"toy_val": results}, attacks).splitlines()
     columns = [cell.strip() for cell in header.split("|")]

@@ -209,7 +209,7 @@ def test_curve_never_rises_and_agrees_with_the_tiers(whole):
     for smaller, larger in zip(curve, curve[1:], strict=False):
         assert not (larger & ~smaller).any()
     assert np.array_equal(curve[0], merged.images["prediction.clean"] == merged.images["label"])
-    assert not (merged.images["curve.6"] & ~holds(merged, plan.headline)).any()
+    assert not (merged.images["curve.6"] & ~holds(merged, plan.first)).any()
     assert [point["eps"] for point in record["eps_curve"]] == [0, 1, 3, 6, 12]
     assert record["eps_curve"][0]["correct"] > record["eps_curve"][-1]["correct"]
 
@@ -289,7 +289,7 @@ def test_blind_attacks_and_unsteady_models_are_named(items, tmp_path, monkeypatc
     merged, _ = run(tmp_path / "unsteady", items, len(items), plan=plan)
     warnings = plan_warnings(plan, merged)
     broken = merged.images["broken_by.one"] >= 0
-    assert broken.any() and not holds(merged, plan.headline)[broken].any(), "the doubt is the attacker's"
+    assert broken.any() and not holds(merged, plan.first)[broken].any(), "the doubt is the attacker's"
     assert any("scored again" in sentence for sentence in warnings)
 
 
@@ -404,8 +404,22 @@ def test_impossible_plans():
         Tier("empty", "class", {})
     with pytest.raises(ValueError, match="SAVE_ADVERSARIALS"):
         make_plan(save_adversarials="jpg")
-    with pytest.raises(ValueError, match="names of their own"):
-        make_plan(tiers=[Tier("ce", "class", {"ce": attack()})])
+    with pytest.raises(ValueError, match="only one"):
+        Tier("two", "full", {"js": attack("jensen_shannon"), "pixels": attack("pixel_cross_entropy")})
+    js = {"js": attack("jensen_shannon")}
+    for clash in (
+        [Tier("ce", "class", {"ce": attack(), "other": attack()})],
+        [Tier("js", "parts", js)],
+        [Tier("js", "full", js), Tier("parts", "parts", js)],
+        [Tier("clean", "full", {"clean": attack()})],
+    ):
+        with pytest.raises(ValueError, match="names of their own"):
+            make_plan(tiers=clash)
+    assert make_plan(tiers=[Tier("js", "full", js), Tier("ce", "class", {"ce": attack()})]).rows() == [
+        "clean",
+        "js",
+        "ce",
+    ]
 
 
 def test_no_images(tmp_path):

@@ -8,7 +8,8 @@ from detectron2.modeling import build_model
 
 from part_robust.attacks import build_attack
 from part_robust.engine import PartTrainer
-from part_robust.evaluation import AttackedModel, build_evaluator, evaluate_under_attacks
+from part_robust.evaluation import build_evaluator
+from part_robust.evaluation.run import evaluate_in_training
 from tests.toy import MODELS, tiny_cfg
 
 
@@ -23,7 +24,12 @@ def loader(batch_size: int):
 
 
 def run(model, attacks, batch_size=4, name="deeplab_two_headed"):
-    return evaluate_under_attacks(model, loader(batch_size), build_evaluator(tiny_cfg(name), "toy_val"), attacks)[0]
+    return run_with_warnings(model, attacks, batch_size, name)[0]
+
+
+def run_with_warnings(model, attacks, batch_size=4, name="deeplab_two_headed"):
+    evaluator = build_evaluator(tiny_cfg(name), "toy_val")
+    return evaluate_in_training(model, "toy_val", attacks, loader(batch_size), evaluator)
 
 
 def test_batch_size_does_not_matter(model):
@@ -54,11 +60,12 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
     model.inference = lambda images, padding: seen.append(images) or inference(images, padding)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
-        for batch in loader(4):
-            AttackedModel(model, attack)(batch)
+        run(model, {"pgd": attack})
+        for batch, originals, attacked in zip(loader(4), seen[::2], seen[1::2], strict=True):
             clean = torch.stack([item["image"] for item in batch]).float()
-            attack.threat_model.verify(seen[-1], clean)
-            assert (seen[-1] != clean).flatten(1).any(dim=1).all()
+            assert torch.equal(originals, clean)
+            attack.threat_model.verify(attacked, clean)
+            assert (attacked != clean).flatten(1).any(dim=1).all()
     finally:
         del model.inference
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -67,10 +74,7 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
 def test_images_without_part_labels_are_no_blind_spots_of_an_attack_on_the_parts(model):
     assert any(item["part_supervision"] == "none" for batch in loader(4) for item in batch)
     attacks = {"pgd": build_attack({"STEPS": 1, "OBJECTIVE": "pixel_cross_entropy"})}
-    _, warnings = evaluate_under_attacks(
-        model, loader(4), build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val"), attacks
-    )
-    assert warnings == []
+    assert run_with_warnings(model, attacks)[1] == []
 
 
 def test_blind_attacks_are_counted_and_warned_about(model):
@@ -91,9 +95,7 @@ def test_blind_attacks_are_counted_and_warned_about(model):
         def forward(self, batch):
             return self.inner(batch)
 
-    evaluator = build_evaluator(tiny_cfg("deeplab_two_headed"), "toy_val")
-    attacks = {"pgd": build_attack({"STEPS": 2})}
-    _, warnings = evaluate_under_attacks(Saturated().eval(), loader(4), evaluator, attacks)
+    _, warnings = run_with_warnings(Saturated().eval(), {"pgd": build_attack({"STEPS": 2})})
     assert len(warnings) == 1 and "all-zero gradient" in warnings[0] and "of 12 images" in warnings[0]
 
 

@@ -183,7 +183,7 @@ def test_restarts_give_what_one_pass_with_as_many_gives(items, whole, tmp_path):
     once, _ = run(tmp_path, items, plan=direct)
     after = record["tiers"]["bounded"]["attacks"][number]
     assert after["name"] == f"noisy_restart_{number}" and after["restart"] == number
-    assert after["accuracy_after"] == pytest.approx(100 * holds(once, direct.headline).mean())
+    assert after["accuracy_after"] == pytest.approx(100 * holds(once, direct.first).mean())
     assert 100 * restarts["broke"][-1] < restarts["gain"] * COUNT <= 100 * min(restarts["broke"][:-1])
 
 
@@ -200,11 +200,11 @@ def test_metrics_and_flags_are_those_of_the_saved_images(items, whole):
     """Every image once, as the last round left it; all metrics of the tier are computed on these."""
     merged, plan, metrics, record, folder = whole
     by_id, model, judges, seen = {item["image_id"]: item for item in items}, SmallPartModel(), evaluators(), []
-    robust = dict(zip(merged.image.image_id.tolist(), holds(merged, plan.headline).tolist(), strict=True))
+    robust = dict(zip(merged.image.image_id.tolist(), holds(merged, plan.first).tolist(), strict=True))
     for saved in load_adversarials(folder / "adversarials" / "bounded"):
         batch = [by_id[image_id] for image_id in saved["image_id"].tolist()]
         attacked = torch.from_numpy(saved["images"])
-        plan.headline.threat_model.verify(attacked, model.preprocess(batch)[0])
+        plan.first.threat_model.verify(attacked, model.preprocess(batch)[0])
         with torch.no_grad():
             outputs = model.inference(attacked, None)
         judges.process(batch, outputs)
@@ -306,7 +306,7 @@ def test_a_sample_says_of_its_images_what_the_whole_tier_says(items, tmp_path):
 
 def test_the_order_of_the_sample_is_that_of_the_ids_alone(items, whole):
     merged, plan, _, _, _ = whole
-    sample, ids, drawn, _ = sequential_sample(plan.headline, merged)
+    sample, ids, drawn, _ = sequential_sample(plan.first, merged)
     assert len(ids) == sample.population and drawn < len(ids)
     assert list(ids) != sorted(ids)
     assert [i for done in merged.rounds if not done.restart for i in done.image_ids] == ids[:drawn].tolist()

@@ -13,10 +13,10 @@ from detectron2.engine import HookBase
 
 from part_robust.configured_attacks import build_model_attack
 from part_robust.engine import PartTrainer
-from part_robust.evaluation import evaluate_under_attacks
 from part_robust.evaluation.journal import Journal
-from part_robust.evaluation.plan import build_curve, build_plan, build_tiers
+from part_robust.evaluation.plan import build_plan, plan_attacks
 from part_robust.evaluation.protocol import run_plan
+from part_robust.evaluation.run import evaluate_in_training
 from part_robust.modeling.counts import with_counts
 from tests.pretend.device import pretend_device
 from tests.pretend.runs import SMALL
@@ -84,7 +84,7 @@ def of_evaluation(model: str, step: Counter) -> tuple[Counter, Counter]:
             counted = []
             for number in (1, 2):
                 with count_waits() as waits:
-                    evaluate_under_attacks(built, batches[:number], evaluator, attacks)
+                    evaluate_in_training(built, "toy_val", attacks, batches[:number], evaluator)
                 counted.append(waits)
             found[name] = counted[1] - counted[0]
     return found["clean"], found["both"] - found["clean"] - step
@@ -98,9 +98,7 @@ def of_tiers(folder: Path, *opts) -> Counter:
         cfg = with_counts(tiny_cfg("deeplab_two_headed", *SMALL, *own, *opts))
         model, evaluator = PartTrainer.build_model(cfg).eval(), PartTrainer.build_evaluator(cfg, "toy_val")
         batches = list(PartTrainer.build_test_loader(cfg, "toy_val"))[:2]
-        plan = build_plan(
-            cfg, "toy_val", [item for batch in batches for item in batch], build_tiers(cfg), build_curve(cfg)
-        )
+        plan = build_plan(cfg, "toy_val", [item for batch in batches for item in batch], plan_attacks(cfg))
         for number in (1, 2):
             journal = Journal.open(folder / f"journal_{number}", {}, resume=False)
             with count_waits() as waits:

@@ -1,4 +1,4 @@
-"""The automatic checks of an evaluation with tiers, and the sentence that its record begins with."""
+"""The automatic checks of an evaluation, and the sentence that its record begins with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from torch import nn
 
 from part_robust.attacks import attack_view
-from part_robust.data import PartDatasetMapper
-from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.checks import (
     CheckResult,
     CheckSettings,
@@ -25,42 +21,27 @@ from part_robust.evaluation.checks import (
 )
 from part_robust.evaluation.checks.local import check_object
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.local import LocalTier
-from part_robust.evaluation.plan import Plan
-from part_robust.evaluation.record import flags_of
+from part_robust.evaluation.record import find_headline, flags_of
 from part_robust.evaluation.rounds_record import bound_text
 
 logger = logging.getLogger(__name__)
 
 
-def add_checks(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    records: Sequence[dict],
-    plan: Plan,
-    merged: Merged,
-    evaluation: dict[str, Any],
-    before: dict[str, str],
-) -> None:
+def add_checks(data: EvaluatedData, evaluation: dict[str, Any], before: dict[str, str]) -> None:
     """Adds `checks`, `reportable` and `verdict` to a data set's evaluation, and logs the findings.
 
     Args:
-        cfg: with TEST.AUDIT and TEST.CHECKS.
-        model: as it was evaluated.
-        dataset: name.
-        records: of the data set.
-        plan: of the evaluation.
-        merged: what came out.
+        data: that was evaluated.
         evaluation: of `describe_evaluation`.
         before: `tensor_hashes` of the model before the evaluation.
     """
-    described = {name: attack.describe() for name, attack in plan.attacks().items()}
+    described = {name: attack.describe() for name, attack in data.plan.attacks().items()}
     checks = merge_checks(
-        _check_model(cfg, model, dataset, records, plan, merged, before),
-        record_checks(evaluation, described, flags_of(plan, merged)),
+        _check_model(data, before), record_checks(evaluation, described, flags_of(data.plan, data.merged))
     )
-    set_checks(dataset, evaluation, checks)
+    set_checks(data.name, evaluation, checks)
     for check in checks:
         if check.status == "fail":
             logger.warning("%s %s: %s. What to do: %s", check.id, check.name, check.sentence, check.remedy)
@@ -76,7 +57,10 @@ def set_checks(dataset: str, evaluation: dict[str, Any], checks: Sequence[CheckR
 
 def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
     """Return the headline tier's numbers as a sentence without a full stop."""
-    name = evaluation["headline"]
+    name, clean = evaluation["headline"], evaluation["clean"]
+    if name is None:
+        without_attack = _number(clean) if clean else "none"
+        return f"{dataset}: {without_attack} right without attack; {evaluation['num_images']} images"
     what = "of the images" if name in class_tiers(evaluation) else "of the labelled pixels"
     robust, clean = (_number(value) for value in (evaluation["tiers"][name]["robust"], evaluation["clean"]))
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
@@ -94,43 +78,37 @@ def _number(value: dict[str, Any]) -> str:
     return f"{value['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _check_model(
-    cfg: CfgNode,
-    model: nn.Module,
-    dataset: str,
-    records: Sequence[dict],
-    plan: Plan,
-    merged: Merged,
-    before: dict[str, str],
-) -> list[CheckResult]:
+def _check_model(data: EvaluatedData, before: dict[str, str]) -> list[CheckResult]:
     """Run the checks on the model, on images that may become pictures, whose attacked versions are in memory."""
-    settings = CheckSettings.from_config(cfg.TEST.CHECKS)
-    pictures = merged.pictures()
-    assert pictures is not None, "the first batch has images of the sample"
+    settings = CheckSettings.from_config(data.cfg.TEST.CHECKS)
+    attacks = [attack for tier in data.plan.tiers for attack in tier.attacks.values()]
+    if not attacks:
+        return []  # nothing that could have written to the model, or be too weak
+    first, headline, pictures = data.plan.first, find_headline(data.plan, data.merged), data.merged.pictures()
+    assert first and headline and pictures, "the first batch has images of the sample"
     rows = pictures.image_id.argsort()[: settings.images]
-    by_id = {record["image_id"]: record for record in records}
-    mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
-    batch = [mapper(by_id[image_id]) for image_id in pictures.image_id[rows].tolist()]
-    attacks = [attack for tier in plan.tiers for attack in tier.attacks.values()]
-    judged = next((attack for attack in plan.headline.attacks.values() if attack.uses_gradient), attacks[0])
-    logger.info("Checks on %d images%s", len(batch), ", with the audit" if cfg.TEST.AUDIT else "")
-    with attack_view(model) as inner:
+    batch = data.items(pictures.image_id[rows].tolist())
+    of_gradient = (attack for attack in (*headline.attacks.values(), *attacks) if attack.uses_gradient)
+    judged = next(of_gradient, attacks[0])
+    same_ball = first.threat_model == judged.threat_model
+    logger.info("Checks on %d images%s", len(batch), ", with the audit" if data.cfg.TEST.AUDIT else "")
+    with attack_view(data.model, judged.full_gradient) as inner:
         images, padding = inner.preprocess(batch)
         checks = run_checks(
             inner,
             images,
             torch.tensor([item["class_id"] for item in batch], device=images.device),
             judged,
-            cfg.TEST.AUDIT,
+            data.cfg.TEST.AUDIT,
             padding=padding,
             keys=torch.tensor([item["image_id"] for item in batch]),
-            adversarial=torch.from_numpy(pictures.attacked[rows]).to(images.device),
+            adversarial=torch.from_numpy(pictures.attacked[rows]).to(images.device) if same_ball else None,
             black_box=next((attack for attack in attacks if not attack.uses_gradient), None),
             before=before,
             settings=settings,
         )
-        for tier in plan.tiers:
+        for tier in data.plan.tiers:
             if isinstance(tier, LocalTier) and all(c.status != "fail" for c in checks if c.id in ("C3", "C17")):
-                local = check_object(inner, batch, tier, len(plan.part_names), cfg.TEST.AUDIT, settings)
+                local = check_object(inner, batch, tier, len(data.plan.part_names), data.cfg.TEST.AUDIT, settings)
                 checks = merge_checks(checks, local)
         return checks

@@ -54,6 +54,7 @@ class MaskDinoSegmenter(QuerySegmenter):
 
     attack_objective = "pixel_cross_entropy"
     target_fields: tuple[str, ...] = ("sem_seg", "parts", "masks")
+    predicts_masks = True
 
     @configurable
     def __init__(
