@@ -93,11 +93,15 @@ def sequential_sample(tier: Tier, merged: Merged) -> tuple[SequentialSample, np.
     first = _first_sampled(tier, merged)
     standing = np.array(merged.stands(tier.name) | (merged.read(TierArrays, tier.name).broken_by >= first))
     ids = np.sort(merged.image.image_id[standing])
-    order = make_keys(ORDER_SEED, torch.from_numpy(ids)).argsort(stable=True).numpy()
     tolerated = int(tier.rounds.bound / 100 * len(merged) + 1e-9)
     rounds = [done for done in merged.rounds if done.tier == tier.name and not done.restart]
     drawn, fallen = sum(len(done.image_ids) for done in rounds), sum(map(merged.broken_in, rounds))
-    return SequentialSample(len(ids), tolerated, CONFIDENCE), ids[order], drawn, fallen
+    return SequentialSample(len(ids), tolerated, CONFIDENCE), random_order(ids), drawn, fallen
+
+
+def random_order(ids: np.ndarray) -> np.ndarray:
+    """Return image ids, int64 (M,) ascending, in the order in which they are drawn, which depends on the ids alone."""
+    return ids[make_keys(ORDER_SEED, torch.from_numpy(ids)).argsort(stable=True).numpy()]
 
 
 def describe_round(finished: Round, merged: Merged) -> str:
