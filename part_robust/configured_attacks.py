@@ -68,7 +68,12 @@ def _check_fit(cfg: CfgNode, spec: CfgNode) -> None:
             f"{what} must be a loss of the class, such as cross_entropy: this model has no part segmenter "
             "(MODEL.PART_CLASSIFIER.SEGMENTER is '')"
         )
-    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
+    segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
+    own = get_objective(segmenter.attack_objective)
+    if objective.needs_term and objective.needs_term not in getattr(segmenter, "attack_terms", ()):
+        raise UserError(
+            f"{what} must be {own.name}: {node.SEGMENTER} predicts no parts by queries, whose losses have such a term"
+        )
     if objective.needs_pixels and not own.needs_pixels:
         raise UserError(
             f"{what} must be {own.name}: {node.SEGMENTER} predicts boxes of parts, and the objective needs a label "

@@ -17,7 +17,6 @@ from part_robust.cli import COMMANDS
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.hooks import BestCheckpoint
-from part_robust.engine.safe_loading import load_state
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.compare import NotComparable, load_evaluated
 from part_robust.evaluation.journal import Journal
@@ -26,6 +25,7 @@ from part_robust.evaluation.run_record import measured, results_table
 from part_robust.evaluation.verification import recorded_config
 from part_robust.utils.errors import PREPARATION, UserError, as_user_errors, sentence, user_errors
 from part_robust.utils.files import read_json
+from part_robust.utils.safe_loading import load_state
 from part_robust.visualize import check_picture
 
 TRACEBACK = "Traceback (most recent call last):"

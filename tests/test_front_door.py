@@ -25,7 +25,7 @@ from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.setup import setup
 from part_robust.evaluation.verification import recorded_config
 from part_robust.modeling import PartClassifier
-from part_robust.runs.phases import phase_arguments
+from part_robust.runs.two_phase import phases
 from part_robust.utils.files import file_sha256
 from tests.data.builtin_names import builtin_below
 from tests.toy import MODELS, TINY, write_toy
@@ -135,9 +135,9 @@ def test_runs_are_set_up_by_a_config_s_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_part_shapes(tmp_path / "part_shapes", {"train": 8, "val": 1, "test": 1}, image_size=32)
     words = ["--config-file", "part_shapes/deeplab_two_headed_adv.yaml", "MODEL.DEVICE", "cpu"]
-    clean, adversarial = phase_arguments(default_argument_parser().parse_args(words))
+    clean, adversarial = phases(default_argument_parser().parse_args(words))
     with builtin_below(tmp_path):
-        setup(clean), setup(adversarial)
+        setup(clean.arguments()), setup(adversarial.arguments())
     for name in ("deeplab_two_headed", "deeplab_two_headed_adv"):
         assert f"{name}.yaml" in (tmp_path / "output" / "part_shapes" / name / "log.txt").read_text()
 

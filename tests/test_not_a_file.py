@@ -13,12 +13,12 @@ from part_robust.data.image_file import read_image_file
 from part_robust.data.mapper import UnreadableImage, read_image
 from part_robust.data.part_json import parse_json
 from part_robust.engine.checkpoint import PartCheckpointer
-from part_robust.engine.safe_loading import check_pickle, load_tensors
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.report import find_records, load_record
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import check_file, read_json
+from part_robust.utils.safe_loading import check_pickle, load_tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 

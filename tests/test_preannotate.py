@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from part_robust.cli import export_annotations, import_parts, preannotate
 from part_robust.data.export import cvat_mask
 from part_robust.data.importers.cvat_xml import read_cvat_xml
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.preparation.segmentation import encode
 from tests.data.coloured import DOOR, WHEEL, H, W, all_right, coco, measured, polygon, run
 
@@ -92,7 +92,7 @@ def test_predictions_for_cvat(a_run, photos, tmp_path, capsys):
     out = tmp_path / "parts.xml"
     arguments = [str(photos), "--run", str(run_folder), "--min-score", "0", "--format", "cvat", "--output", str(out)]
     assert preannotate.main(arguments) == 0
-    contents = read_cvat_xml(out, Tally())
+    contents = read_cvat_xml(out, ImportCounts())
     assert len(contents.items) == 3 and all(item.label for item in contents.items)
     (photos / "cut.png").write_bytes(b"no image")
     assert preannotate.main(arguments) == 1, "one image is missing"

@@ -10,7 +10,7 @@ from detectron2.utils.logger import _cached_log_stream
 from part_robust.cli import run_demo
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.engine.run_log import close_log
-from part_robust.runs.passes import passes_counted
+from part_robust.runs.passes import expected_passes, passes_counted
 from tests.commands import exit_code
 from tests.data.builtin_names import builtin_below
 
@@ -61,8 +61,7 @@ def test_few_lines_a_table_a_picture_and_a_report(demo, capfd):
             assert "Running with full config" in log and "total_loss" in log and f"log in {folder}/log.txt" in printed
 
     with passes_counted(lambda images: pytest.fail("it is finished")):
-        steps = [run_demo.step(model, suffix, SHORT) for model in run_demo.MODELS for suffix in run_demo.TRAININGS]
-        run_demo.run(steps)
+        run_demo.execute(run_demo.demo_runs(SHORT), [1] * 4)
     assert capfd.readouterr().out.count("done before: clean accuracy") == 4
 
 
@@ -78,8 +77,8 @@ def test_a_step_that_fails_names_its_log(demo, capfd):
 def test_expected_passes_are_those_that_are_made(demo):
     """Unless attacks leave out images that they have finished."""
     opts = [*SHORT, "ATTACK.SPECS.pgd20.EARLY_STOP", "False", "MODEL.WEIGHTS", ""]
-    step = run_demo.step("resnet50", "_adv", opts)
+    run = run_demo.demo_runs(opts)[1]
     made = []
     with passes_counted(made.append):
-        run_demo.run_step(step, Path(step.cfg.OUTPUT_DIR) / "log.txt")
-    assert sum(made) == step.passes
+        run.execute()
+    assert sum(made) == expected_passes(run.complete_config()) and run.output.name == "resnet50_adv"

@@ -3,6 +3,7 @@
 
 python tools/crosscheck_attacks.py
 python tools/crosscheck_attacks.py --norm l2 --eps 250 --images 100 --seeds 3
+python tools/crosscheck_attacks.py --norm l1 --eps 2000 --images 100 --seeds 3
 
 Compares robust accuracy, images sent through the model forward, and seconds with pyautoattack (the official AutoAttack,
 pip install part_robust[aa]) and with adv-lib (written independently), as far as they are installed.
@@ -25,7 +26,7 @@ from part_robust.attacks import attack_view, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 
 CLASSES = 10
-# A multiple of 3 for the patches; of 5 since pyautoattack's Square fails on others under L2.
+# A multiple of 3 for the patches; of 5 since pyautoattack's Square fails on others under L2 and L1.
 SIDE = 15
 # What AutoAttack calls standard, in its order.
 STANDARD = ("apgd_ce", "apgd_t", "fab_t", "square")
@@ -134,7 +135,7 @@ def ours(
     keys: Tensor | None = None,
     **overrides: object,
 ) -> Outcome:
-    """Our attacks one after the other, each on the images that still stand; `keys` int64 (N,), 0 to N - 1 by default."""
+    """Our attacks one after the other, each on the images that still stand; `keys` (N,) are 0 to N - 1 by default."""
     specs = get_part_robust_cfg()
     start = clock()
     standing = torch.arange(len(images), device=images.device)
@@ -168,7 +169,7 @@ def autoattack(
     from pyautoattack import AutoAttack
 
     model = Scaled(net)
-    official = {"linf": "Linf", "l2": "L2"}[norm]
+    official = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
     attacks = [name.replace("_", "-") for name in names]
     start = clock()
     device = str(images.device)
@@ -176,8 +177,11 @@ def autoattack(
         model, norm=official, eps=eps / 255, seed=seed, version="custom", attacks=attacks, device=device
     )
     # What version="standard" sets.
-    adversary.apgd.n_restarts = adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 9
+    adversary.apgd.n_restarts = 5 if norm == "l1" else 1
+    adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
+    adversary.apgd_targeted.n_target_classes = 5 if norm == "l1" else 9
+    adversary.apgd.use_largereps = adversary.apgd_targeted.use_largereps = norm == "l1"
+    adversary.fab.n_target_classes = 9
     adversary.square.n_queries = 5000
     result = adversary.run_standard_evaluation(images / 255, labels, batch_size=len(images))
     seconds = clock() - start
@@ -202,11 +206,12 @@ def adv_lib(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for name in names:
-            power = {"linf": float("inf"), "l2": 2.0}[norm]
+            power = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+            shared = {"eps": eps / 255, "norm": power, "use_large_reps": norm == "l1"}
             if name == "apgd_t":
-                found = apgd_targeted(model, images / 255, labels, eps=eps / 255, norm=power, num_targets=CLASSES - 1)
+                found = apgd_targeted(model, images / 255, labels, num_targets=CLASSES - 1, **shared)
             elif name in ("apgd_ce", "apgd_dlr"):
-                found = apgd(model, images / 255, labels, eps=eps / 255, norm=power, loss_function=name[5:])
+                found = apgd(model, images / 255, labels, loss_function=name[5:], **shared)
             else:
                 continue
             with torch.no_grad():
@@ -216,7 +221,7 @@ def adv_lib(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--norm", choices=("linf", "l2"), default="linf")
+    parser.add_argument("--norm", choices=("linf", "l2", "l1"), default="linf")
     parser.add_argument("--eps", type=float, default=16.0, help="radius, 0..255 units (default 16)")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each implementation (default 2)")

@@ -1,6 +1,7 @@
 """Auto-PGD (Croce and Hein, 2020): PGD with momentum, whose step size halves where the loss stops growing.
 
-It also has the radius schedule of SEA (Croce, Singh and Hein, 2023).
+It also has the radius schedule of SEA (Croce, Singh and Hein, 2023) and, under L1, the sparse steps of l1-APGD (Croce
+and Hein, 2021, "Mind the box").
 
 Letters: N images, S steps.
 """
@@ -17,14 +18,24 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from part_robust.attacks import l1, noise
 from part_robust.attacks.arguments import shared_arguments
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.objective import Score
 from part_robust.attacks.problem import Problem, gradient, score
+from part_robust.attacks.radius_schedule import checked_schedule, default_schedule
 from part_robust.attacks.state import State, where
 from part_robust.attacks.targets import TargetChoice
 
-NO_SCHEDULE = ((1.0, 1.0),)
+# l1-APGD: first share of the values that a step moves, factor on the number of changed values for later steps, share of
+# that number below which a point counts as sparser, divisor of the step size, smallest step size in radii, share of the
+# steps between two checkpoints.
+L1_FIRST_SHARE = 0.2
+L1_SPARSITY = 1 / 1.5
+L1_SPARSER = 0.95
+L1_DIVISOR = 1.5
+L1_SMALLEST_STEP = 0.1
+L1_CHECKPOINTS = 0.04
 
 
 @dataclass
@@ -41,6 +52,8 @@ class ApgdState(State):
         num_increases: (N,), steps since the last checkpoint that raised the loss.
         max_loss_at_checkpoint: (N,), `max_loss` at the last checkpoint.
         halved_at_checkpoint: bool (N,), the step size was halved there.
+        num_changed: (N,), values of `max_loss_x` that differed from the original at the last checkpoint; "l1" alone.
+        num_moving: (N,), values that a step moves; "l1" alone.
     """
 
     grad: Tensor
@@ -52,6 +65,8 @@ class ApgdState(State):
     num_increases: Tensor
     max_loss_at_checkpoint: Tensor
     halved_at_checkpoint: Tensor
+    num_changed: Tensor | None = None
+    num_moving: Tensor | None = None
 
 
 @ATTACK_REGISTRY.register()
@@ -60,6 +75,10 @@ class APGD(Attack):
 
     At checkpoints, where too few steps raised the loss, or where the largest loss and the step size have not changed
     since the last one, the step size halves and the search continues from its best point.
+
+    Under "l1" a step moves few values, by equal amounts and without momentum: two thirds as many as the best point has
+    changed. At checkpoints, where the best point has become sparser, the search continues from it with steps of the
+    radius again; elsewhere steps become shorter.
     """
 
     def __init__(
@@ -96,7 +115,8 @@ class APGD(Attack):
         self.starts_randomly = random_start
         self.momentum = momentum
         self.success_share = success_share
-        self.radius_schedule = _checked(radius_schedule)
+        self.radius_schedule = checked_schedule(radius_schedule)
+        self.sparse = self.threat_model.norm == "l1"
         # First step of each stage and, last, the number of steps.
         ends = accumulate(share for _, share in self.radius_schedule)
         self.stages = [0, *(round(steps * end) for end in ends)]
@@ -112,7 +132,8 @@ class APGD(Attack):
         # the loss, otherwise the step size halves (alpha and rho of the paper, 0..1).
         node.APGD_MOMENTUM = 0.75
         node.APGD_SUCCESS_SHARE = 0.75
-        # Pairs (factor on EPS, share of STEPS), the last factor 1; () for one radius throughout. SEA:
+        # Pairs (factor on EPS, share of STEPS), the last factor 1; () for the one of the norm: "l1" has that of
+        # l1-APGD, ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4)), the others ((1.0, 1.0),), one radius throughout. SEA:
         # ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4)).
         node.RADIUS_SCHEDULE = ()
         node.update(TargetChoice.default_config())
@@ -124,14 +145,14 @@ class APGD(Attack):
             random_start=node["RANDOM_START"],
             momentum=node["APGD_MOMENTUM"],
             success_share=node["APGD_SUCCESS_SHARE"],
-            radius_schedule=node["RADIUS_SCHEDULE"] or NO_SCHEDULE,
+            radius_schedule=node["RADIUS_SCHEDULE"] or default_schedule(node["NORM"], node["STEPS"]),
             targets=TargetChoice.from_config(node),
             **shared_arguments(node),
         )
 
     def start(self, problem: Problem, restart: int) -> State:
         ball = self._stage(problem, 0)
-        x = ball.random_start() if self.starts_randomly else problem.images
+        x = self._random_start(ball) if self.starts_randomly else problem.images
         fields = State.initial_fields(x)
         fields["best"] = problem.images  # an allowed image, in case no step follows
         nothing, false = fields["best_score"], fields["best_success"]
@@ -156,10 +177,10 @@ class APGD(Attack):
         ball, counts = self._stage(problem, stage), stage + 2 == len(self.stages)
         if step == first:
             self._start_stage(ball, state, counts, step / self.steps)
-        # A step along the gradient, combined with the last move.
         step_size = (state.relative_step_size * ball.threat_model.eps).view(-1, 1, 1, 1)
-        candidate = ball.project(state.x + step_size * ball.threat_model.ascent_direction(state.grad))
-        if step > first:
+        candidate = ball.project(state.x + step_size * self._direction(ball, state))
+        if step > first and not self.sparse:
+            # The step along the gradient, combined with the last move.
             candidate = (
                 state.x + self.momentum * (candidate - state.x) + (1 - self.momentum) * (state.x - state.previous)
             )
@@ -168,6 +189,10 @@ class APGD(Attack):
         # The gradient at the last point is unused.
         found = self._evaluate(ball, state, counts, (step + 1) / self.steps, last=step + 1 == end)
         state.num_increases = state.num_increases + (found > 0)
+        if self.sparse:
+            if (step + 1 - first) % max(int(L1_CHECKPOINTS * (end - first)), 1) == 0:
+                _sparse_checkpoint(ball, state)
+            return
         marks = checkpoints(end - first)
         if step + 1 - first in marks[1:-1]:
             self._checkpoint(state, marks, step + 1 - first)
@@ -176,15 +201,34 @@ class APGD(Attack):
         factor = self.radius_schedule[stage][0]
         return problem if factor == 1.0 else replace(problem, threat_model=problem.threat_model.scaled(factor))
 
+    def _random_start(self, ball: Problem) -> Tensor:
+        if self.sparse and ball.starts is None:
+            # Uniform points of the ball are dense. Those of l1-APGD are sparse: noise as wide as the range, projected.
+            width = ball.threat_model.high - ball.threat_model.low
+            return ball.project(ball.images + width * noise.normal(ball.keys, ball.images.shape[1:]))
+        return ball.random_start()
+
+    def _direction(self, ball: Problem, state: ApgdState) -> Tensor:
+        if not self.sparse:
+            return ball.threat_model.ascent_direction(state.grad)
+        assert state.num_moving is not None
+        return l1.sparse_signs(state.grad, state.num_moving)
+
     def _start_stage(self, ball: Problem, state: ApgdState, counts: bool, progress: float) -> None:
         """Start a stage at the point of largest loss of the stage before."""
         state.x = ball.project(state.max_loss_x)
         state.max_loss = torch.full_like(state.max_loss, float("nan"))
         self._evaluate(ball, state, counts, progress, last=False)
-        state.relative_step_size = torch.full_like(state.relative_step_size, 2.0)
+        state.relative_step_size = torch.full_like(state.relative_step_size, 1.0 if self.sparse else 2.0)
         state.num_increases = torch.zeros_like(state.num_increases)
         state.max_loss_at_checkpoint = state.max_loss
         state.halved_at_checkpoint = torch.ones_like(state.halved_at_checkpoint)
+        if self.sparse:
+            state.num_changed = _num_changed(ball, state.x)
+            state.num_moving = L1_SPARSITY * state.num_changed
+            if len(self.radius_schedule) == 1:
+                state.num_changed = torch.full_like(state.num_changed, state.x[0].numel())
+                state.num_moving = L1_FIRST_SHARE * state.num_changed
 
     def _evaluate(self, ball: Problem, state: ApgdState, counts: bool, progress: float, last: bool) -> Tensor:
         """Evaluate the model at `x`; returns by how much the loss grew."""
@@ -229,6 +273,23 @@ class APGD(Attack):
         }
 
 
+def _sparse_checkpoint(ball: Problem, state: ApgdState) -> None:
+    """One checkpoint of l1-APGD (section 3.3 and algorithm 1 of "Mind the box")."""
+    assert state.num_changed is not None
+    now = _num_changed(ball, state.max_loss_x)
+    sparser = now < L1_SPARSER * state.num_changed
+    shorter = (state.relative_step_size / L1_DIVISOR).clamp(min=L1_SMALLEST_STEP)
+    state.relative_step_size = torch.where(sparser, 1.0, shorter)
+    state.x = where(sparser, state.max_loss_x, state.x)
+    state.grad = where(sparser, state.max_loss_grad, state.grad)
+    state.loss = torch.where(sparser, state.max_loss, state.loss)
+    state.num_changed, state.num_moving = now, L1_SPARSITY * now
+
+
+def _num_changed(ball: Problem, x: Tensor) -> Tensor:
+    return (x != ball.images).flatten(1).sum(dim=1).float()
+
+
 def checkpoints(steps: int) -> list[int]:
     """Steps after which the step size is checked: gaps from 22 % of the steps on, each 3 % shorter, 6 % at least."""
     shares = [0.0, 0.22]
@@ -236,14 +297,3 @@ def checkpoints(steps: int) -> list[int]:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
     # Rounded first: 0.57 * 100 is a little more than 57 in floating point.
     return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares})
-
-
-def _checked(schedule: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
-    stages = tuple((float(factor), float(share)) for factor, share in schedule)
-    factors, shares = zip(*stages, strict=True)
-    if factors[-1] != 1.0 or min(factors) <= 0 or min(shares) <= 0 or abs(sum(shares) - 1.0) > 1e-6:
-        raise ValueError(
-            "RADIUS_SCHEDULE must be pairs (factor on EPS, share of the steps), the last factor 1 and the sum of the "
-            f"shares 1, got {schedule}"
-        )
-    return stages

@@ -35,7 +35,19 @@ class Attackable(Protocol):
     def part_loss_view(
         self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
-        """Images -> class logits (N, C) or None, and the model's own loss (N,), for objectives of that loss."""
+        """Images -> class logits (N, C) or None, and the model's own loss (N,), for objectives of that loss.
+
+        Objectives of one term of the loss also pass `term`, "class" or "box".
+        """
+        ...
+
+
+@runtime_checkable
+class ScoresParts(Protocol):
+    """A model that predicts parts with scores, for the objective that hides them."""
+
+    def part_score_margins(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(N, Q), differentiable, by how much the score of each query exceeds the least that counts as found."""
         ...
 
 

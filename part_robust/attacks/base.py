@@ -138,10 +138,11 @@ class Attack(ABC):
         # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
         # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
         # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and
-        # part loss as in training. These four take dense parts too, with their pixel loss. FAB has a built-in loss
-        # and ignores this.
+        # part loss as in training. These four take dense parts too, with their pixel loss. Of a detector's part loss
+        # also "part_class_loss", "part_box_loss" and their "_fixed", one term alone, and "hide_parts": every score
+        # below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
         node.OBJECTIVE = "cross_entropy"
-        # Threat model: "linf" or "l2", radius in 0..255 units (an L2 radius of 3.0 in 0..1 units is 765.0).
+        # Threat model: "linf", "l2" or "l1", radius in 0..255 units (in 0..1 units, 3.0 is 765.0 here).
         node.NORM = "linf"
         node.EPS = 8.0
         # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.

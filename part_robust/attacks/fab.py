@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from part_robust.attacks import l1
 from part_robust.attacks.arguments import shared_arguments
 from part_robust.attacks.base import ATTACK_REGISTRY, Attack
 from part_robust.attacks.objective import Score, get_objective
@@ -213,19 +214,22 @@ def shortest_change(x: Tensor, slope: Tensor, gap: Tensor, norm: str, low: float
     Each pixel goes in its own direction until its room is used up, at speed 1 ("linf") or |slope| ("l2"), so what the
     function gains by some moment is piecewise linear and concave in time. Newton's method from moment 0 never goes too
     far and quarters the product of what is missing and what is still gained per unit of time at each round, so 16 end
-    at the precision of the numbers. There is no sorting of pixels, which would cost as much as the model.
+    at the precision of the numbers. There is no sorting of pixels, which would cost as much as the model. ("l1": one
+    pixel after the other, sorted, as any other order costs norm.)
 
     Args:
         x: (N, 3, H, W), inside the range.
         slope: (N, 3, H, W), of the linear function; 0 on pixels that must not move.
         gap: (N,), by how much the function must change.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         low: of the range.
         high: of the range.
 
     Returns:
         (N, 3, H, W).
     """
+    if norm == "l1":
+        return l1.shortest_change(x, slope, gap, low, high)
     flat, weight = x.flatten(1), slope.flatten(1)
     upwards = weight * gap.sign()[:, None] > 0
     weight = weight.abs()

@@ -15,6 +15,7 @@ from part_robust.attacks.base import Attack
 from part_robust.attacks.expanded_queries import ExpandedQueries
 from part_robust.attacks.objective import AttackObjective
 from part_robust.attacks.state import AttackResult
+from part_robust.utils.devices import module_device
 from part_robust.utils.precision import tf32
 from part_robust.utils.transfer import to_device
 
@@ -36,7 +37,7 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     training = {module: module.training for module in inner.modules()}
     requires_grad = {parameter: parameter.requires_grad for parameter in inner.parameters()}
-    device = next((p.device for p in inner.parameters()), torch.device("cpu"))
+    device = module_device(inner)
     devices = [device] if device.type == "cuda" else []
     try:
         inner.eval()

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from part_robust.attacks.apgd import APGD, NO_SCHEDULE
+from part_robust.attacks.apgd import APGD
 from part_robust.attacks.base import Attack
 from part_robust.attacks.build import build_attack
 from part_robust.attacks.fab import FAB
 from part_robust.attacks.model_view import ModelView
 from part_robust.attacks.problem import AttackError, Forward, PlainForward, Problem
+from part_robust.attacks.radius_schedule import L1_SCHEDULE, ONE_RADIUS
 from part_robust.attacks.square import Square
 from part_robust.attacks.state import Run, where, worst_of
 
@@ -26,7 +27,7 @@ LOSSES: dict[type[Attack], dict[str, str]] = {
     FAB: {"targeted_margin": ""},
     Square: {"margin": "margin", "cross_entropy": "ce"},
 }
-NORMS = {"linf": "Linf", "l2": "L2"}
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 # It sorts the logits and takes the third largest, or the fourth.
 LEAST_CLASSES = {"dlr": 3, "targeted_dlr": 4}
 
@@ -40,8 +41,8 @@ class Official(Attack):
 
     pyautoattack makes smaller batches of the images that are not broken yet, and does not report which these are. All
     images of a batch must therefore share the model's other inputs: images of equal padding share a batch, and where
-    there are other inputs than the padding, each image has a batch of its own. Padding stays as it is; under L2, what
-    pyautoattack spends on it is lost to the attack.
+    there are other inputs than the padding, each image has a batch of its own. Padding stays as it is; under L2 and
+    L1, what pyautoattack spends on it is lost to the attack.
     """
 
     backend = "autoattack"
@@ -99,8 +100,9 @@ class Official(Attack):
         """
         if classes < self.least_classes:
             raise ValueError(_too_few(classes, self.least_classes))
-        if isinstance(self.own, Square) and self.threat_model.norm == "l2" and not _tiles_fit(height, width):
-            raise ValueError(f"pyautoattack's first squares under l2 do not fit into images of {height} x {width}")
+        norm = self.threat_model.norm
+        if isinstance(self.own, Square) and norm != "linf" and not _tiles_fit(height, width):
+            raise ValueError(f"pyautoattack's first squares under {norm} do not fit into images of {height} x {width}")
 
     def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
         assert best is not None  # `offer_original`
@@ -144,6 +146,7 @@ class Official(Attack):
             shared["n_target_classes"] = problem.target_classes.shape[1]  # never more than there are wrong ones
         if isinstance(self.own, APGD):
             shared |= {"n_iter": self.steps, "rho": self.own.success_share}
+            shared["use_largereps"] = self.own.radius_schedule == L1_SCHEDULE
             if self.objective.targeted:
                 return APGDAttack_targeted(model, **shared)
             return APGDAttack(model, loss=self.loss, **shared)
@@ -236,13 +239,13 @@ def _unknown_settings(own: Attack) -> list[str]:
             found.append("RANDOM_START False")
         if own.momentum != 0.75:
             found.append(f"APGD_MOMENTUM {own.momentum}")
-        if own.radius_schedule != NO_SCHEDULE:
+        if own.radius_schedule not in ((ONE_RADIUS, L1_SCHEDULE) if own.sparse else (ONE_RADIUS,)):
             found.append("RADIUS_SCHEDULE")
     return found
 
 
 def _tiles_fit(height: int, width: int) -> bool:
-    """Its Square under L2 begins with a grid of squares that it counts from the height alone."""
+    """Its Square under L2 and L1 begins with a grid of squares that it counts from the height alone."""
     side = height // 5
     edge = (height - 5 * side) // 2
     return side > 0 and all(edge + side * (length // side) <= length for length in (height, width))

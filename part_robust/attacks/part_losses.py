@@ -1,8 +1,8 @@
-"""Losses of dense part logits, per image, larger is worse for the model, and the rule by which an attack succeeds.
+"""Losses of parts, per image, larger is worse for the model, and the rule by which an attack succeeds.
 
-Letters: N images, P parts (label P is background), H W pixels. Logits (N, P + 1, H, W), labels int64 (N, H, W); labels
-above P count nowhere, neither above nor below a fraction bar. All losses are means over an image's labelled pixels, 0
-where there are none.
+Letters: N images, Q queries, P parts (label P is background), H W pixels. Dense logits (N, P + 1, H, W), labels int64
+(N, H, W); labels above P count nowhere, neither above nor below a fraction bar. Losses of dense logits are means over
+an image's labelled pixels, 0 where there are none.
 """
 
 from __future__ import annotations
@@ -97,6 +97,16 @@ def most_pixels_wrong(logits: Tensor, labels: Tensor) -> Tensor:
 def nothing_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Return bool (N,), whether no labelled pixel is right, as where none is labelled: there is nothing to attack."""
     return ~_right(logits, labels).flatten(1).any(dim=1)
+
+
+def hidden_scores(margins: Tensor) -> Tensor:
+    """Return minus the mean softplus (N,) of score margins (N, Q): queries far below the threshold hardly count."""
+    return -F.softplus(margins).mean(dim=1)
+
+
+def all_hidden(margins: Tensor) -> Tensor:
+    """Return bool (N,), whether no score margin (N, Q) is positive, so that no part counts as found."""
+    return (margins < 0).all(dim=1)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Tensor:

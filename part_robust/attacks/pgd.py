@@ -83,8 +83,7 @@ class PGD(Attack):
             state.update_best(state.x, found)
         state.loss = found.loss
         state.record_gradient(grad, found)
-        step_size = self.step_size * problem.scale
-        state.x = problem.project(state.x + step_size * problem.threat_model.ascent_direction(grad))
+        state.x = problem.project(problem.threat_model.ascent_step(state.x, grad, self.step_size * problem.scale))
 
     def finish(self, problem: Problem, state: State) -> None:
         state.update_best(state.x, score(problem, self.objective, state.x))

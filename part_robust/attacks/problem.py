@@ -112,10 +112,16 @@ class Problem:
         """A random allowed point of each image, or the allowed point that is nearest to `starts`."""
         if self.starts is not None:
             return self.project(self.starts)
-        return self.restrict(self.threat_model.random_start(self.images, self.keys, self.mask))
+        mask = self.mask
+        if mask is None and self.perturbable is not None and self.threat_model.norm == "l1":
+            mask = self.perturbable > 0  # the range of padding would cut off most of the radius
+        return self.restrict(self.threat_model.random_start(self.images, self.keys, mask))
 
     def project(self, adversarial: Tensor) -> Tensor:
         """Return the allowed images (N, 3, H, W) that are nearest to `adversarial`."""
+        if self.threat_model.norm == "l1":
+            # A change that is undone afterwards must not use up the radius.
+            adversarial = self.restrict(adversarial)
         return self.restrict(self.threat_model.project(adversarial, self.images))
 
     def forward(self, images: Tensor) -> Any:

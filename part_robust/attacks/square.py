@@ -25,6 +25,8 @@ from part_robust.attacks.state import State, where
 # and neither do we: so a run of fewer queries is the beginning of a longer one, and more queries never help the model.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
+POWER = {"l2": 2, "l1": 1}
+
 
 @dataclass
 class SquareState(State):
@@ -46,6 +48,9 @@ class Square(Attack):
 
     Place and signs of the squares depend on the image's key alone. With a mask, squares lie in the mask's bounding box,
     and their area is a share of the box's.
+
+    Under "l1" everything is as under "l2" with another norm and steeper bumps, and since those leave the pixel range
+    first, more mass is placed than the ball has and the result is projected (Croce and Hein, 2021).
     """
 
     uses_gradient = False
@@ -78,11 +83,11 @@ class Square(Attack):
         return cls(area_share=node["SQUARE_AREA"], **shared_arguments(node))
 
     def start(self, problem: Problem, restart: int) -> State:
-        linf = problem.threat_model.norm == "linf"
-        pattern = (stripes if linf else tiles)(problem.keys, problem.images.shape[1:])
-        if problem.mask is not None and not linf:
+        norm, shape = problem.threat_model.norm, problem.images.shape[1:]
+        pattern = stripes(problem.keys, shape) if norm == "linf" else tiles(problem.keys, shape, norm)
+        if problem.mask is not None and norm != "linf":
             pattern = pattern * problem.mask
-            pattern = pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            pattern = pattern / pattern.flatten(1).norm(POWER[norm], dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
         x = problem.project(problem.images + problem.threat_model.eps * pattern)
         fields = State.initial_fields(x, zero_gradient=False)
         box = None if problem.mask is None else bounding_box(problem.mask)
@@ -117,7 +122,8 @@ class Square(Attack):
         if sides is not None:
             assert state.box is not None and problem.mask is not None
             area = MaskedArea(problem.mask, state.box, sides - (sides + 1) % 2)
-        return problem.project(problem.images + moved_mass(x - problem.images, drawn, side, threat.eps, area))
+        moved = moved_mass(x - problem.images, drawn, side, threat.eps, threat.norm, area)
+        return problem.project(problem.images + moved)
 
     def describe(self) -> dict:
         return super().describe() | {"area_share": self.area_share}
@@ -130,19 +136,19 @@ def stripes(keys: Tensor, shape: torch.Size) -> Tensor:
     return signs.expand(-1, -1, height, -1)
 
 
-def tiles(keys: Tensor, shape: torch.Size) -> Tensor:
-    """(N, 3, H, W) of length 1: at least 5 by 5 bumps of random sign and direction, the first perturbation for L2."""
+def tiles(keys: Tensor, shape: torch.Size, norm: str) -> Tensor:
+    """(N, 3, H, W) of length 1 in "l2" or "l1": at least 5 by 5 bumps of random sign and direction, as a start."""
     channels, height, width = shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
     drawn = noise.uniform(keys, (channels + 1, rows, columns)).repeat_interleave(side, 2).repeat_interleave(side, 3)
     signs = torch.where(drawn[:, :channels] < 0.5, -1.0, 1.0)
-    bump = double_bump(side, keys.device)
+    bump = double_bump(side, keys.device, norm)
     bump = torch.where(drawn[:, channels:] < 0.5, bump.repeat(rows, columns), bump.T.repeat(rows, columns))
     spare = (height - rows * side, width - columns * side)
     left, top = spare[1] // 2, spare[0] // 2
     pattern = F.pad(signs * bump, (left, spare[1] - left, top, spare[0] - top))
-    return pattern / pattern.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    return pattern / pattern.flatten(1).norm(POWER[norm], dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
 
 
 def window(drawn: Tensor, side: int | Tensor, height: int, width: int, box: Tensor | None = None) -> Tensor:
@@ -216,7 +222,9 @@ class MaskedArea(NamedTuple):
     side: Tensor
 
 
-def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float, area: MaskedArea | None = None) -> Tensor:
+def moved_mass(
+    delta: Tensor, drawn: Tensor, side: int, eps: float, norm: str, area: MaskedArea | None = None
+) -> Tensor:
     """A perturbation whose mass in one window went to another, with all that the ball has left (algorithm 3).
 
     Args:
@@ -224,22 +232,27 @@ def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float, area: Masked
         drawn: (N, 5 + 3) random numbers in [0, 1): corners of both windows, direction of the bump, signs.
         side: of the windows, odd; with an area, no smaller than its sides.
         eps: radius of the ball.
+        norm: "l2" or "l1".
         area: of an attacker with a mask, outside of which `delta` is 0 and stays 0.
 
     Returns:
-        (N, 3, H, W) of length eps, unless none of the mask lies in a window.
+        (N, 3, H, W) of length eps, longer under "l1"; shorter if none of the mask lies in a window.
     """
     count, channels, height, width = delta.shape
     sides, box = (side, None) if area is None else (area.side, area.box)
     emptied = window(drawn[:, 2:4], sides, height, width, box)
     union = window(drawn[:, :2], sides, height, width, box) | emptied
-    spare = (eps**2 - delta.square().flatten(1).sum(dim=1)).clamp(min=0)
-    available = ((delta.square() * union).flatten(2).sum(dim=2) + spare[:, None] / channels).sqrt()
+    power = POWER[norm]
+    mass = delta.abs() if norm == "l1" else delta.square()
+    spare = (eps**power - mass.flatten(1).sum(dim=1)).clamp(min=0)
+    available = (mass * union).flatten(2).sum(dim=2) + spare[:, None] / channels
+    # The projection takes back what "l1" gets too much; the range would cut off most of what it should have.
+    available = channels * available if norm == "l1" else available.sqrt()
 
     top, left = corner(drawn[:, :2], sides, height, width, box)
     steps = torch.arange(side, device=delta.device)
     index = (top[:, None] + steps)[:, :, None] * width + (left[:, None] + steps)[:, None, :]
-    bump = double_bump(side, delta.device) if area is None else double_bumps(area.side, side)
+    bump = double_bump(side, delta.device, norm) if area is None else double_bumps(area.side, side, norm)
     bump = torch.where(drawn[:, 4, None, None] < 0.5, bump, bump.mT).flatten(1)[:, None]
     flat, kept = delta.flatten(2), torch.where(emptied, 0.0, delta).flatten(2)
     if area is not None:
@@ -251,43 +264,48 @@ def moved_mass(delta: Tensor, drawn: Tensor, side: int, eps: float, area: Masked
     index = index.view(count, 1, -1).expand(-1, channels, -1)
     old = flat.gather(2, index)
     signs = torch.where(drawn[:, 5:] < 0.5, -1.0, 1.0)[:, :, None]
-    new = signs * bump + old / old.norm(dim=2, keepdim=True).clamp(min=1e-12)
-    new = new / new.norm(dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
+    new = signs * bump + old / old.norm(power, dim=2, keepdim=True).clamp(min=1e-12)
+    new = new / new.norm(power, dim=2, keepdim=True).clamp(min=1e-12) * available[:, :, None]
     return kept.scatter(2, index, new)[:, :, : height * width].view_as(delta)
 
 
-def double_bump(side: int, device: torch.device) -> Tensor:
-    """(side, side) of length 1: a hill in the upper half, a valley in the lower one (eq. 2 of the paper)."""
+def double_bump(side: int, device: torch.device, norm: str) -> Tensor:
+    """(side, side) of length 1 in "l2" or "l1": a hill in the upper half, a valley in the lower one (eq. 2)."""
     if side == 1:
         return torch.ones(1, 1, device=device)
     upper = side // 2
-    both = torch.cat([_hill(upper, side, device), -_hill(side - upper, side, device)])
-    return both / both.norm()
+    both = torch.cat([_hill(upper, side, device, norm), -_hill(side - upper, side, device, norm)])
+    return both / both.norm(POWER[norm])
 
 
-def double_bumps(side: Tensor, reach: int) -> Tensor:
+def double_bumps(side: Tensor, reach: int, norm: str) -> Tensor:
     """(N, reach, reach): `double_bump` of each side, int64 (N,), from the top left corner; 0 beyond it."""
     steps = torch.arange(reach, device=side.device)
     upper, width = (side // 2)[:, None], side[:, None]
     lower_half = steps >= upper
     row = (steps - torch.where(lower_half, upper + (width - upper) // 2, upper // 2)).abs()
     column = (steps - width // 2).abs()
-    # Sums of 1 / k^2 up to k; each pixel has those between its rectangle and the centre's.
-    sums = F.pad((1.0 / (steps + 1).square()).cumsum(0), (1, 0))
+    # Sums up to k; each pixel has those between its rectangle and the centre's.
+    sums = F.pad(_added(reach, side.device, norm).cumsum(0), (1, 0))
     level = sums[upper + 1, None] - sums[torch.maximum(row[:, :, None], column[:, None, :]).clamp(max=reach)]
     inside = (steps < width)[:, :, None] & (steps < width)[:, None, :]
     halves = [torch.where(inside & half[:, :, None], level, 0.0) for half in (~lower_half, lower_half)]
-    hill, valley = (half / half.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1) for half in halves)
+    power = POWER[norm]
+    hill, valley = (half / half.flatten(1).norm(power, dim=1).clamp(min=1e-12).view(-1, 1, 1) for half in halves)
     both = hill - valley
-    return both / both.flatten(1).norm(dim=1).view(-1, 1, 1)
+    return both / both.flatten(1).norm(power, dim=1).view(-1, 1, 1)
 
 
-def _hill(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width): nested rectangles around the centre, the k-th adding 1 / k^2; of length 1."""
+def _hill(height: int, width: int, device: torch.device, norm: str) -> Tensor:
+    """(height, width) of length 1: nested rectangles around the centre, the k-th adds `_added`."""
     rows = (torch.arange(height, device=device) - height // 2).abs()
     columns = (torch.arange(width, device=device) - width // 2).abs()
-    count = max(height, width) // 2 + 1
-    added = 1.0 / torch.arange(1, count + 1, device=device).square()
-    levels = added.flip(0).cumsum(0).flip(0)
+    levels = _added(max(height, width) // 2 + 1, device, norm).flip(0).cumsum(0).flip(0)
     hill = levels[torch.maximum(rows[:, None], columns[None, :])]
-    return hill / hill.norm()
+    return hill / hill.norm(POWER[norm])
+
+
+def _added(count: int, device: torch.device, norm: str) -> Tensor:
+    """(count,): 1 / k^2 for k from 1 on, under "l1" 1 / k^4."""
+    added = 1.0 / torch.arange(1, count + 1, device=device).square()
+    return added.square() if norm == "l1" else added

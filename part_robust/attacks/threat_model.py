@@ -12,12 +12,12 @@ import torch
 from detectron2.utils.logger import log_every_n_seconds
 from torch import Tensor
 
-from part_robust.attacks import noise
+from part_robust.attacks import l1, noise
 from part_robust.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 
 class ThreatModelViolation(RuntimeError):
@@ -29,7 +29,7 @@ class ThreatModel:
     """All images x' with ||x' - x|| <= eps and low <= x' <= high.
 
     Attributes:
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         eps: radius, 0..255 units.
         low: smallest pixel value.
         high: largest pixel value.
@@ -61,10 +61,12 @@ class ThreatModel:
     def length(self, change: Tensor) -> Tensor:
         """(N,) norms of changes (N, 3, H, W)."""
         delta = change.flatten(1)
+        if self.norm == "l1":
+            return delta.abs().sum(dim=1, dtype=torch.float64).float()
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.double().norm(dim=1).float()
 
     def random_start(self, images: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A point drawn uniformly from each image's ball, then clamped to the pixel range.
+        """A point drawn uniformly from each image's ball, then projected to the pixel range.
 
         Args:
             images: the originals.
@@ -72,7 +74,9 @@ class ThreatModel:
             mask: bool (N, 1, H, W), False on pixels that stay, so that the ball has fewer dimensions; None: all move.
         """
         shape = images.shape[1:]
-        if self.norm == "linf":
+        if self.norm == "l1":
+            delta = l1.uniform_change(keys, shape, self.eps, mask)
+        elif self.norm == "linf":
             delta = (2.0 * noise.uniform(keys, shape) - 1.0) * self.eps
         else:
             direction = noise.normal(keys, shape)
@@ -88,7 +92,9 @@ class ThreatModel:
         return self.project(images + delta, images)
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """Nearest allowed point for "linf"; for "l2" the ball first, then the range. Never moves an allowed point."""
+        """Nearest allowed point; for "l2" the ball first, then the range. Never moves an allowed point."""
+        if self.norm == "l1":
+            return l1.project(adversarial, images, self.eps, self.low, self.high)
         if self.norm == "linf":
             lower = (images - self.eps).clamp_(min=self.low)
             upper = (images + self.eps).clamp_(max=self.high)
@@ -100,12 +106,28 @@ class ThreatModel:
         return (images + delta * factor).clamp(self.low, self.high)
 
     def ascent_direction(self, gradient: Tensor) -> Tensor:
-        """Steepest ascent of length 1 in the norm: the sign, or the gradient over its length (0 stays 0)."""
+        """Steepest ascent of length 1 in the norm; 0 stays 0.
+
+        This is the sign ("linf"), the gradient over its length ("l2"), or the value of largest gradient alone ("l1").
+        """
+        if self.norm == "l1":
+            return l1.unit_ascent(gradient)
         return gradient.sign() if self.norm == "linf" else _unit(gradient)
+
+    def ascent_step(self, x: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """`x` (N, 3, H, W) after a steepest step of a length, which may leave the ball around the original.
+
+        Under "l1" one pixel alone would leave its range, so the step keeps to the range and takes the next ones, too.
+        """
+        if self.norm == "l1":
+            return x + l1.steepest_step(x, gradient, length, self.low, self.high)
+        return x + length * self.ascent_direction(gradient)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """(N,) gain of a linear function along the steepest ascent of length 1."""
         flat = gradient.flatten(1)
+        if self.norm == "l1":
+            return flat.abs().amax(dim=1)
         return flat.abs().sum(dim=1) if self.norm == "linf" else flat.double().norm(dim=1).float()
 
     def allowed(self, adversarial: Tensor, images: Tensor, perturbable: Tensor | None = None) -> Tensor:

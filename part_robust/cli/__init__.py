@@ -30,6 +30,9 @@ COMMANDS = {
     "evaluate": Command(
         "cli.train_net", "train --eval-only: its numbers on clean and attacked images", ("--eval-only",)
     ),
+    "evaluate-model": Command(
+        "cli.evaluate_model", "evaluate, for a model of any origin: a file of a graph, timm, ..."
+    ),
     "compare": Command("cli.compare", "compares two evaluations image by image, or one with a bound"),
     "report": Command("cli.report", "writes report.md and report.html of evaluations, and a leaderboard"),
     "verify-adversarials": Command("cli.verify_adversarials", "scores saved attacked images again, in a fresh process"),

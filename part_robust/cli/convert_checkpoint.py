@@ -21,11 +21,11 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from part_robust import load_config
-from part_robust.engine.safe_loading import load_state
 from part_robust.modeling import convert_imagenet
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
 from part_robust.utils.errors import PREPARATION, user_errors
 from part_robust.utils.files import replacing
+from part_robust.utils.safe_loading import load_state
 
 LOUD = ("re-initialised", "missing")
 # Where files keep the weights.

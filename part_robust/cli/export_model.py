@@ -17,6 +17,7 @@ from pathlib import Path
 from part_robust import load_config
 from part_robust.engine.export import export_classifier
 from part_robust.engine.export_graph import KINDS, export_graph
+from part_robust.engine.external import refuse_external
 from part_robust.utils.errors import PREPARATION, user_errors
 
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # RuntimeError: a graph that cannot be exported, or computes something else.
     with user_errors(RuntimeError, *PREPARATION):
         cfg = load_config(args.config_file, args.opts)
+        refuse_external(cfg, "an export")
         if args.format == "weights":
             exported = export_classifier(cfg, args.output)
         else:

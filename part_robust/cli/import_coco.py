@@ -24,7 +24,7 @@ from part_robust.data.importers.command import (
     settings_of,
 )
 from part_robust.data.importers.items import DIVIDE, Source
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.run import import_coco
 from part_robust.utils.errors import PREPARATION, user_errors
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     roots = one_each(parser, "--image-root", args.image_root, len(args.json))
     splits = one_each(parser, "--split", args.split, len(args.json))
-    tally = Tally()
+    tally = ImportCounts()
     # RuntimeError: the folder holds another import.
     with user_errors(RuntimeError, *PREPARATION):
         classes = class_source_of(args, tally, "folder")

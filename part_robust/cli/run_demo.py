@@ -12,10 +12,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -23,8 +21,10 @@ from part_robust import load_config
 from part_robust.configured_attacks import build_attacks
 from part_robust.data.part_shapes import make_part_shapes
 from part_robust.evaluation.report import write_report
-from part_robust.runs.experiment import Phase, headline, phase_config, run_phase
+from part_robust.runs.measured import headline_numbers
 from part_robust.runs.passes import expected_passes, passes_counted
+from part_robust.runs.run import Run
+from part_robust.runs.scheduler import in_this_process, schedule
 from part_robust.utils.errors import PREPARATION, sentence, user_errors
 
 logger = logging.getLogger(__name__)
@@ -35,24 +35,6 @@ OUTPUT = Path("output/part_shapes")
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
 
 
-class Step(NamedTuple):
-    """A training and its evaluation.
-
-    Attributes:
-        model: as the table calls it.
-        training: "clean" or "adversarial".
-        phase: what is run.
-        cfg: complete, of the training.
-        passes: expected (runs/passes.py).
-    """
-
-    model: str
-    training: str
-    phase: Phase
-    cfg: CfgNode
-    passes: int
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
@@ -61,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors(*PREPARATION):
         print(f"Data: {data_folder()}", flush=True)
         make_part_shapes(data_folder())
-        steps = [step(model, suffix, opts) for model in MODELS for suffix in TRAININGS]
+        runs = demo_runs(opts)
+        passes = [expected_passes(run.complete_config()) for run in runs]
     start = time.time()
     with user_errors():
         try:
-            records = run(steps)
+            records = execute(runs, passes)
         except KeyboardInterrupt:
             sys.exit("Interrupted: the same command continues from the last checkpoint")
-        summarize(steps, records, opts)
+        summarize(runs, records, opts)
     print(f"{(time.time() - start) / 60:.1f} minutes")
 
 
@@ -76,39 +59,49 @@ def data_folder() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "part_shapes"
 
 
-def step(model: str, suffix: str, opts: Sequence[str]) -> Step:
-    title = f"{MODELS[model]}, {TRAININGS[suffix]} training"
-    phase = Phase(title, f"configs/part_shapes/{model}{suffix}.yaml", opts)
-    cfg = phase_config(phase)
-    return Step(MODELS[model], TRAININGS[suffix], phase, cfg, expected_passes(cfg))
+def demo_runs(opts: Sequence[str]) -> list[Run]:
+    return [
+        Run(f"{title}, {training} training", f"configs/part_shapes/{model}{suffix}.yaml", opts, cells=(title, training))
+        for model, title in MODELS.items()
+        for suffix, training in TRAININGS.items()
+    ]
 
 
-def run(steps: Sequence[Step]) -> list[dict]:
-    """Trains and evaluates all models, with a line for each and a bar on a terminal; returns their records."""
-    records = []
+def execute(runs: Sequence[Run], passes: Sequence[int]) -> list[dict]:
+    """Trains and evaluates all models, with a line for each and a bar on a terminal; returns their records.
+
+    Args:
+        runs: of `demo_runs`.
+        passes: expected of each (runs/passes.py).
+    """
+    records: list[dict] = []
     start, done = time.time(), 0
-    left = sum(step.passes for step in steps)
+    left = sum(passes)
     with tqdm(total=left, bar_format=BAR, disable=None, leave=False) as bar:
-        for number, step in enumerate(steps, 1):
-            log = Path(step.cfg.OUTPUT_DIR) / "log.txt"
-            bar.set_description_str(step.phase.title)
-            say(f"[{number}/{len(steps)}] {step.phase.title}, log in {log}")
+
+        def work(run: Run) -> None:
+            nonlocal done, left
+            expected, log = passes[len(records)], run.output / "log.txt"
+            bar.set_description_str(run.title)
+            say(f"[{len(records) + 1}/{len(runs)}] {run.title}, log in {log}")
             counted: list[int] = []
 
-            def count(images: int, counted: list[int] = counted) -> None:
+            def count(images: int) -> None:
                 counted.append(images)
                 bar.update(images)
 
             with passes_counted(count):
-                records.append(run_step(step, log))
+                records.append(execute_one(run, log))
             # The expectation was too high by what was done before, or was not necessary.
             if not bar.disable:
-                bar.total -= step.passes - sum(counted)
+                bar.total -= expected - sum(counted)
             done += sum(counted)
-            left -= step.passes
+            left -= expected
             seconds = (time.time() - start) * left / done if done else 0
             rest = f"; about {tqdm.format_interval(seconds)} left" if left and done else ""
             say(f"      {'done' if counted else 'done before'}: {numbers(records[-1])}{rest}")
+
+        schedule(runs, in_this_process(work), say=lambda line: None)
     return records
 
 
@@ -118,24 +111,24 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def run_step(step: Step, log: Path) -> dict:
+def execute_one(run: Run, log: Path) -> dict:
     """Trains and evaluates a model; ends the process with one sentence if that fails."""
     try:
-        return run_phase(step.phase, logging.WARNING)
+        return run.execute(logging.WARNING)
     except Exception as error:
         if not log.is_file():
             raise
         # Below the level of the terminal: the traceback is in the log file alone.
-        logger.info("%s failed", step.phase.title, exc_info=True)
-        sys.exit(f"{step.phase.title} failed: {sentence(error)}. The whole log: {log}")
+        logger.info("%s failed", run.title, exc_info=True)
+        sys.exit(f"{run.title} failed: {sentence(error)}. The whole log: {log}")
 
 
 def numbers(record: Mapping) -> str:
-    values = headline(record)
+    values = headline_numbers(record)
     return ", ".join(f"{name} {values[name]:.1f} %" for name in ("clean accuracy", "robust accuracy"))
 
 
-def summarize(steps: Sequence[Step], records: Sequence[dict], opts: Sequence[str]) -> None:
+def summarize(runs: Sequence[Run], records: Sequence[dict], opts: Sequence[str]) -> None:
     """Writes and prints the table, the picture, and the report of the model with the highest robust accuracy."""
     # After the runs: matplotlib is slow to import and not needed before.
     from part_robust.cli.visualize_attack import draw
@@ -144,8 +137,8 @@ def summarize(steps: Sequence[Step], records: Sequence[dict], opts: Sequence[str
     cfg = load_config("configs/part_shapes/deeplab_two_headed_adv.yaml", [*opts, "MODEL.WEIGHTS", str(weights)])
     attack = cfg.ATTACK.EVAL[0]
     picture = draw(cfg, attack, 6, str(OUTPUT / "attack.png"))
-    best, _ = max(zip(steps, records, strict=True), key=lambda pair: headline(pair[1])["robust accuracy"] or 0.0)
-    report = write_report(Path(best.cfg.OUTPUT_DIR) / "robustness.json")[1]
+    best, _ = max(zip(runs, records, strict=True), key=lambda pair: headline_numbers(pair[1])["robust accuracy"] or 0.0)
+    report = write_report(best.output / "robustness.json")[1]
 
     threat = f"PGD-{build_attacks(cfg, [attack])[attack].steps}, L-inf 8/255"
     headers = [
@@ -156,13 +149,11 @@ def summarize(steps: Sequence[Step], records: Sequence[dict], opts: Sequence[str
         "pixel acc. %",
         "attacked pixel acc. %",
     ]
-    rows = [
-        [each.model, each.training, *headline(record).values()] for each, record in zip(steps, records, strict=True)
-    ]
+    rows = [[*each.cells, *headline_numbers(record).values()] for each, record in zip(runs, records, strict=True)]
     table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
     (OUTPUT / "table.md").write_text(table + "\n")
     print(f"\n{table}\n")
     print(f"table:   {OUTPUT / 'table.md'}")
     print(f"picture: {picture}")
-    print(f"report:  {report} (of the best: {best.phase.title})")
+    print(f"report:  {report} (of the best: {best.title})")
     print(f"records: {OUTPUT}/<run>/robustness.json")

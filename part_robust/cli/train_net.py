@@ -18,7 +18,7 @@ from detectron2.engine import default_argument_parser
 
 from part_robust.engine import end_process_group, evaluate, launch, train
 from part_robust.engine.setup import setup_run
-from part_robust.runs.phases import prepare_two_phases
+from part_robust.runs.two_phase import prepare_two_phases
 from part_robust.utils.errors import as_user_errors
 
 

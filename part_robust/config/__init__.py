@@ -162,6 +162,8 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.TEST_TRANSFORM = "center_crop"
     # Short side in pixels before the centre crop; 0 means SIZE (nothing but the ends of long images is cut).
     cfg.INPUT.TEST_RESIZE = 0
+    # How evaluation resizes images: "bilinear" or "bicubic", both with Pillow's smoothing.
+    cfg.INPUT.TEST_INTERPOLATION = "bilinear"
     # Part targets, in training and in scores: "masks", or "boxes" (each part's box painted as its mask, small parts
     # on top of large ones), the box supervision of thesis section 2.2; data with boxes only need "boxes".
     cfg.INPUT.PART_MASKS = "masks"

@@ -127,6 +127,10 @@ def _part_attacks() -> dict[str, dict]:
         # The loss of detectors, matched anew at every step, and matched on the image before the attack.
         "apgd_part_loss": {**detector, "OBJECTIVE": "part_loss"},
         "apgd_part_loss_fixed": {**detector, "OBJECTIVE": "part_loss_fixed"},
+        # Its class term alone, the rest alone, and all scores below the threshold at which a part counts as found.
+        "apgd_part_class": {**detector, "OBJECTIVE": "part_class_loss"},
+        "apgd_part_box": {**detector, "OBJECTIVE": "part_box_loss_fixed"},
+        "apgd_hide_parts": {**detector, "OBJECTIVE": "hide_parts"},
     }
 
 
@@ -151,6 +155,8 @@ def add_test(cfg: CfgNode) -> None:
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     tiers.bounded = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    # For models without a gradient; far weaker than the others, so the number is a loose bound.
+    tiers.black_box = ["square"]
     tiers.parts = ["sea_masked", "sea_balanced", "sea_js", "apgd_part_loss", "apgd_part_loss_fixed"]
     # Attacks that tier "bounded" runs on a random sample of the images that its other attacks left. The sample grows
     # until, with 95 % confidence, they would break at most BOUND points more of all images if they ran on the rest
@@ -169,8 +175,8 @@ def add_test(cfg: CfgNode) -> None:
     # (all but the object), "patch" (a square wherever it does most harm). Images without the part, or without labels,
     # are counted apart.
     local.REGIONS = ["parts", "object", "background", "patch"]
-    # Threat model inside the region, which TEST.NORM and TEST.EPS leave as it is: "linf" or "l2", and radius in 0..255
-    # units. 255 under linf is an attacker who paints the region as he likes.
+    # Threat model inside the region, which TEST.NORM and TEST.EPS leave as it is: "linf", "l2" or "l1", and radius in
+    # 0..255 units. 255 under linf is an attacker who paints the region as he likes.
     local.NORM = "linf"
     local.EPS = 255.0
     # Sides of the patches as a share of INPUT.SIZE, 0..1, such as 0.15, which covers 2.2 % of the image (PatchCleanser,
@@ -181,11 +187,16 @@ def add_test(cfg: CfgNode) -> None:
     local.PATCH_POSITIONS = 4
     # Tiers on the class that run each attack on every image instead, as the thesis does.
     cfg.TEST.FULL_TIERS = ["thesis"]
-    # Threat model of all other attacks of --eval-only and of the curve: "linf" or "l2", and radius in 0..255 units. ""
-    # and -1 keep what each attack's spec says. Step lengths of PGD stay as they are. The command line also takes 8/255
-    # for 8.0, here and for every EPS and STEP_SIZE.
+    # Threat model of all other attacks of --eval-only and of the curve: "linf", "l2" or "l1", and radius in 0..255
+    # units. "" and -1 keep what each attack's spec says. Step lengths of PGD stay as they are. The command line also
+    # takes 8/255 for 8.0, here and for every EPS and STEP_SIZE.
     cfg.TEST.NORM = ""
     cfg.TEST.EPS = -1.0
+    # Threat models under each of which every tier on the class runs (but those of TEST.FULL_TIERS), such as
+    # "linf:8/255 l2:2 l1:75": norm and radius of images in 0..1, as papers have them. Their tiers are standard_linf,
+    # standard_l2 and so on, and standard_union counts the images that are right under all of them. "" for the one of
+    # TEST.NORM and TEST.EPS, which hold for all other attacks in any case. Steps of PGD keep their length in radii.
+    cfg.TEST.THREATS = ""
     # Whose code attacks the class in --eval-only: "own", or "autoattack" for pyautoattack's (pip install
     # part_robust[aa]), with the same radius, steps, restarts, targets and seed; its results depend on the batch.
     # Attacks on the class that it does not have are refused; those on the parts stay ours. --backend is the same.
@@ -197,8 +208,11 @@ def add_test(cfg: CfgNode) -> None:
     # Keep the attacked images of every tier in OUTPUT_DIR: "npz" (float32), "png" (rounded to 8 bits inside the ball,
     # then scored again), or "". tools/verify_adversarials.py scores them in a fresh process.
     cfg.TEST.SAVE_ADVERSARIALS = ""
+    # Write predictions for other tools, clean and attacked (docs/predictions.md): COCO json, label maps and classes, in
+    # the pixels that the network sees. Boxes need TEST.PART_BOX_AP.
+    cfg.TEST.SAVE_PREDICTIONS = False
     # Randomised smoothing (Cohen et al., 2019) beside the attacks: L2 radii in which the class of the smoothed model,
-    # not of the model itself, is proven to stay (docs/evaluation.md). Needs TEST.TIER and a class head.
+    # not of the model itself, is proven to stay (docs/evaluation.md). Needs a class head.
     smoothing = cfg.TEST.SMOOTHING = CfgNode()
     # Standard deviation of the noise in 0..255 units; 0: off. The paper's 0.25, where pixels are 0..1, is 63.75.
     smoothing.SIGMA = 0.0

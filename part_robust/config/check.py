@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from part_robust.attacks import ATTACK_REGISTRY, attack_defaults
 from part_robust.config.rule_table import ATTACK_RULES, RULES
 from part_robust.config.rules import NAME, Rule, check_names, check_values, list_of, one_of, rule_of, wrong
+from part_robust.config.threats import parse_threats
 from part_robust.utils.errors import UserError
 
 PIXEL_RANGE = 255
@@ -110,10 +111,10 @@ def _check_evaluation(cfg: CfgNode) -> None:
     tiers = [name.strip() for name in test.TIER.split(",") if name.strip()]
     check_names("TEST.TIER", tiers, test.TIERS, "tiers of TEST.TIERS, with commas between")
     _check_radius("TEST.LOCAL.EPS", test.LOCAL.EPS, test.LOCAL.NORM)
-    if test.SMOOTHING.SIGMA and not tiers:
+    if parse_threats(test.THREATS) and not tiers:
         raise UserError(
-            "TEST.SMOOTHING.SIGMA must be 0 without TEST.TIER, "
-            f"got {test.SMOOTHING.SIGMA!r}: set TEST.TIER, such as TEST.TIER screen"
+            f"TEST.THREATS must be '' without TEST.TIER, got {test.THREATS!r}: set TEST.TIER, such as "
+            "TEST.TIER standard"
         )
     check_names("TEST.FULL_TIERS", test.FULL_TIERS, test.TIERS, "tiers of TEST.TIERS")
     for eps in (test.EPS, *test.EPS_CURVE):

@@ -1,4 +1,4 @@
-"""Keys of the model: timm backbones, heads, DINO, Mask DINO."""
+"""Keys of the model: timm backbones, heads, models from elsewhere, DINO, Mask DINO."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_model(cfg: CfgNode) -> None:
-    """MODEL.PRETRAINING, MODEL.TIMM, MODEL.PART_CLASSIFIER, the heads' nodes, MODEL.DINO and MODEL.MASK_DINO."""
+    """MODEL.PRETRAINING, TIMM, PART_CLASSIFIER, the heads' nodes, EXTERNAL, DINO and MASK_DINO."""
     # Training data of MODEL.WEIGHTS before this training, a short text for records and leaderboards, such as
     # "ImageNet-1k" or "none". Nothing checks it: change it together with the weights.
     cfg.MODEL.PRETRAINING = ""
@@ -95,6 +95,7 @@ def add_model(cfg: CfgNode) -> None:
     # learns their columns; "bias" learns one number for each, and can only ever predict the largest one's class.
     node.EMPTY_CLASSES = "column"
 
+    _add_external(cfg)
     _add_dino(cfg)
     _add_mask_dino(cfg)
 
@@ -110,6 +111,26 @@ def add_model(cfg: CfgNode) -> None:
     head.COMMON_STRIDE = 4
     head.NORM = "BN"
     head.USE_DEPTHWISE_SEPARABLE_CONV = True
+
+
+def _add_external(cfg: CfgNode) -> None:
+    # A classifier from elsewhere that is evaluated as it is (docs/evaluate_model.md), with MODEL.BACKBONE.NAME
+    # "build_pixel_backbone" and the head "ExternalHead"; MODEL.WEIGHTS is its file. tools/evaluate_model.py sets these.
+    node = cfg.MODEL.EXTERNAL = CfgNode()
+    # "torchscript", "exported" (torch.export), "timm", "torchvision" or "callable"; "" for models of this package.
+    node.KIND = ""
+    # Model of timm or torchvision, or "package.module:function" of a callable.
+    node.NAME = ""
+    # Order of the channels that it takes, "RGB" or "BGR". MODEL.PIXEL_MEAN and PIXEL_STD are RGB all the same.
+    node.CHANNELS = "RGB"
+    # Which of several outputs are the logits: key of a dict or index of a tuple; "" for a model with one output.
+    node.OUTPUT = ""
+    # The model returns probabilities: their logarithm is evaluated.
+    node.PROBABILITIES = False
+    # Images of a batch, for a graph that takes no other number; smaller batches are filled up. 0: any number.
+    node.BATCH = 0
+    # For each class of the data set, the output of the model that means it. (): output i is class i.
+    node.CLASS_INDICES = ()
 
 
 def _add_dino(cfg: CfgNode) -> None:

@@ -30,7 +30,7 @@ _IS_SCHEDULE = list_of(list_of(number(0, above=True), "numbers", length=2), "pai
 
 # Of every attack, by the last part of the key.
 ATTACK_RULES: dict[str, Rule] = {
-    "NORM": one_of("linf", "l2"),
+    "NORM": one_of("linf", "l2", "l1"),
     "EPS": WEIGHT,
     "STEPS": COUNT,
     "STEP_SIZE": number(0, above=True),
@@ -89,7 +89,7 @@ _EVALUATION: dict[str, Rule] = {
     ),
     "TEST.NUM_IMAGES": whole(0),
     "TEST.FULL_TIERS": NAMES,
-    "TEST.NORM": one_of("", "linf", "l2"),
+    "TEST.NORM": one_of("", "linf", "l2", "l1"),
     "TEST.EPS": Rule(
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
     ),
@@ -97,8 +97,10 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.SAMPLED_ATTACKS": NAMES,
     "TEST.BOUND": number(0, 100),
     "TEST.RESTART_GAIN": number(0, 100),
-    "TEST.LOCAL.REGIONS": list_of(one_of("parts", "object", "background", "patch"), "kinds of regions", least=1),
-    "TEST.LOCAL.NORM": one_of("linf", "l2"),
+    "TEST.LOCAL.REGIONS": list_of(
+        one_of("parts", "object", "background", "patch"), "of parts, object, background and patch", least=1
+    ),
+    "TEST.LOCAL.NORM": one_of("linf", "l2", "l1"),
     "TEST.LOCAL.EPS": WEIGHT,
     "TEST.LOCAL.PATCH_SIDES": list_of(number(0, 1, above=True), "shares of the image's side, above 0 and at most 1"),
     "TEST.LOCAL.PATCH_POSITIONS": COUNT,
@@ -148,6 +150,7 @@ _DATA: dict[str, Rule] = {
     "INPUT.MIXUP_ALPHA": number(0, above=True),
     "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox"),
     "INPUT.TEST_RESIZE": whole(0, 2**14),
+    "INPUT.TEST_INTERPOLATION": one_of("bilinear", "bicubic"),
     "INPUT.PART_MASKS": one_of("masks", "boxes"),
     "INPUT.PART_LABELS": one_of("parts", "object", "foreground", "shuffled"),
     "DATASETS.TRAIN": NAMES,
@@ -240,6 +243,10 @@ _MODEL: dict[str, Rule] = {
             and all(isinstance(pair, (list, tuple)) and len(pair) == 2 and NAME.holds(pair[0]) for pair in value)
         ),
     ),
+    "MODEL.EXTERNAL.KIND": one_of("", "torchscript", "exported", "timm", "torchvision", "callable"),
+    "MODEL.EXTERNAL.CHANNELS": one_of("RGB", "BGR"),
+    "MODEL.EXTERNAL.BATCH": whole(0, 2**16),
+    "MODEL.EXTERNAL.CLASS_INDICES": list_of(whole(0), "whole numbers of at least 0"),
     "MODEL.PART_CLASSIFIER.NUM_CLASSES": whole(0),
     "MODEL.PART_CLASSIFIER.NUM_PARTS": whole(0),
     "MODEL.PART_CLASSIFIER.HEAD_NORM": _NORM,

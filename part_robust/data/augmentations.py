@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
 from torchvision import transforms as vision
 
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
@@ -47,15 +48,15 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         ValueError: INPUT.TEST_TRANSFORM or INPUT.TEST_RESIZE is none of the possible ones.
     """
-    size = cfg.INPUT.SIZE
+    size, interpolation = cfg.INPUT.SIZE, getattr(Image.Resampling, cfg.INPUT.TEST_INTERPOLATION.upper())
     if cfg.INPUT.TEST_TRANSFORM == "letterbox":
-        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN)]
+        return [Letterbox(size, cfg.MODEL.PIXEL_MEAN, interpolation)]
     if cfg.INPUT.TEST_TRANSFORM != "center_crop":
         raise ValueError(f"INPUT.TEST_TRANSFORM must be center_crop or letterbox, is {cfg.INPUT.TEST_TRANSFORM}")
     short_side = cfg.INPUT.TEST_RESIZE or size
     if short_side < size:
         raise ValueError(f"INPUT.TEST_RESIZE {short_side} is smaller than INPUT.SIZE {size}")
-    return [T.ResizeShortestEdge(short_side, max_size=1 << 30), CenterCrop(size)]
+    return [T.ResizeShortestEdge(short_side, max_size=1 << 30, interp=interpolation), CenterCrop(size)]
 
 
 class RandomColours(T.Augmentation):

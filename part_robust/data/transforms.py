@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, PadTransform, Transform, TransformList
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
 
@@ -70,14 +71,13 @@ class ContentPad(PadTransform):
 class Letterbox(T.Augmentation):
     """Resizes the long side to `size` and pads to a square with `colour` (three values, 0..255)."""
 
-    def __init__(self, size: int, colour: Sequence[float]) -> None:
+    def __init__(self, size: int, colour: Sequence[float], interpolation: int = Image.Resampling.BILINEAR) -> None:
         super().__init__()
-        self._init({"size": size, "colour": colour})
+        self._init({"size": size, "colour": colour, "interpolation": interpolation})
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
         factor = self.size / max(height, width)
         new_h, new_w = max(round(height * factor), 1), max(round(width * factor), 1)
-        return TransformList(
-            [T.ResizeTransform(height, width, new_h, new_w), ContentPad(new_h, new_w, self.size, self.colour)]
-        )
+        resize = T.ResizeTransform(height, width, new_h, new_w, self.interpolation)
+        return TransformList([resize, ContentPad(new_h, new_w, self.size, self.colour)])

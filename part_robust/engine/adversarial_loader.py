@@ -54,6 +54,7 @@ class AdversarialLoader:
         pieces: int = 1,
         precision: str = "float32",
         skip_failures: bool = False,
+        seed: int = 0,
     ) -> None:
         """Wrap the train loader.
 
@@ -68,6 +69,7 @@ class AdversarialLoader:
             skip_failures: images of an attack that fails, because the model's outputs are not finite numbers, stay
                 clean instead of ending the training, though not for many batches in a row. What the training step
                 makes of them is decided there.
+            seed: of the random starts, with the iteration and the place in the batch.
 
         Raises:
             ValueError: a value is impossible; an attack on the divergence from the clean prediction that starts there.
@@ -89,6 +91,7 @@ class AdversarialLoader:
         self.pieces = pieces
         self.precision = precision
         self.skip_failures = skip_failures
+        self.seed = seed
         self.iteration = 0
         self.blind_batches = 0
         self.failed_batches = 0
@@ -105,7 +108,7 @@ class AdversarialLoader:
         """
         start = time.perf_counter()
         count = max(round(self.fraction * len(batch)), 1)
-        keys = make_keys(0, self.iteration, self._positions(batch)[:count])
+        keys = make_keys(self.seed, self.iteration, self._positions(batch)[:count])
         size = -(-count // self.pieces)
         attacked: list[dict] = []
         without_gradient = 0

@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from part_robust.engine import packaged_weights  # noqa: F401  (registration of package://)
-from part_robust.engine.safe_loading import check_pickle, load_state
 from part_robust.modeling.convert_imagenet import detect_imagenet_layout, rename
+from part_robust.modeling.external.head import reads_own_file
 from part_robust.utils.errors import UserError, as_user_errors
 from part_robust.utils.files import check_file, read_text, replacing, write_text
+from part_robust.utils.safe_loading import check_pickle, load_state
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class PartCheckpointer(DetectionCheckpointer):
       or parts, start from random values, and a warning lists them.
 
     Where a file holds an `average` of the weights (SOLVER.EMA) beside the trained ones, resuming takes both, and the
-    other uses take the average as the model. Files are read so that nothing in them runs (engine/safe_loading.py).
+    other uses take the average as the model. Files are read so that nothing in them runs (utils/safe_loading.py).
     """
 
     def __init__(self, *args: Any, strict: bool = False, **kwargs: Any) -> None:
@@ -84,6 +85,8 @@ class PartCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Load a checkpoint, and account for every weight of the model.
 
+        A model that read its own file when it was built (`ExternalHead`) stays as it is.
+
         Raises:
             FileNotFoundError: the weights are not found.
             CheckpointMismatch: they are of another model.
@@ -91,6 +94,8 @@ class PartCheckpointer(DetectionCheckpointer):
             NoCheckpoint: the file is not a checkpoint, or not whole.
             UserError: `strict`, and weights are not finite numbers.
         """
+        if reads_own_file(self.model):
+            return {}
         if path:
             try:
                 local = self.path_manager.get_local_path(path.split("?")[0])

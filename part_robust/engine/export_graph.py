@@ -146,13 +146,13 @@ def _describe(cfg: CfgNode, target: Path, kind: str, difference: float, device: 
         classes = list(get_taxonomy(cfg.DATASETS.TRAIN[0]).class_names)
     except (FileNotFoundError, IndexError, KeyError):
         classes = []
-    size = cfg.INPUT.SIZE
+    size, data = cfg.INPUT.SIZE, cfg.INPUT
     description = {
         "format": kind,
         "input": {"name": "images", "shape": ["N", 3, size, size], "dtype": "float32", "values": "RGB, 0..255"},
         "resize": "letterbox"
-        if cfg.INPUT.TEST_TRANSFORM == "letterbox"
-        else f"short side to {cfg.INPUT.TEST_RESIZE or size}, bilinear, then the middle {size} x {size}",
+        if data.TEST_TRANSFORM == "letterbox"
+        else f"short side to {data.TEST_RESIZE or size}, {data.TEST_INTERPOLATION}, then the middle {size} x {size}",
         "output": {"name": "class_logits", "shape": ["N", cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES]},
         "classes": classes,
         "device": device.type,

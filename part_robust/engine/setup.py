@@ -23,12 +23,14 @@ from part_robust.data.mixing import mixes
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, evaluated_tasks, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.external import refuse_external
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
+from part_robust.evaluation.external import describe_external, describe_preprocessing, source_sha256
 from part_robust.evaluation.plan import PlannedAttacks, metric_rows, plan_attacks
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
@@ -141,8 +143,10 @@ def check_training(cfg: CfgNode) -> None:
     """Check what a training needs before it begins.
 
     Raises:
-        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible.
+        ValueError: the batch cannot be shared by the processes and pieces; an objective or an attack is impossible;
+            the model is one of MODEL.EXTERNAL.
     """
+    refuse_external(cfg, "a training")
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
     solver = cfg.SOLVER
     if solver.BACKBONE_FREEZE_EPOCHS < 0 or solver.BACKBONE_FREEZE_ITERS < 0:
@@ -281,9 +285,11 @@ def _evaluate(cfg: CfgNode, resume: bool, attacks: PlannedAttacks | None) -> Ord
         config=config_text(cfg),
         evaluations=found.evaluations,
         name=os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
-        architecture=" + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
+        architecture=describe_external(cfg) or " + ".join(part for part in (node.SEGMENTER, node.HEAD) if part),
         parameters=parameter_counts(model),
         pretraining=cfg.MODEL.PRETRAINING,
+        preprocessing=describe_preprocessing(cfg, model),
+        source_sha256=source_sha256(cfg),
     )
     path = Path(cfg.OUTPUT_DIR) / "robustness.json"
     write_json(path, record)

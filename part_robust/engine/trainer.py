@@ -106,6 +106,7 @@ class PartTrainer(DefaultTrainer):
             pieces=cfg.SOLVER.ACCUMULATE,
             precision=node.PRECISION,
             skip_failures=cfg.SOLVER.NON_FINITE == "skip",
+            seed=max(cfg.SEED, 0),
         )
         self.data_loader = loader
         result: list[HookBase] = [AttackSchedule(loader, node.EPS_WARMUP_ITERS)]

@@ -113,18 +113,25 @@ class AttackedBatch:
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> list[dict]:
-        """Everything the model says about the images (N, 3, H, W), on the host."""
+        """Everything the model says about the images (N, 3, H, W), on the host; label maps of boxes, too."""
         self.forwards += len(images)
-        return host_outputs(self.inner.inference(images, self.padding))
+        outputs = host_outputs(self.inner.inference(images, self.padding))
+        for output, item in zip(outputs, self.items, strict=True):
+            if "instances" in output and "labels" not in output:
+                # All that counts pixels needs them: painted once.
+                output["labels"] = predicted_labels(output, self.num_parts, tuple(item["sem_seg"].shape))
+        return outputs
 
     @torch.no_grad()
     def class_logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """(M, C) logits on the host of the images at `rows`, int64 (M,), by the shortest path."""
+        return self.logits_of(images if len(rows) == len(self) else images[self.on_device(rows)], rows)
+
+    @torch.no_grad()
+    def logits_of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """(M, C) logits on the host of changed images (M, 3, H, W) of those at `rows`, which may repeat."""
         self.forwards += len(rows)
-        padding = self.padding
-        if len(rows) < len(self):
-            rows = self.on_device(rows)
-            images, padding = images[rows], None if padding is None else padding[rows]
+        padding = None if self.padding is None else self.padding[self.on_device(rows)]
         return self.inner.class_logits(images, padding=padding).cpu()
 
     def select(self, rows: Tensor) -> AttackedBatch:

@@ -60,7 +60,7 @@ def describe_batch(
     images = ImageArrays(batch.keys.numpy(), batch.labels.numpy(), object_share(batch.items, batch.num_parts))
     arrays = CostArrays(forwards=np.array(batch.forwards)).write("evaluation")
     counts: dict[str, LabelCounts] = {}
-    for row, outputs in _rows(batch, results):
+    for row, outputs in evaluated_rows(batch, results):
         arrays |= _evaluated_in_parts(row, outputs, batch, results, evaluators)
         if batch.has_classes:
             logits = torch.stack([output["class_logits"] for output in outputs])
@@ -113,7 +113,7 @@ def _measured_on_device(batch: AttackedBatch) -> dict[str, Tensor]:
     return found
 
 
-def _rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> Iterator[tuple[str, list[dict]]]:
+def evaluated_rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> Iterator[tuple[str, list[dict]]]:
     """Return name and outputs of all images that the evaluators process."""
     yield "clean", batch.clean
     seen: set[str] = set()

@@ -9,6 +9,7 @@ Letters: N images of (3, H, W), RGB, 0..255; C classes; M draws of noise.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from part_robust.attacks import ThreatModel, get_objective
 from part_robust.attacks.pgd import PGD
+from part_robust.attacks.problem import AttackError
 from part_robust.evaluation.smoothing import Smoothing, count_predictions, noisy_batches
 from part_robust.evaluation.statistics import binomial_lower_bound
+
+logger = logging.getLogger(__name__)
 
 ClassLogits = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -72,6 +76,8 @@ def attack_smoothed(
 ) -> Tensor:
     """Return (N, 3, H, W), images changed by at most their radius to lose the votes for `labels`.
 
+    Images of a model without a gradient stay as they are.
+
     Args:
         class_logits: images (B, 3, H, W) and padding -> (B, C), inside `attack_view`.
         images: float (N, 3, H, W), 0..255.
@@ -95,7 +101,12 @@ def attack_smoothed(
             step_size=2.5 * radius / STEPS,
             random_start=False,
         )
-        attacked.append(attack(forward, images[one], labels[one], keys=keys[one], padding=own_padding).images)
+        try:
+            attacked.append(attack(forward, images[one], labels[one], keys=keys[one], padding=own_padding).images)
+        except AttackError as error:
+            # Such a model is found by other checks; the vote on the image itself can still be counted anew.
+            logger.warning("The smoothed model cannot be attacked: %s", error)
+            attacked.append(images[one])
     return torch.cat(attacked)
 
 

@@ -1,13 +1,14 @@
-"""Two evaluations of the same images against each other, image by image."""
+"""Two evaluations of the same images against each other, image by image; or several seeds of each, pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from part_robust.config import config_values
 from part_robust.evaluation.record_schema import read_record
 from part_robust.evaluation.statistics import Paired, compare_paired
 from part_robust.utils.files import read_arrays
@@ -25,11 +26,13 @@ class Evaluated:
         folder: where it lies.
         evaluation: the record's `evaluation` of the data set.
         flags: arrays of its flags file, one entry per image.
+        seed: SEED of its config; None where the record has none.
     """
 
     folder: Path
     evaluation: Mapping
     flags: Mapping[str, np.ndarray]
+    seed: int | None = None
 
 
 def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
@@ -48,7 +51,8 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
         raise NotComparable(
             f"{path} does not exist: evaluate with tools/train_net.py --eval-only ... TEST.TIER standard"
         )
-    evaluations = read_record(path).get("evaluation") or {}
+    record = read_record(path)
+    evaluations = record.get("evaluation") or {}
     if not evaluations:
         raise NotComparable(f"{path} has no results by image: evaluate with TEST.TIER, such as TEST.TIER standard")
     if dataset is None and len(evaluations) > 1:
@@ -67,7 +71,8 @@ def load_evaluated(folder: str | Path, dataset: str | None = None) -> Evaluated:
         raise NotComparable(f"{flags} must hold image_id, label and a flag for each image: evaluate again")
     if not len(arrays["image_id"]):
         raise NotComparable(f"{flags} is of 0 images: there is nothing to compare")
-    return Evaluated(folder, evaluations[dataset], arrays)
+    seed = config_values(record.get("config") or "").get("SEED")
+    return Evaluated(folder, evaluations[dataset], arrays, seed if isinstance(seed, int) and seed >= 0 else None)
 
 
 def right_images(evaluated: Evaluated, tier: str) -> np.ndarray:
@@ -101,11 +106,64 @@ def compare(first: Evaluated, second: Evaluated, tier: str) -> Paired:
     if not np.array_equal(first.flags["label"], second.flags["label"]):
         raise NotComparable(f"{first.folder} and {second.folder} have different labels for the same images")
     if tier != "clean":
-        threats = [
-            (e.evaluation["tiers"][tier]["norm"], e.evaluation["tiers"][tier]["eps"])
-            for e in (first, second)
-            if tier in (e.evaluation.get("tiers") or {})
-        ]
+        threats = [found for evaluated in (first, second) if (found := _threats(evaluated, tier))]
         if len(set(threats)) > 1:
             raise NotComparable(f"{tier}: the threat models differ, {threats[0]} and {threats[1]}")
     return compare_paired(right_images(first, tier), right_images(second, tier))
+
+
+def _threats(evaluated: Evaluated, tier: str) -> str:
+    """Return the threat model of a tier, or those of a union; "" where the record has neither."""
+    tiers, unions = (evaluated.evaluation.get(name) or {} for name in ("tiers", "unions"))
+    members = unions[tier]["tiers"] if tier in unions else [tier]
+    found = {(tiers[name]["norm"], tiers[name]["eps"], _mask(tiers[name])) for name in members if name in tiers}
+    return " and ".join(f"{norm} {eps:g}/255{mask}" for norm, eps, mask in sorted(found))
+
+
+def _mask(tier: Mapping) -> str:
+    """Return which regions an attacker with a mask may change; "" for others."""
+    if "regions" not in tier:
+        return ""
+    sides = ", ".join(f"{side} px" for side in tier["patch_sides"])
+    return f" inside {', '.join(tier['regions'])}" + (f" ({sides})" if sides else "")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Runs of two models, in pairs of one seed.
+
+    Attributes:
+        pairs: at least one.
+        alone: evaluations without a partner.
+        by_seed: SEED decides; else the order in which they were given.
+    """
+
+    pairs: list[tuple[Evaluated, Evaluated]]
+    alone: list[Evaluated]
+    by_seed: bool
+
+
+def pair_seeds(first: Sequence[Evaluated], second: Sequence[Evaluated]) -> Pairs:
+    """Pair the evaluations of one model with those of another that have the same SEED.
+
+    Where an evaluation states no SEED, or two of one model state the same, the order decides.
+
+    Raises:
+        NotComparable: no SEED is on both sides; the order decides and the sides are of different length.
+    """
+    one, two = ({each.seed: each for each in side} for side in (first, second))
+    if None not in {*one, *two} and len(one) == len(first) and len(two) == len(second):
+        pairs = [(one[seed], two[seed]) for seed in one if seed in two]
+        if not pairs:
+            raise NotComparable(
+                f"the evaluations must have a SEED in common, got {', '.join(map(str, one))} and "
+                f"{', '.join(map(str, two))}: train and evaluate both models with the same seeds"
+            )
+        alone = [each for each in (*first, *second) if not (each.seed in one and each.seed in two)]
+        return Pairs(pairs, alone, by_seed=True)
+    if len(first) != len(second):
+        raise NotComparable(
+            f"{len(first)} and {len(second)} evaluations cannot be paired in their order, and their records do not "
+            "have one SEED each: give equally many, in the order of the pairs"
+        )
+    return Pairs(list(zip(first, second, strict=True)), [], by_seed=False)

@@ -13,15 +13,26 @@ from detectron2.utils import comm
 from torch import nn
 
 import part_robust
+from part_robust.config import default_cfg
 from part_robust.evaluation.eps_curve import curve_attack_name
+from part_robust.evaluation.external import source_sha256
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
 from part_robust.evaluation.tiers import Tier
+from part_robust.utils.devices import module_device
 from part_robust.utils.files import file_sha256
 
 # Config nodes that change what the numbers are.
 KEYS_THAT_MUST_MATCH = ("MODEL", "INPUT")
+# Keys that the first journals do not have: left out at their default, so that those are continued.
+LATER_KEYS = {
+    "MODEL": ("EXTERNAL",),
+    "INPUT": (
+        *("TEST_INTERPOLATION", "PART_LABELS", "ROTATION", "COLOR_JITTER", "RAND_AUGMENT", "ERASING_PROB"),
+        *("CUTMIX_PROB", "CUTMIX_ALPHA", "MIXUP_PROB", "MIXUP_ALPHA"),
+    ),
+}
 
 
 def evaluation_identity(
@@ -45,8 +56,13 @@ def evaluation_identity(
         node.defrost()
         if name == "MODEL":
             node.WEIGHTS = node.DEVICE = node.PRETRAINING = ""
+        for key in LATER_KEYS[name]:
+            if node[key] == default_cfg()[name][key]:
+                del node[key]
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
+    if source := source_sha256(cfg):
+        decisive["source"] = source
     attacks = {
         "tiers": [_describe_tier(tier) for tier in plan.tiers],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
@@ -56,6 +72,8 @@ def evaluation_identity(
     batches = "any"
     if cfg.TEST.BACKEND != "own":
         batches = f"of {cfg.DATALOADER.TEST_BATCH_SIZE} in {comm.get_world_size()} processes"
+    # Journals of before have no entry, and need none.
+    predictions = {"saved predictions": "True"} if plan.save_predictions else {}
     return {
         "config": _sha256(decisive),
         "checkpoint": file_sha256(weights) or _weights_sha256(model),
@@ -66,7 +84,8 @@ def evaluation_identity(
         "batches": batches,
         "metrics": str(bool(cfg.TEST.PART_BOX_AP)),
         "saved adversarial images": plan.save_adversarials,
-        "device": str(next(model.parameters()).device.type),
+        **predictions,
+        "device": module_device(model).type,
         "part_robust": part_robust.__version__,
     }
 

@@ -6,10 +6,9 @@ Letters: N images of (3, H, W), RGB, 0..255; M of them; K candidates for the pla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -17,11 +16,11 @@ from torch import Tensor
 from part_robust.attacks import get_objective
 from part_robust.attacks.attackable import AttackInputs
 from part_robust.attacks.class_losses import class_margin
+from part_robust.attacks.model_view import attack_gradient
 from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.attacked_batch import AttackedBatch, margins
-from part_robust.evaluation.journal import BatchArrays
-from part_robust.evaluation.named_arrays import RegionArrays, RegionPictureArrays
 from part_robust.evaluation.pictures import picture_sample
+from part_robust.evaluation.region_results import RegionPairs, RegionPictures, WorstOfImages
 from part_robust.evaluation.regions import REGIONS, Regions, labelled_regions, patch_regions
 from part_robust.evaluation.tiers import Tier, TierResult
 from part_robust.utils.errors import UserError
@@ -112,20 +111,67 @@ class LocalTier(Tier):
         """
         if not batch.has_classes:
             raise ValueError(f"tier {self.name!r} measures {self.objective}, and this model has no class head")
-        found = _Found(batch, self)
-        pictured = picture_sample(sample, PICTURED_IMAGES) if sample else frozenset()
+        clean = torch.stack([output["class_logits"] for output in batch.clean])
+        worst = WorstOfImages(batch, clean, self.attacks)
+        groups, arrays = list(self._groups(batch)), {}
+        if groups:
+            pairs = RegionPairs(groups, batch, clean, any(attack.uses_gradient for attack in self.attacks.values()))
+            pictured = picture_sample(sample, PICTURED_IMAGES) if sample else frozenset()
+            pictures = RegionPictures(batch, pairs, pictured)
+            self._attack(batch, pairs, worst, pictures, note)
+            arrays = pairs.arrays(batch, self._right_covered(batch, pairs)).write(self.name)
+            if len(pictures.chosen):
+                arrays |= pictures.arrays(clean).write(self.name)
+        return TierResult(worst.images, batch.outputs(worst.images), worst.broken_by, worst.fooled, {}, {}, arrays)
+
+    def _attack(
+        self,
+        batch: AttackedBatch,
+        pairs: RegionPairs,
+        worst: WorstOfImages,
+        pictures: RegionPictures,
+        note: Callable[[str], None],
+    ) -> None:
+        """Run one attack after the other on the pairs that remain, which share batches whatever their region."""
+        for index, (name, attack) in enumerate(self.attacks.items()):
+            for number in range(int(pairs.candidates.max())) if index == 0 else [-1]:
+                left = (pairs.remaining & (pairs.candidates > number)).nonzero()[:, 0]
+                for chunk in left.split(len(batch)) if len(left) else ():
+                    note(f"{self.name}, {name} on {len(left)} of {len(pairs.rows)} regions of {len(batch)} images")
+                    rows, candidate = pairs.rows[chunk], pairs.chosen[chunk]
+                    if index == 0:
+                        candidate = torch.full_like(chunk, number)
+                    attacked = batch.attack_rows(name, attack, rows, mask=pairs.masks_of(chunk, candidate))
+                    logits = batch.logits_of(attacked.images, rows)
+                    margin, fooled = margins(logits, batch.labels[rows])
+                    # The image itself is not a place for the patch.
+                    better = fooled | (margin > pairs.margin[chunk]) | (index == number == 0)
+                    pairs.update(chunk, better, margin, logits.argmax(dim=1), candidate)
+                    pairs.broken_by[chunk[fooled]] = index
+                    if attack.uses_gradient:
+                        pairs.zero_gradient[chunk] &= to_host({"": attacked.zero_gradient})[""]
+                    worst.update(name, index, rows, attacked.images, margin, fooled)
+                    pictures.update(chunk[better], attacked.images, better.nonzero()[:, 0])
+
+    def _right_covered(self, batch: AttackedBatch, pairs: RegionPairs) -> Tensor:
+        """Return int8 (M,), on the host: whether the class is right where the region is grey, -1 of patches."""
         grey = batch.images.new_tensor(self.grey).view(3, 1, 1)
-        for group in self._groups(batch):
-            result = _attack(self, batch, found.wrong, group, note)
-            greyed = None if group.corners is not None else _right_covered(batch, group, grey)
-            found.add(group, result, greyed, pictured)
-        return found.result()
+        right = torch.full(pairs.rows.shape, -1, dtype=torch.int8)
+        left = (pairs.corners[:, 0, 0] < 0).nonzero()[:, 0]
+        for chunk in left.split(len(batch)) if len(left) else ():
+            rows = pairs.rows[chunk]
+            masks = pairs.masks_of(chunk, torch.zeros_like(chunk))
+            covered = torch.where(masks, grey, batch.images[batch.on_device(rows)])
+            right[chunk] = (~margins(batch.logits_of(covered, rows), batch.labels[rows])[1]).to(torch.int8)
+        return right
 
     def _groups(self, batch: AttackedBatch) -> Iterator[Regions]:
         device, parts = batch.images.device, batch.num_parts
         yield from labelled_regions(batch.items, parts, self.regions, device)
         if "patch" in self.regions and self.patch_sides:
-            importance = _importance(batch, self.threat_model.norm)
+            first = next(iter(self.attacks.values()))
+            with attack_gradient(batch.inner, first.full_gradient):
+                importance = _importance(batch, self.threat_model.norm)
             keys = to_device({"": batch.keys}, device)[""]
             for number, side in enumerate(self.patch_sides):
                 group = patch_regions(importance, batch.padding, keys, parts + 2 + number, side, self.patch_positions)
@@ -142,161 +188,4 @@ def _importance(batch: AttackedBatch, norm: str) -> Tensor:
         return torch.zeros_like(images[:, 0])
     labels = to_device({"": batch.labels}, images.device)[""]
     (gradient,) = torch.autograd.grad(class_margin(logits, labels).sum(), images)
-    return gradient.abs().sum(dim=1) if norm == "linf" else gradient.square().sum(dim=1)
-
-
-@torch.no_grad()
-def _right_covered(batch: AttackedBatch, group: Regions, grey: Tensor) -> Tensor:
-    """Return bool (M,), on the host: the class is right where the region is grey."""
-    rows = batch.on_device(group.rows)
-    covered = batch.images.index_copy(0, rows, torch.where(group.masks[0], grey, batch.images[rows]))
-    return ~margins(batch.class_logits(covered, group.rows), batch.labels[group.rows])[1]
-
-
-@dataclass
-class _GroupResult:
-    """Result of all attacks on one region of each of M images.
-
-    Attributes:
-        images: (M, 3, H, W), the worst found; the originals of images that are wrong already.
-        margin: (M,), of the class on `images`, on the host.
-        predictions: int64 (M,), on `images`, on the host.
-        broken_by: int64 (M,), on the host.
-        chosen: int64 (M,), the candidate at which it got farthest.
-        zero_gradient: bool (M,).
-        fooled: by attack, bool (M,).
-    """
-
-    images: Tensor
-    margin: Tensor
-    predictions: Tensor
-    broken_by: Tensor
-    chosen: Tensor
-    zero_gradient: Tensor
-    fooled: dict[str, Tensor] = field(default_factory=dict)
-
-
-def _attack(
-    tier: LocalTier, batch: AttackedBatch, wrong: Tensor, group: Regions, note: Callable[[str], None]
-) -> _GroupResult:
-    """Attack one region of each image of the group that is right without attack."""
-    rows = group.rows
-    clean = torch.stack([batch.clean[row]["class_logits"] for row in rows.tolist()])
-    remaining = ~wrong[rows]
-    result = _GroupResult(
-        images=batch.images[batch.on_device(rows)],
-        margin=margins(clean, batch.labels[rows])[0],
-        predictions=clean.argmax(dim=1),
-        broken_by=torch.full_like(rows, -1),
-        chosen=torch.zeros_like(rows),
-        zero_gradient=remaining & any(attack.uses_gradient for attack in tier.attacks.values()),
-        fooled={name: torch.zeros_like(remaining) for name in tier.attacks},
-    )
-    masks = torch.stack(list(group.masks))
-    for index, (name, attack) in enumerate(tier.attacks.items()):
-        for number in range(len(masks)) if index == 0 else [-1]:
-            left = remaining.nonzero()[:, 0]
-            if not len(left):
-                return result
-            note(f"{tier.name}, {name} in a region of {len(left)} of {len(batch)} images")
-            candidate = torch.full_like(left, number) if index == 0 else result.chosen[left]
-            place = to_device({"candidate": candidate, "left": left, "rows": rows[left]}, masks.device)
-            attacked = batch.attack_rows(name, attack, rows[left], mask=masks[place["candidate"], place["left"]])
-            if attack.uses_gradient:
-                result.zero_gradient[left] &= to_host({"": attacked.zero_gradient})[""]
-            scored = batch.images.index_copy(0, place["rows"], attacked.images)
-            logits = batch.class_logits(scored, rows[left])
-            margin, fooled = margins(logits, batch.labels[rows[left]])
-            take = fooled | (margin > result.margin[left])
-            if index == 0 and number == 0:
-                take = torch.ones_like(take)  # the image itself is not a place for the patch
-            taken = left[take]
-            on_device = to_device({"taken": taken, "take": take.nonzero()[:, 0]}, masks.device)
-            result.images = result.images.index_copy(0, on_device["taken"], attacked.images[on_device["take"]])
-            result.margin[taken], result.chosen[taken] = margin[take], candidate[take]
-            result.predictions[taken] = logits.argmax(dim=1)[take]
-            result.fooled[name][left] |= fooled
-            result.broken_by[left[fooled]] = index
-            remaining[left[fooled]] = False
-    return result
-
-
-class _Found:
-    """Collects the results of all regions of a batch."""
-
-    def __init__(self, batch: AttackedBatch, tier: LocalTier) -> None:
-        self.batch, self.tier = batch, tier
-        clean = torch.stack([output["class_logits"] for output in batch.clean])
-        self.margin, self.wrong = margins(clean, batch.labels)
-        self.clean_prediction = clean.argmax(dim=1)
-        self.images = batch.images
-        self.broken_by = torch.full_like(batch.labels, -1)
-        self.fooled = {name: torch.zeros_like(self.wrong) for name in tier.attacks}
-        self.regions: list[RegionArrays] = []
-        self.pictures: list[RegionPictureArrays] = []
-
-    def add(self, group: Regions, result: _GroupResult, greyed: Tensor | None, pictured: Collection[int]) -> None:
-        rows = group.rows
-        before, after = self.broken_by[rows] >= 0, result.broken_by >= 0
-        worse = (after & ~before) | ((after == before) & (result.margin > self.margin[rows]))
-        take = worse.nonzero()[:, 0]
-        self.margin[rows[take]] = result.margin[take]
-        place = to_device({"to": rows[take], "from": take}, self.images.device)
-        self.images = self.images.index_copy(0, place["to"], result.images[place["from"]])
-        first = torch.where(before, torch.minimum(self.broken_by[rows], result.broken_by), result.broken_by)
-        self.broken_by[rows] = torch.where(after, first, self.broken_by[rows])
-        for name, fooled in result.fooled.items():
-            self.fooled[name][rows] |= fooled
-        corners = torch.full((len(rows), 2), -1) if group.corners is None else _corner_of(group, result)
-        right = torch.full_like(rows, -1) if greyed is None else greyed.long()
-        self.regions.append(
-            RegionArrays(
-                image_id=self.batch.keys[rows].numpy(),
-                region=group.regions.numpy(),
-                broken_by=result.broken_by.numpy(),
-                attacked=(~self.wrong[rows]).numpy(),
-                zero_gradient=result.zero_gradient.numpy(),
-                right_greyed=right.numpy().astype(np.int8),
-                top=corners[:, 0].numpy(),
-                left=corners[:, 1].numpy(),
-            )
-        )
-        chosen = [row for row, image_id in enumerate(self.batch.keys[rows].tolist()) if image_id in pictured]
-        if chosen:
-            self.pictures.append(self._picture(group, result, torch.tensor(chosen)))
-
-    def _picture(self, group: Regions, result: _GroupResult, chosen: Tensor) -> RegionPictureArrays:
-        rows, batch = group.rows[chosen], self.batch
-        place = to_device({"rows": rows, "chosen": chosen, "candidate": result.chosen[chosen]}, batch.images.device)
-        masks = torch.stack(list(group.masks))[place["candidate"], place["chosen"]][:, 0]
-        host = to_host(
-            {
-                "clean": batch.images[place["rows"]].round().clamp(0, 255).byte(),
-                "attacked": result.images[place["chosen"]].round().clamp(0, 255).byte(),
-                "mask": masks,
-            }
-        )
-        return RegionPictureArrays(
-            image_id=batch.keys[rows].numpy(),
-            region=group.regions[chosen].numpy(),
-            label=batch.labels[rows].numpy(),
-            before=self.clean_prediction[rows].numpy(),
-            after=result.predictions[chosen].numpy(),
-            **{name: tensor.numpy() for name, tensor in host.items()},
-        )
-
-    def result(self) -> TierResult:
-        arrays: BatchArrays = {}
-        for kind, found in ((RegionArrays, self.regions), (RegionPictureArrays, self.pictures)):
-            if found:
-                fields = vars(found[0])
-                together = {name: np.concatenate([vars(entry)[name] for entry in found]) for name in fields}
-                arrays |= kind(**together).write(self.tier.name)
-        outputs = self.batch.outputs(self.images)
-        return TierResult(self.images, outputs, self.broken_by, self.fooled, {}, {}, arrays)
-
-
-def _corner_of(group: Regions, result: _GroupResult) -> Tensor:
-    """(M, 2), the corner of the candidate at which the attacks got farthest."""
-    assert group.corners is not None
-    return group.corners[torch.arange(len(group.rows)), result.chosen]
+    return gradient.square().sum(dim=1) if norm == "l2" else gradient.abs().sum(dim=1)

@@ -18,6 +18,8 @@ from part_robust.evaluation.regions import region_names, region_numbers
 
 # Pictures of a report, one for each region as long as there are not more.
 PICTURES = 24
+# Regions that a warning names.
+NAMED = 5
 
 
 def describe_local(tier: LocalTier, part_names: Sequence[str], merged: Merged) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def describe_local(tier: LocalTier, part_names: Sequence[str], merged: Merged) -
     `clean`, under attack (`robust`) and with the region `greyed`; accuracy over all images (`all_images`), where images
     without the region count as they are without attack; images broken by each attack; images whose gradient inside the
     region was zero; and, of the object, images that an attack on one part of it broke and its own did not (`missed`).
-    What breaks a part breaks the object, which contains it.
+    What breaks a part breaks the object, which contains it. `worst_part` and `worst` are the same numbers of an
+    attacker who may choose one part, or any one region.
 
     Args:
         tier: of the evaluation.
@@ -38,15 +41,14 @@ def describe_local(tier: LocalTier, part_names: Sequence[str], merged: Merged) -
     image = merged.image
     clean = merged.read(ClassArrays, "clean").prediction == image.label
     rows, attacks = np.searchsorted(image.image_id, found.image_id), list(tier.attacks)
-    attackable, broken = np.zeros(len(merged), dtype=bool), np.zeros(len(merged), dtype=bool)
-    broken_in_part = np.zeros(len(merged), dtype=bool)
+    attackable, broken, has_part, broken_in_part = np.zeros((4, len(merged)), dtype=bool)
     regions = []
     for region in region_numbers(tier.regions, len(part_names), len(tier.patch_sides)):
         own = found.region == region
         here, lost = rows[own], found.broken_by[own] >= 0
         entry: dict[str, Any] = {"region": names[region], "images": len(here), "without": len(merged) - len(here)}
         if region < len(part_names):
-            broken_in_part[here[lost]] = True
+            has_part[here], broken_in_part[here[lost]] = True, True
         elif names[region] == "object":
             entry["missed"] = int((broken_in_part[here] & ~lost).sum())
             lost = lost | broken_in_part[here]
@@ -71,13 +73,19 @@ def describe_local(tier: LocalTier, part_names: Sequence[str], merged: Merged) -
         **tier.describe(),
         "attacks": attacks,
         "table": regions,
-        "worst": {
-            "images": int(attackable.sum()),
-            "without": int((~attackable).sum()),
-            "clean": share(clean[attackable]),
-            "robust": share((clean & ~broken)[attackable]),
-            "all_images": share(clean & ~broken),
-        },
+        "worst_part": _worst(clean, has_part, broken_in_part) if "parts" in tier.regions else None,
+        "worst": _worst(clean, attackable, broken),
+    }
+
+
+def _worst(clean: np.ndarray, attackable: np.ndarray, broken: np.ndarray) -> dict[str, Any]:
+    """Return the numbers of an attacker who chooses among regions; all arguments bool (N,)."""
+    return {
+        "images": int(attackable.sum()),
+        "without": int((~attackable).sum()),
+        "clean": share(clean[attackable]),
+        "robust": share((clean & ~broken)[attackable]),
+        "all_images": share(clean & ~broken),
     }
 
 
@@ -86,7 +94,8 @@ def local_warnings(local: Mapping[str, Any]) -> list[str]:
     sentences = []
     empty = [row["region"] for row in local["table"] if not row["images"]]
     if empty:
-        sentences.append(f"{local['tier']}: no image has {', '.join(empty)}, so nothing is known of attacks on it")
+        some = ", ".join(empty[:NAMED]) + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else "")
+        sentences.append(f"{local['tier']}: no image has {some}, so nothing is known of attacks there")
     if local["worst"]["without"]:
         sentences.append(
             f"{local['tier']}: {local['worst']['without']} images have none of the attacked regions; they count as not "

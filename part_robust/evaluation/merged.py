@@ -5,7 +5,7 @@ Letters: N images, M pairs of an image and a label that occurs in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,15 +202,29 @@ class Merged:
 
     def _partials(self, row: str, number: int) -> Iterator[BatchArrays]:
         """Yield what an evaluator saw of a row, each image once."""
-        prefix, own = f"evaluators.{row}.{number}.", f"evaluators.{row}@"
         changed = set(self._changed(row).tolist())
         for batch in (*self.batches, *self._replaced):
-            partials: dict[str, BatchArrays] = {}
-            for name, array in batch.items():
-                if name.startswith(prefix):
-                    partials.setdefault(prefix, {})[name.removeprefix(prefix)] = array
-                elif name.startswith(own):
-                    image_id, of, field = name.removeprefix(own).split(".", 2)
-                    if of == str(number) and int(image_id) not in changed:
-                        partials.setdefault(image_id, {})[field] = array
-            yield from partials.values()
+            yield from partials_of(batch, row, number, changed)
+
+
+def partials_of(
+    batch: BatchArrays, row: str, number: int, changed: Collection[int] = frozenset()
+) -> Iterable[BatchArrays]:
+    """Return what an evaluator saw of a batch: one partial of images that stay as they are, one of each other image.
+
+    Args:
+        batch: its arrays.
+        row: name.
+        number: of the evaluator.
+        changed: ids of images that are left out.
+    """
+    prefix, own = f"evaluators.{row}.{number}.", f"evaluators.{row}@"
+    partials: dict[str, BatchArrays] = {}
+    for name, array in batch.items():
+        if name.startswith(prefix):
+            partials.setdefault("", {})[name.removeprefix(prefix)] = array
+        elif name.startswith(own):
+            image_id, of, field = name.removeprefix(own).split(".", 2)
+            if of == str(number) and int(image_id) not in changed:
+                partials.setdefault(image_id, {})[field] = array
+    return partials.values()

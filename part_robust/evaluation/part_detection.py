@@ -78,9 +78,9 @@ class PartDetectionEvaluator(MergeableEvaluator):
             keep = could_match.any(dim=1) | (covered <= 0.5)
             prediction, masks = prediction[keep], inside[keep]
         return ImageParts(
-            true_parts=_run_lengths(true),
+            true_parts=run_lengths(true),
             true_classes=truth.gt_classes.numpy(),
-            parts=_run_lengths(masks),
+            parts=run_lengths(masks),
             classes=prediction.pred_classes.numpy(),
             scores=prediction.scores.detach().double().numpy(),
         )
@@ -113,10 +113,8 @@ class PartDetectionEvaluator(MergeableEvaluator):
 
     def absorb(self, partial: Mapping[str, np.ndarray]) -> None:
         self._unlabelled.update(partial["unlabelled"].tolist())
-        for task, images in (("box", self._images), ("mask", self._masks)):
-            own = {name.removeprefix(f"{task}."): x for name, x in partial.items() if name.startswith(f"{task}.")}
-            if own:
-                images.update(unpack(own))
+        self._images.update(parts_of(partial, "box") or {})
+        self._masks.update(parts_of(partial, "mask") or {})
 
     def score(self) -> OrderedDict:
         counts = {"num_images": float(len(self._images)), "num_unlabelled_images": float(len(self._unlabelled))}
@@ -128,8 +126,19 @@ class PartDetectionEvaluator(MergeableEvaluator):
         return results
 
 
-def _run_lengths(masks: Tensor) -> np.ndarray:
-    """Bool (D, H, W) -> objects (D,), COCO's run lengths."""
+def parts_of(partial: Mapping[str, np.ndarray], kind: str) -> dict[int, ImageParts] | None:
+    """Return parts by image id of what `PartDetectionEvaluator.partial` returned; None where it has none of the kind.
+
+    Args:
+        partial: of one process or batch.
+        kind: "box" or "mask".
+    """
+    own = {name.removeprefix(f"{kind}."): x for name, x in partial.items() if name.startswith(f"{kind}.")}
+    return dict(unpack(own)) if own else None
+
+
+def run_lengths(masks: Tensor) -> np.ndarray:
+    """Return bool (D, H, W) as objects (D,), COCO's run lengths."""
     result = np.empty(len(masks), dtype=object)
     result[:] = coco_mask.encode(np.asfortranarray(masks.numpy().view(np.uint8).transpose(1, 2, 0)))
     return result

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from part_robust.attacks import Attack, Official, get_objective
 from part_robust.config import attack_spec
+from part_robust.config.threats import UNION, Threat, parse_threats
 from part_robust.configured_attacks import build_model_attack
 from part_robust.evaluation.adversarials import MODES
 from part_robust.evaluation.eps_curve import curve_attack_name
@@ -36,7 +37,9 @@ class Plan:
         part_names: of the data set, without background.
         curve: attacks by eps, for robust accuracy against eps; may be empty.
         save_adversarials: "", "npz" or "png".
+        save_predictions: write predictions as files.
         sample: ids of images that may become pictures.
+        unions: by name, tiers that differ in their threat model alone (TEST.THREATS).
     """
 
     tiers: Sequence[Tier]
@@ -44,12 +47,14 @@ class Plan:
     part_names: Sequence[str]
     curve: Mapping[float, Attack] = field(default_factory=dict)
     save_adversarials: str = ""
+    save_predictions: bool = False
     sample: Collection[int] = frozenset()
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.save_adversarials not in MODES:
             raise ValueError(f"TEST.SAVE_ADVERSARIALS must be one of {MODES}, is {self.save_adversarials!r}")
-        check_names(self.tiers, self.curve)
+        check_names(self.tiers, self.curve, self.unions)
 
     @property
     def first(self) -> Tier | None:
@@ -73,22 +78,24 @@ class PlannedAttacks:
     Attributes:
         tiers: of TEST.TIER, the strongest first, or one for each attack of ATTACK.EVAL.
         curve: of TEST.EPS_CURVE: attacks by eps.
+        unions: by name, tiers that differ in their threat model alone (TEST.THREATS).
     """
 
     tiers: Sequence[Tier]
     curve: Mapping[float, Attack] = field(default_factory=dict)
+    unions: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_names(self.tiers, self.curve)
+        check_names(self.tiers, self.curve, self.unions)
 
 
-def check_names(tiers: Sequence[Tier], curve: Mapping[float, Attack]) -> None:
+def check_names(tiers: Sequence[Tier], curve: Mapping[float, Attack], unions: Iterable[str] = ()) -> None:
     """Check that no two rows of results have one name.
 
     Raises:
         ValueError: two do. A tier that consists of the attack of the same name has that attack's results alone.
     """
-    rows = ["clean", *(tier.name for tier in tiers)]
+    rows = ["clean", *(tier.name for tier in tiers), *unions]
     taken = {*rows, *map(curve_attack_name, curve)}
     free = {tier.name for tier in tiers if tier.is_single_attack}
     clash = {
@@ -111,7 +118,8 @@ def plan_attacks(cfg: CfgNode) -> PlannedAttacks:
     Raises:
         ImportError, KeyError, ValueError: as `build_tiers` and `build_curve`.
     """
-    return PlannedAttacks(build_tiers(cfg), build_curve(cfg))
+    tiers = build_tiers(cfg)
+    return PlannedAttacks(tiers, build_curve(cfg), _unions(cfg, tiers))
 
 
 def full_tiers(attacks: Mapping[str, Attack]) -> list[Tier]:
@@ -138,8 +146,13 @@ def build_tiers(cfg: CfgNode) -> list[Tier]:
     """
     if cfg.TEST.BACKEND not in BACKENDS:
         raise ValueError(f"TEST.BACKEND must be one of {', '.join(BACKENDS)}, is {cfg.TEST.BACKEND!r}")
-    names = tier_names(cfg)
-    tiers = [_build_tier(cfg, name) for name in names] if names else _tiers_of_attacks(cfg)
+    names, threats = tier_names(cfg), parse_threats(cfg.TEST.THREATS)
+    tiers = [tier for name in names for tier in _build_tiers(cfg, name, threats)] if names else _tiers_of_attacks(cfg)
+    if threats and not any(tier.kind == "class" for tier in tiers):
+        raise ValueError(
+            f"TEST.THREATS {cfg.TEST.THREATS!r} is for tiers on the class, and TEST.TIER {cfg.TEST.TIER!r} has no such "
+            "tier: add one, such as standard"
+        )
     if cfg.TEST.BACKEND != "own" and not any(tier.measures_class for tier in tiers):
         raise ValueError(
             f"--backend {cfg.TEST.BACKEND} (TEST.BACKEND) attacks the class, and TEST.TIER {cfg.TEST.TIER!r} has no "
@@ -156,7 +169,25 @@ def _tiers_of_attacks(cfg: CfgNode) -> list[Tier]:
     return full_tiers({name: _build(cfg, name, attack_spec(cfg, name)) for name in cfg.ATTACK.EVAL})
 
 
-def _build_tier(cfg: CfgNode, name: str) -> Tier:
+def _unions(cfg: CfgNode, tiers: Sequence[Tier]) -> dict[str, list[str]]:
+    """Return, by the name of the worst case over them, tiers that differ in their threat model alone."""
+    threats, built = parse_threats(cfg.TEST.THREATS), {tier.name for tier in tiers}
+    if len(threats) < 2:
+        return {}
+    members = {name: [f"{name}_{threat.name}" for threat in threats] for name in tier_names(cfg)}
+    return {f"{name}_{UNION}": names for name, names in members.items() if built.issuperset(names)}
+
+
+def _build_tiers(cfg: CfgNode, name: str, threats: Sequence[Threat]) -> list[Tier]:
+    """Build a tier, or one for each of the threat models if it is of the kind that these are for."""
+    if name in cfg.TEST.TIERS and name != "local" and name not in cfg.TEST.FULL_TIERS:
+        specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
+        if not any(get_objective(spec.OBJECTIVE).needs_parts for spec in specs.values()):
+            return [_build_tier(cfg, name, threat) for threat in threats or (None,)]
+    return [_build_tier(cfg, name)]
+
+
+def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
     if name not in cfg.TEST.TIERS:
         raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
     specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
@@ -174,19 +205,26 @@ def _build_tier(cfg: CfgNode, name: str) -> Tier:
         if not node.HEAD:
             raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
         kind = "full" if name in cfg.TEST.FULL_TIERS else "class"
-        rounds = _round_settings(cfg, name) if kind == "class" else None
-        return Tier(name, kind, {attack: _build(cfg, attack, spec) for attack, spec in specs.items()}, rounds)
+        end = f"_{threat.name}" if threat else ""
+        rounds = _round_settings(cfg, name, end) if kind == "class" else None
+        attacks = {f"{attack}{end}": _build(cfg, attack, spec, threat=threat) for attack, spec in specs.items()}
+        return Tier(f"{name}{end}", kind, attacks, rounds)
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
-    own = get_objective(PART_SEGMENTER_REGISTRY.get(node.SEGMENTER).attack_objective)
-    fitting = {attack: spec for attack, spec in specs.items() if objectives[attack].needs_pixels == own.needs_pixels}
+    segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
+    own, terms = get_objective(segmenter.attack_objective), ("", *getattr(segmenter, "attack_terms", ()))
+    fitting = {
+        attack: spec
+        for attack, spec in specs.items()
+        if objectives[attack].needs_pixels == own.needs_pixels and objectives[attack].needs_term in terms
+    }
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
 
 
-def _round_settings(cfg: CfgNode, tier: str) -> RoundSettings | None:
-    """Return what a tier on the class does after its first pass."""
+def _round_settings(cfg: CfgNode, tier: str, end: str) -> RoundSettings | None:
+    """Return what a tier on the class does after its first pass; its attacks' names have the `end`."""
     sampled: tuple[str, ...] = ()
     if tier == "bounded":
         names = tuple(cfg.TEST.TIERS.bounded)
@@ -203,10 +241,11 @@ def _round_settings(cfg: CfgNode, tier: str) -> RoundSettings | None:
             f"TEST.BACKEND must be own for tier {tier!r}, which attacks in rounds, got {cfg.TEST.BACKEND}: its results "
             "depend on the batch. Use TEST.TIER standard with TEST.RESTART_GAIN 0"
         )
+    sampled = tuple(f"{name}{end}" for name in sampled)
     return RoundSettings(restart_gain=float(cfg.TEST.RESTART_GAIN), sampled=sampled, bound=float(cfg.TEST.BOUND))
 
 
-def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> Attack:
+def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None, threat: Threat | None = None) -> Attack:
     spec = spec.clone()
     if cfg.TEST.NORM:
         spec.NORM = cfg.TEST.NORM
@@ -214,6 +253,8 @@ def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None) -> 
         spec.EPS = float(cfg.TEST.EPS)
     if eps is not None:
         spec.EPS = float(eps)
+    if threat is not None:
+        spec = threat.applied_to(spec)
     attack = build_model_attack(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient
@@ -268,6 +309,8 @@ def build_plan(cfg: CfgNode, dataset: str, records: Sequence[dict], attacks: Pla
         class_names=metadata.object_classes,
         part_names=metadata.thing_classes,
         curve=attacks.curve,
+        unions=attacks.unions,
         save_adversarials=cfg.TEST.SAVE_ADVERSARIALS,
+        save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         sample=picture_sample([record["image_id"] for record in records]),
     )

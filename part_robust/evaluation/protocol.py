@@ -20,12 +20,13 @@ from torch import nn
 from part_robust.attacks import attack_view
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
-from part_robust.evaluation.batch_arrays import describe_batch
+from part_robust.evaluation.batch_arrays import describe_batch, evaluated_rows
 from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
 from part_robust.evaluation.merged import Merged, Round
 from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.predictions import save_predictions
 from part_robust.evaluation.progress import Progress
 from part_robust.evaluation.rounds import describe_round, next_round, run_round_batch
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
@@ -41,6 +42,7 @@ def run_plan(
     evaluators: DatasetEvaluators,
     journal: Journal | None = None,
     adversarials: Path | None = None,
+    predictions: Path | None = None,
 ) -> Merged | None:
     """Attacks all images that the journal does not have yet.
 
@@ -55,6 +57,7 @@ def run_plan(
         evaluators: of `build_evaluator`.
         journal: of this evaluation; only the main process's is read. None: nothing is kept, and nothing continued.
         adversarials: folder for adversarial images; must be given if the plan wants them.
+        predictions: folder for predictions as files; None: none are written.
 
     Returns:
         All batches on the main process, None on others.
@@ -71,7 +74,7 @@ def run_plan(
         progress.count(batch)
 
     def attack(items: list[dict]) -> BatchArrays:
-        arrays = _run_batch(plan, model, items, evaluators, adversarials, progress)
+        arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
         progress.count(arrays)
         return arrays
 
@@ -79,7 +82,7 @@ def run_plan(
     merged = Merged([*earlier, *found]) if comm.is_main_process() else None
     if all(tier.rounds is None for tier in plan.tiers):
         return merged
-    return _run_rounds(plan, model, make_loader, evaluators, journal, adversarials, merged)
+    return _run_rounds(plan, model, make_loader, evaluators, journal, adversarials, predictions, merged)
 
 
 def _run_share(
@@ -113,6 +116,7 @@ def _run_rounds(
     evaluators: DatasetEvaluators,
     journal: Journal | None,
     adversarials: Path | None,
+    predictions: Path | None,
     merged: Merged | None,
 ) -> Merged | None:
     """Runs one round after the other, as the main process decides from all results before it.
@@ -124,6 +128,7 @@ def _run_rounds(
         evaluators: as `run_plan`.
         journal: as `run_plan`.
         adversarials: as `run_plan`.
+        predictions: as `run_plan`.
         merged: all images after the first pass, on the main process.
     """
     everything: set[int] = comm.all_gather(set(merged.image.image_id.tolist()) if merged else set())[0]
@@ -145,6 +150,7 @@ def _run_rounds(
             model,
             evaluators=evaluators,
             adversarials=adversarials,
+            predictions=predictions,
             progress=progress,
         )
         loader = make_loader(everything - ids | done) if len(done) < len(ids) else ()
@@ -160,6 +166,7 @@ def _run_batch(
     items: list[dict],
     evaluators: DatasetEvaluators,
     adversarials: Path | None,
+    predictions: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     start = time.perf_counter()
@@ -182,6 +189,8 @@ def _run_batch(
                     tier.threat_model,
                 )
         arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
+        if predictions is not None:
+            save_predictions(predictions, batch, evaluated_rows(batch, results), arrays, evaluators)
     for name, prediction in rounded.items():
         if prediction is not None:
             arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)

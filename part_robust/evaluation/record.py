@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
-from part_robust.attacks import Attack, ThreatModel
+from part_robust.attacks import Attack
+from part_robust.evaluation.attack_rows import attack_rows, labelled_pixels
 from part_robust.evaluation.batch_arrays import Merged
-from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
+from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
+from part_robust.evaluation.lost_parts import box_parts, count_lost_parts
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
-from part_robust.evaluation.rounds import Executed, executed_attacks
+from part_robust.evaluation.rounds import executed_attacks
 from part_robust.evaluation.rounds_record import cost_names, describe_rounds, flags_of_sample, result_names
 from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.unions import describe_unions, union_flags
 from part_robust.utils.files import replacing
 
 Results = dict[str, dict[str, float]]
@@ -90,10 +93,13 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         record["per_class"] = by_class(image.label, clean, robust, plan.class_names)
         record["by_size"] = by_size(image.object_share, clean, robust)
         if headline:
-            record["worst_case"] = share(_right_under_everything(plan, merged, headline.threat_model))
+            record["worst_case"] = share(_right_under_everything(plan, merged, headline))
             attacked = merged.read(ClassArrays, headline.name).prediction
             matrix = clean_to_attacked(image.label[clean], attacked[clean], len(plan.class_names))
             record["clean_to_attacked"] = matrix.tolist()
+        if plan.unions:
+            by_name = {tier.name: tier for tier in plan.tiers}
+            record["unions"] = describe_unions(plan.unions, lambda name: holds(merged, by_name[name]))
         for tier in plan.tiers:
             if isinstance(tier, LocalTier):
                 record["local"] = describe_local(tier, plan.part_names, merged)
@@ -129,14 +135,15 @@ def holds(merged: Merged, tier: Tier) -> np.ndarray:
     return merged.stands(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
 
 
-def _right_under_everything(plan: Plan, merged: Merged, threat: ThreatModel) -> np.ndarray:
+def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on the image and on every attacked image of it.
 
-    These are all attacked images of the threat model, with any objective of the attack.
+    These are all attacked images that the headline's threat model allows, with any objective of the attack; one with a
+    mask allows its own alone.
     """
     result = right(merged, "clean")
     for tier in plan.tiers:
-        if tier.threat_model == threat:
+        if tier is headline or (tier.threat_model == headline.threat_model and headline.kind != "local"):
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
             for row in rows:
                 result &= right(merged, row)
@@ -153,18 +160,12 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
         "norm": tier.threat_model.norm,
-        "attacks": [
-            {
-                "name": run.name,
-                **({"restart": run.restart} if run.restart else {}),
-                "backend": run.attack.backend,
-                **_accuracies(tier, index, run, merged),
-                "forwards": merged.cost(run.arrays).forwards,
-                "backwards": merged.cost(run.arrays).backwards,
-                "seconds": merged.cost(run.arrays).seconds,
-            }
-            for index, run in enumerate(executed_attacks(tier, merged))
-        ],
+        **(
+            {"regions": list(tier.regions), "patch_sides": list(tier.patch_sides)}
+            if isinstance(tier, LocalTier)
+            else {}
+        ),
+        "attacks": attack_rows(tier, merged),
         **describe_rounds(tier, merged),
     }
     if tier.measures_class:
@@ -173,55 +174,16 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         if saved is not None:
             record["robust_8bit"] = share(saved == image.label)
         return record
-    record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, _pixels(merged))
+    record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, labelled_pixels(merged))
     if tier.kind == "full":
         return record
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
     miou, _ = greedy_worst_miou(counts, len(plan.part_names) + 1)
     record["mIoU"] = None if np.isnan(miou) else miou
+    if clean := box_parts(merged.batches, "clean"):
+        rows = {row: box_parts(merged.batches, row) for row in (tier.name, *tier.attacks)}
+        record["lost_parts"] = [{"attack": row, **count_lost_parts(clean, found)} for row, found in rows.items()]
     return record
-
-
-def _pixels(merged: Merged) -> np.ndarray:
-    pixels = merged.image.pixels
-    assert pixels is not None, "the model predicts no parts"
-    return pixels
-
-
-def _accuracies(tier: Tier, index: int, run: Executed, merged: Merged) -> dict[str, Any]:
-    """Percent after the first attacks of a tier and after one alone, where that is known of all images."""
-    name, broken_by = run.arrays, merged.read(TierArrays, tier.name).broken_by
-    attack = merged.read(AttackArrays, name)
-    done = np.zeros(len(merged), dtype=bool) if attack.done is None else attack.done
-    if not tier.measures_class:
-        # A tier of kind full is one attack, with which nothing competes.
-        rows = [tier.name] if tier.kind == "full" else ["clean", *list(tier.attacks)[: index + 1]]
-        pixels = _pixels(merged)
-        worst = np.min([merged.read(PixelArrays, row).pixels_right for row in rows], axis=0)
-        return {
-            "attacked_images": int(done.sum()),
-            "accuracy_alone": percent(merged.read(PixelArrays, rows[-1]).pixels_right.sum(), pixels.sum()),
-            "accuracy_after": percent(worst.sum(), pixels.sum()),
-        }
-    before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
-    after = before & ~((broken_by >= 0) & (broken_by <= index))
-    if run.restart or run.sampled:
-        return {
-            "attacked_images": int(done.sum()),
-            "accuracy_alone": None,
-            "accuracy_after": percent(after.sum(), len(merged)),
-        }
-    assert attack.fooled is not None
-    attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
-    if tier.kind == "local":  # every region of an image is attacked, whether another one broke it or not
-        attacked = done
-    # What was skipped because an earlier attack broke it is unknown of this one.
-    alone = percent((before & ~attack.fooled).sum(), len(merged)) if done[before].all() else None
-    return {
-        "attacked_images": int(attacked.sum()),
-        "accuracy_alone": alone,
-        "accuracy_after": percent(after.sum(), len(merged)),
-    }
 
 
 def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
@@ -295,12 +257,14 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "order and number of processes; an image that it does not break comes back as it was, so the parts look "
             "better under it than under ours"
         )
+    local = {name for tier in plan.tiers if tier.kind == "local" for name in tier.attacks}
     attacks = plan.attacks()
     for name, arrays in result_names(plan).items():
         attack, cost = attacks[name], merged.cost(arrays)
         if cost.blind and attack.uses_gradient:
+            what = "regions of images" if name in local else "images"
             sentences.append(
-                f"{name}: {cost.blind} of {cost.images} images had an all-zero gradient at every step; "
+                f"{name}: {cost.blind} of {cost.images} {what} had an all-zero gradient at every step; "
                 "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:
@@ -339,6 +303,7 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
             flags |= flags_of_sample(tier, merged)
+        flags |= union_flags(plan.unions, flags)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve
     if image.pixels is not None:

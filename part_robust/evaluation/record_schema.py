@@ -41,15 +41,26 @@ _EVALUATION = {
     "clean": (_SCORE,),
     "worst_case": (_SCORE,),
     "headline_result": (_SCORE,),
-    "tiers": {"*": {"eps": NUMBER, "norm": TEXT, "attacks": [{"name": TEXT}], "robust": (_SCORE,), **_ROUNDS}},
+    "tiers": {
+        "*": {
+            "eps": NUMBER,
+            "norm": TEXT,
+            "attacks": [{"name": TEXT}],
+            "robust": (_SCORE,),
+            **_ROUNDS,
+            "lost_parts": ([{"attack": TEXT, "*": NUMBER}],),
+        }
+    },
     "local": (
         {
             "table": [{"region": TEXT, "images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)}],
-            "worst": {"images": NUMBER, "robust": (_SCORE,)},
+            "worst_part": ({"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},),
+            "worst": {"images": NUMBER, "robust": (_SCORE,), "all_images": (_SCORE,)},
         },
     ),
+    "unions": ({"*": {"tiers": [TEXT], "robust": _SCORE, "broken_by_one": {"*": NUMBER}}},),
     "attack_matrix": ([{"attack": TEXT, "accuracy": NUMBER, "pixel_accuracy": NUMBER, "AP": NUMBER}],),
-    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT},
+    "files": {"flags": TEXT, "local": TEXT, "adversarials": TEXT, "pictures": TEXT, "predictions": TEXT},
     "transfer": ({"standing": NUMBER, "broke": NUMBER, "siblings": [{"name": TEXT}]},),
     "smoothing": (
         {
@@ -70,7 +81,8 @@ RECORD = {
     "results": {"*": {}},
     "attacks": {"*": {}},
     "warnings": {"*": [TEXT]},
-    "checkpoint": {"path": TEXT, "sha256": TEXT},
+    "checkpoint": {"path": TEXT, "sha256": TEXT, "source_sha256": TEXT},
+    "preprocessing": {"size": NUMBER, "notes": [TEXT]},
     "config": TEXT,
     "evaluation": {"*": _EVALUATION},
 }

@@ -26,6 +26,7 @@ from part_robust.evaluation.journal import BatchArrays
 from part_robust.evaluation.merged import BROKEN, Merged, Round
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CostArrays, TierArrays
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.predictions import replace_predictions
 from part_robust.evaluation.progress import Progress
 from part_robust.evaluation.sequential_bound import SequentialSample
 from part_robust.evaluation.tiers import Tier, TierResult, run_tier
@@ -151,6 +152,7 @@ def run_round_batch(
     items: list[dict],
     evaluators: DatasetEvaluators,
     adversarials: Path | None,
+    predictions: Path | None,
     progress: Progress,
 ) -> BatchArrays:
     """Run the attacks of a round on a batch of its images.
@@ -172,7 +174,10 @@ def run_round_batch(
         forwards = batch.forwards
         if len(rows):
             part, broken = batch.select(rows), _select(result, rows, batch, current.first)
-            arrays |= _replacement(part, broken, tier, plan, evaluators)
+            replacement = _replacement(part, broken, tier, plan, evaluators)
+            arrays |= {BROKEN + name: array for name, array in replacement.items()}
+            if predictions is not None:
+                replace_predictions(predictions, part, tier.name, broken.outputs, replacement, evaluators)
             if plan.save_adversarials:
                 assert adversarials is not None, "the plan keeps images"
                 prediction = save_adversarials(
@@ -216,7 +221,7 @@ def _replacement(
     curve = {eps: torch.zeros(len(part), dtype=torch.bool) for eps in radii}
     pictures = plan.sample if tier is plan.first else ()
     found = describe_batch(part, {tier: broken}, curve, evaluators, pictures)
-    return {BROKEN + name: array for name, array in found.items() if _is_replaced(name, tier.name)}
+    return {name: array for name, array in found.items() if _is_replaced(name, tier.name)}
 
 
 def _is_replaced(name: str, tier: str) -> bool:

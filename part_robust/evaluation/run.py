@@ -25,9 +25,12 @@ from part_robust.evaluation.certification import build_smoothing, certify_datase
 from part_robust.evaluation.checks import tensor_hashes
 from part_robust.evaluation.checks.add import add_checks
 from part_robust.evaluation.evaluated import EvaluatedData
+from part_robust.evaluation.external import check_gradients
 from part_robust.evaluation.identity import evaluation_identity
 from part_robust.evaluation.journal import Journal
+from part_robust.evaluation.mergeable import MergeableEvaluator
 from part_robust.evaluation.plan import Plan, PlannedAttacks, build_plan, full_tiers
+from part_robust.evaluation.predictions import merge_predictions
 from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.record import (
     describe_evaluation,
@@ -38,6 +41,8 @@ from part_robust.evaluation.record import (
 from part_robust.evaluation.siblings import transfer
 from part_robust.evaluation.smoothing import Smoothing
 from part_robust.modeling.gradients import has_detached_gradients
+from part_robust.utils.devices import module_device
+from part_robust.utils.errors import UserError
 from part_robust.utils.processes import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -97,6 +102,7 @@ def evaluate_tiers(
         FileNotFoundError: TEST.CHECKS.SIBLINGS names a folder without an evaluation.
     """
     evaluation = TierEvaluation()
+    check_gradients(model, attacks)
     smoothing = build_smoothing(cfg)
     for dataset in cfg.DATASETS.TEST:
         records, notes = evaluated_records(cfg, dataset)
@@ -130,12 +136,21 @@ def evaluate_in_training(
         dataset: registered.
         attacks: by the names that results carry.
         loader: batches of the mapper's dicts of this process's images.
-        evaluators: of `build_evaluator`.
+        evaluators: of `build_evaluator`, or others that are a `MergeableEvaluator`.
+
+    Raises:
+        UserError: an evaluator is not.
 
     Returns:
         `{"classification": {...}, "classification_<attack>": {...}, ...}` on the main process, empty elsewhere, and
         what a reader of the numbers must know.
     """
+    others = [type(found).__name__ for found in evaluators._evaluators if not isinstance(found, MergeableEvaluator)]
+    if others:
+        raise UserError(
+            f"evaluators must be MergeableEvaluators (part_robust.evaluation.mergeable), got {others[0]}: define its "
+            "partial, absorb and score"
+        )
     metadata = MetadataCatalog.get(dataset)
     plan = Plan(full_tiers(attacks), metadata.object_classes, metadata.thing_classes)
     _log_attacks(plan)
@@ -187,14 +202,17 @@ def _attack_dataset(
 ) -> Merged | None:
     """Carries out the plan and adds the data set's results and record to `evaluation`; None off the main process."""
     folder, adversarials = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / f"adversarials_{dataset}"
+    predictions = folder / f"predictions_{dataset}" if plan.save_predictions else None
     journal = _open(journal_folder(cfg, dataset), identity, resume)
     if smoothing is not None:
         smoothed = sample_records(records, smoothing.images)
         votes_journal = _open(
             folder / f"smoothing_journal_{dataset}", smoothing_identity(smoothing, identity, smoothed), resume
         )
-    if comm.is_main_process() and adversarials.exists() and not journal.batches():
-        _move_aside(adversarials)  # another evaluation's
+    if comm.is_main_process() and not journal.batches():
+        for other in filter(None, (adversarials, predictions)):
+            if other.exists():
+                _move_aside(other)  # another evaluation's
     comm.synchronize()
     evaluators = build_evaluator(cfg, dataset)
 
@@ -204,7 +222,7 @@ def _attack_dataset(
     _log_attacks(plan)
     # Of the module that `attack_view` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
-    merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials)
+    merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials, predictions)
     votes = None
     if smoothing is not None:
         batch = cfg.DATALOADER.TEST_BATCH_SIZE
@@ -216,6 +234,10 @@ def _attack_dataset(
     results = metrics_of(plan, merged, evaluators)
     record = describe_evaluation(plan, merged, results, _device(model))
     record["files"] = write_files(folder, dataset, plan, merged, adversarials)
+    if predictions is not None:
+        image_ids = merged.image.image_id.tolist()
+        merge_predictions(predictions, image_ids, plan.rows(), plan.part_names, plan.class_names)
+        record["files"]["predictions"] = f"{predictions.name}/"
     data = EvaluatedData(cfg, model, dataset, records, plan, merged)
     if transferred := transfer(data, identity["checkpoint"]):
         record["transfer"] = transferred
@@ -249,6 +271,6 @@ def _move_aside(folder: Path) -> None:
 
 
 def _device(model: nn.Module) -> str:
-    device = next(model.parameters()).device
+    device = module_device(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{comm.get_world_size()} x {name}"

@@ -33,6 +33,8 @@ def build_record(
     architecture: str = "",
     parameters: tuple[int, int] | None = None,
     pretraining: str = "",
+    preprocessing: Mapping[str, Any] | None = None,
+    source_sha256: str = "",
 ) -> dict:
     """Everything needed to judge and to repeat the numbers, and RobustBench's fields for the first data set.
 
@@ -47,6 +49,8 @@ def build_record(
         architecture: of the model.
         parameters: of `parameter_counts`.
         pretraining: training data of the weights before this training, a short text.
+        preprocessing: of `describe_preprocessing`.
+        source_sha256: of the Python source that makes the model, where it is a callable.
     """
     total, trainable = parameters or (None, None)
     dataset, results = next(iter(results), ""), measured(results)
@@ -59,7 +63,12 @@ def build_record(
         "results": results,
         "attacks": {name: attack.describe() for name, attack in attacks.items()},
         "warnings": warnings,
-        "checkpoint": {"path": checkpoint, "sha256": file_sha256(checkpoint)},
+        "checkpoint": {
+            "path": checkpoint,
+            "sha256": file_sha256(checkpoint),
+            **({"source_sha256": source_sha256} if source_sha256 else {}),
+        },
+        "preprocessing": dict(preprocessing or {}),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "config": config,
         "precision": describe_precision(),
@@ -73,12 +82,15 @@ def build_record(
     }
 
 
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
+def parameter_counts(model: nn.Module) -> tuple[int, int] | None:
     """Return the numbers in the model's parameters: all, and those that training moves.
 
-    Buffers, such as statistics of norms and norms that are frozen, are in neither.
+    Buffers, such as statistics of norms and norms that are frozen, are in neither. None for a model without parameters,
+    such as a frozen graph, whose weights are constants.
     """
     parameters = list(model.parameters())
+    if not parameters:
+        return None
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
@@ -92,13 +104,16 @@ def robustbench_fields(
 ) -> dict[str, Any]:
     """The top-level fields that RobustBench's records have, for one data set; None for what was not measured.
 
-    `reported` is the accuracy of the strongest tier that ran, `autoattack_acc` that of tier "standard".
-    `number_forward_passes` is what the model needs for one prediction.
+    `reported` is the accuracy of the strongest tier that ran, `autoattack_acc` that of tier "standard", under the first
+    one of TEST.THREATS. `number_forward_passes` is what the model needs for one prediction.
     """
     evaluation = evaluations.get(dataset, {})
     tiers = evaluation.get("tiers", {})
     threat = next((attack.threat_model for attack in attacks.values()), None)
     headline = tiers.get(evaluation.get("headline"), {})
+    is_standard = evaluation.get("headline") in (evaluation.get("unions") or {}).get("standard_union", {}).get(
+        "tiers", ()
+    )
     reported = headline.get("robust", {}).get("accuracy")
     if not evaluation:
         accuracies = [tasks.get(f"classification_{attack}", {}).get("accuracy") for attack in attacks]
@@ -110,7 +125,7 @@ def robustbench_fields(
         "eps": evaluation.get("eps", threat.eps if threat else None),
         "norm": evaluation.get("norm", threat.norm if threat else None),
         "clean_acc": tasks.get("classification", {}).get("accuracy"),
-        "autoattack_acc": tiers.get("standard", {}).get("robust", {}).get("accuracy"),
+        "autoattack_acc": (headline if is_standard else tiers.get("standard", {})).get("robust", {}).get("accuracy"),
         "reported": reported,
         "unreliable": not evaluation.get("reportable", True),
         "number_forward_passes": 1,

@@ -122,12 +122,12 @@ def transfer(data: EvaluatedData, checkpoint: str) -> dict[str, Any] | None:
     Returns:
         The record's `transfer`: number `standing`, how many of them any sibling's images `broke`, and each of
         `siblings` with name, weights, tier, `images` that were tried and those it `broke`. None if there are none that
-        can be tried, or the headline is none of the class.
+        can be tried, or the headline is none of the class or has a mask, which the siblings' images do not keep to.
     """
     headline = find_headline(data.plan, data.merged)
     flags = flags_of(data.plan, data.merged)
     robust = flags.get(f"robust_{headline.name}") if headline else None
-    if headline is None or robust is None:
+    if headline is None or robust is None or headline.kind == "local":
         return None
     remaining = set(flags["image_id"][robust.astype(bool)].tolist())
     rows, broken = [], set()

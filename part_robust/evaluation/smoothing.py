@@ -180,6 +180,9 @@ def votes_seed(votes: np.ndarray) -> int:
 
 
 def curve_radii(smoothing: Smoothing, attacked: list[float]) -> list[float]:
-    """Return the radii of the curve, 0..255 units, ascending: steps of a quarter sigma, and those of attacks."""
+    """Return the radii of the curve, 0..255 units, ascending.
+
+    They are steps of a quarter sigma, the largest radius that the draws can certify, and those of attacks.
+    """
     steps = np.arange(0.0, smoothing.largest_radius, RADIUS_STEP * smoothing.sigma)
-    return sorted({*steps.tolist(), *(float(eps) for eps in attacked)})
+    return sorted({*steps.tolist(), smoothing.largest_radius, *(float(eps) for eps in attacked)})

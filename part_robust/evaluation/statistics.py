@@ -6,6 +6,7 @@ Letters: N images, each right or wrong.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,8 +131,51 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A number over runs that differ in their seed alone, or the difference of two such runs.
+
+    Attributes:
+        mean: of the runs.
+        deviation: sample standard deviation, with count - 1 below; None for a single run.
+        count: runs.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
+        """Return the interval (low, high) of the mean by Student's t distribution; None for a single run.
+
+        Raises:
+            ValueError: `confidence` is not between 0 and 1.
+        """
+        if self.deviation is None:
+            return None
+        _check_confidence(confidence)
+        half = float(stats.t.ppf(0.5 + confidence / 2, self.count - 1)) * self.deviation / math.sqrt(self.count)
+        return self.mean - half, self.mean + half
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and sample standard deviation of at least one number.
+
+    Raises:
+        ValueError: no numbers.
+    """
+    if not len(values):
+        raise ValueError("no numbers have no mean")
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), deviation, len(values))
+
+
 def _quantile(confidence: float) -> float:
     """Standard normal quantile of a two-sided interval."""
+    _check_confidence(confidence)
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+def _check_confidence(confidence: float) -> None:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, is {confidence}")
-    return float(stats.norm.ppf(0.5 + confidence / 2))

@@ -13,6 +13,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+# A part with a lower score does not count as found; the thesis chose 0.2 among 0.1..0.5.
+FOUND_SCORE = 0.2
+
 
 def most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The label of each pixel, and its softmax probability without the softmax of all the others.
@@ -111,7 +114,7 @@ def boxes_to_sem_seg(
     classes: Tensor,
     num_parts: int,
     size: tuple[int, int],
-    threshold: float = 0.2,
+    threshold: float = FOUND_SCORE,
 ) -> Tensor:
     """Label map: every pixel has the class of the most confident box over it, or background where there is none.
 
@@ -143,7 +146,7 @@ def boxes_to_score_map(
     classes: Tensor,
     num_parts: int,
     size: tuple[int, int],
-    threshold: float = 0.2,
+    threshold: float = FOUND_SCORE,
 ) -> Tensor:
     """The scores behind `boxes_to_sem_seg`, whose labels are their argmax where positive scores do not tie.
 

@@ -209,11 +209,19 @@ class SetCriterion:
             losses[prefix + name] = weight * (sets.sum() if self.sum_sets else sets.mean())
         return losses
 
-    def image_losses(self, sums: Mapping[str, Tensor], targets: PartBoxes) -> Tensor:
-        """Weighted total (N,), mean over the T sets and the true parts of the image itself: what attacks maximise."""
+    def image_losses(self, sums: Mapping[str, Tensor], targets: PartBoxes, term: str = "") -> Tensor:
+        """Weighted total (N,), mean over the T sets and the true parts of the image itself: what attacks maximise.
+
+        Args:
+            sums: of `sums`.
+            targets: of the N images.
+            term: "class" for the class loss alone, "box" for everything else, "" for all of it.
+        """
         count = targets.present.sum(dim=1).clamp(min=1)
         total = torch.zeros_like(sums["class"])
         for name, weight in self.weights.items():
+            if term and (name == "class") != (term == "class"):
+                continue
             own = count
             if name == "class" and self.no_object_weight is not None:
                 own = sums["class_count"].clamp(min=self.no_object_weight)

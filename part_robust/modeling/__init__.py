@@ -1,6 +1,7 @@
 """Part models: importing this registers the meta-architecture, the segmenters and the heads."""
 
 from part_robust.modeling import backbone, timm_backbone  # noqa: F401  (registration)
+from part_robust.modeling.external import head  # noqa: F401  (registration)
 from part_robust.modeling.heads import (  # noqa: F401
     bounding_box,
     downsampled,

@@ -188,7 +188,13 @@ class PartClassifier(nn.Module):
         return expanded_queries(self, factor)
 
     def part_loss_view(
-        self, batched_inputs: list[dict], images: Tensor, padding: Tensor | None, joint: bool, fixed: bool
+        self,
+        batched_inputs: list[dict],
+        images: Tensor,
+        padding: Tensor | None,
+        joint: bool,
+        fixed: bool,
+        term: str = "",
     ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
         """Return the function of images that an attack on the model's own part loss maximises.
 
@@ -198,6 +204,7 @@ class PartClassifier(nn.Module):
             padding: bool (N, H, W), True on letterbox padding.
             joint: class and part loss, weighted as in training, instead of the part loss.
             fixed: keep the matching of queries and true parts that `images` have.
+            term: "class" or "box" for this term of the part loss alone, where the segmenter has it; "" for all of it.
 
         Returns:
             Images -> class logits (N, C), None unless `joint`, and the loss (N,), each image for itself.
@@ -219,7 +226,24 @@ class PartClassifier(nn.Module):
             class_weight=self.class_loss_weight,
             part_weight=self.part_loss_weight,
             fixed=fixed,
+            term=term,
         )
+
+    def part_score_margins(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Return (N, Q), by how much each query's surest part exceeds the score at which it counts as found.
+
+        Args:
+            images: float (N, 3, H, W), RGB, 0..255.
+            padding: bool (N, H, W), True on letterbox padding.
+
+        Raises:
+            UserError: the model predicts no parts, or not by queries.
+        """
+        if self.segmenter is None:
+            raise UserError("attack objective hide_parts needs a model that learns parts: use cross_entropy")
+        # Scores need no masks.
+        output = self.segmenter(self.features(images), images.shape[-2:], padding, class_only=True)
+        return self.segmenter.score_margins(output)
 
     def preprocess(self, batched_inputs: list[dict]) -> tuple[Tensor, Tensor | None]:
         """Images float (N, 3, H, W) in 0..255 and the padding mask, on the model's device."""

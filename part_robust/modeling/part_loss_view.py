@@ -27,6 +27,7 @@ def part_loss_view(
     class_weight: float = 1.0,
     part_weight: float = 1.0,
     fixed: bool = False,
+    term: str = "",
 ) -> Callable[[Tensor], tuple[Tensor | None, Tensor]]:
     """Return the function of images that an attack on the model's part loss maximises.
 
@@ -40,6 +41,7 @@ def part_loss_view(
         class_weight: of the class loss, with a head.
         part_weight: of the part loss, with a head.
         fixed: keep the matching of queries and true parts that `images` have; dense parts have none to keep.
+        term: one of the segmenter's `attack_terms`, for this term of the part loss alone; "" for all of it.
 
     Returns:
         Images -> class logits (N, C), None without a head, and the loss (N,), each image for itself.
@@ -60,7 +62,7 @@ def part_loss_view(
 
     def view(images: Tensor) -> tuple[Tensor | None, Tensor]:
         found, parts = parts_of(images)
-        loss = segmenter.image_losses(parts, matching)
+        loss = segmenter.image_losses(parts, matching, term) if term else segmenter.image_losses(parts, matching)
         if head is None or labels is None:
             return None, loss
         logits = head(found, parts)

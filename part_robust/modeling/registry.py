@@ -39,9 +39,12 @@ class PartSegmenter(nn.Module):
             and `forward` takes `denoise`, which others are called without.
         predicts: fields of `PartOutput` that it fills for class heads; empty where it does not say.
         predicts_masks: its instances have `pred_masks`, so that part masks are evaluated.
+        attack_terms: what an attack can maximise of it besides the whole part loss: terms "class" and "box" of
+            `image_losses`, "scores" for `score_margins`.
     """
 
     attack_objective: str = "pixel_cross_entropy"
+    attack_terms: tuple[str, ...] = ()
     target_fields: tuple[str, ...] = ("sem_seg", "instances")
     uses_queries: bool = False
     predicts: tuple[str, ...] = ()
@@ -103,12 +106,13 @@ class PartSegmenter(nn.Module):
         """
         return None
 
-    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
+    def image_losses(self, output: PartOutput, matching: Matching | None = None, term: str = "") -> Tensor:
         """Part loss (N,) of each image for itself, of an output made with targets: what attacks on it maximise.
 
         Args:
             output: of this segmenter.
             matching: of `match`, to go by; None: matched anew.
+            term: one of `attack_terms`, for this term alone; it is passed to segmenters that have any.
 
         Raises:
             UserError: the segmenter has no such loss, as by default.
@@ -116,6 +120,17 @@ class PartSegmenter(nn.Module):
         raise UserError(
             f"attack objectives part_loss and joint must be left to segmenters with a loss for each image, got "
             f"{type(self).__name__}: use {self.attack_objective}, or define image_losses"
+        )
+
+    def score_margins(self, output: PartOutput) -> Tensor:
+        """Return (N, Q), by how much each query's surest part exceeds `FOUND_SCORE`, as a difference of log-odds.
+
+        Raises:
+            UserError: the segmenter has no scores of queries, as by default.
+        """
+        raise UserError(
+            f"attack objective hide_parts must be left to segmenters whose parts are queries, got "
+            f"{type(self).__name__}: use {self.attack_objective}, or define score_margins"
         )
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:

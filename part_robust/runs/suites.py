@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from part_robust.runs.experiment import Phase
+from part_robust.config import default_cfg
+from part_robust.runs.run import Run
 
 DEEPLAB = {
     "deeplab_segmenter": "DeepLabv3+, parts only",
@@ -141,24 +142,9 @@ SUITES = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """A row of a table, and the run that fills it.
-
-    Attributes:
-        table: name in TABLES.
-        leaf: name of its clean config, without ending: model and supervision.
-        cells: model, supervision and training, as in the table.
-        phase: what is run.
-    """
-
-    table: str
-    leaf: str
-    cells: tuple[str, str, str]
-    phase: Phase
-
-
-def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
+def table_runs(
+    table: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "", seeds: Sequence[int] = ()
+) -> list[Run]:
     """Return every run of a table, clean trainings before the runs that continue them.
 
     Args:
@@ -166,6 +152,8 @@ def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), f
         only: models of the table; all if empty.
         opts: KEY VALUE pairs for every run.
         folder: holds the runs' folders; "" leaves them where the configs say.
+        seeds: values of SEED, each of which all runs are made with, one seed after the other; () for the config's.
+            Runs with the default of SEED have their folder as without seeds, others in a folder `seed_<SEED>` there.
 
     Raises:
         ValueError: a name in `only` is none of the table's models.
@@ -173,37 +161,37 @@ def table_runs(table: str, only: Sequence[str] = (), opts: Sequence[str] = (), f
     _, models, _ = TABLES[table]
     _check(table, only, models)
     return [
-        _run(table, leaf, cells, training, opts, folder)
+        _run(table, leaf, cells, training, opts, folder, seed)
+        for seed in seeds or (None,)
         for model, leaf, cells in _leaves(table)
         for training in TRAININGS
         if not only or model in only
     ]
 
 
-def suite_runs(name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "") -> list[Run]:
+def suite_runs(
+    name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "", seeds: Sequence[int] = ()
+) -> list[Run]:
     """Return every run of a suite, like `table_runs`; `only` names leaf configs. Raises the same ValueError."""
     suite = SUITES[name]
     if suite.folder and not folder:
         folder = f"./output/{suite.folder}"
+
+    def overrides(leaf: str, training: str) -> list[str]:
+        # The user has the last word.
+        return [*suite.overrides.get(training, ()), *suite.by_model.get(leaf, {}).get(training, ()), *opts]
+
     found = []
-    for table, wanted in suite.tables.items():
-        leaves = {leaf: cells for _, leaf, cells in _leaves(table)}
-        for leaf in wanted or leaves:
-            for training in TRAININGS:
-                overrides = [
-                    *suite.overrides.get(training, ()),
-                    *suite.by_model.get(leaf, {}).get(training, ()),
-                    *opts,  # the user has the last word
-                ]
-                found.append(_run(table, leaf, leaves[leaf], training, overrides, folder))
-            for variant in suite.variants.get(leaf, ()):
-                overrides = [
-                    *suite.overrides.get("adversarial", ()),
-                    *suite.by_model.get(leaf + variant, {}).get("adversarial", ()),
-                    *opts,
-                ]
-                run = _run(table, leaf, leaves[leaf], "adversarial", overrides, folder, variant, suite.variant_folder)
-                found.append(run)
+    for seed in seeds or (None,):
+        for table, wanted in suite.tables.items():
+            leaves = {leaf: cells for _, leaf, cells in _leaves(table)}
+            for leaf in wanted or leaves:
+                for training in TRAININGS:
+                    found.append(_run(table, leaf, leaves[leaf], training, overrides(leaf, training), folder, seed))
+                for variant in suite.variants.get(leaf, ()):
+                    opts_here = overrides(leaf + variant, "adversarial")
+                    place = (variant, suite.variant_folder)
+                    found.append(_run(table, leaf, leaves[leaf], "adversarial", opts_here, folder, seed, *place))
     _check(name, only, {run.leaf for run in found})
     # A variant goes with what it is one of.
     return [
@@ -231,11 +219,17 @@ def _run(
     training: str,
     opts: Sequence[str],
     folder: str,
+    seed: int | None,
     variant: str = "",
     subfolder: str = "",
 ) -> Run:
-    name = leaf + variant + TRAININGS[training]
+    name = title = leaf + variant + TRAININGS[training]
     opts = list(opts)
+    if seed is not None:
+        title = f"{name}, seed {seed}"
+        opts = ["SEED", str(seed), *opts]
+        if seed != default_cfg().SEED:
+            folder = str(PurePosixPath(folder or f"./output/{TABLES[table][0]}", f"seed_{seed}"))
     if folder:
         # As in the configs: an adversarial training begins from the clean one's best weights.
         if training == "adversarial":
@@ -243,8 +237,7 @@ def _run(
         opts = ["OUTPUT_DIR", str(PurePosixPath(folder, name)), *opts]
     cells = (cells[0] + variant.replace("_", ", "), cells[1])
     config_file = PurePosixPath("configs", TABLES[table][0], subfolder, f"{name}.yaml")
-    phase = Phase(name, str(config_file), opts)
-    return Run(table, leaf + variant, (*cells, training), phase)
+    return Run(title, str(config_file), opts, table, leaf + variant, (*cells, training), seed)
 
 
 def _check(name: str, only: Sequence[str], known: Sequence[str] | Mapping[str, str] | set[str]) -> None:

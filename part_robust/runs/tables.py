@@ -9,10 +9,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from part_robust.runs.experiment import finished_record, matrix
-from part_robust.runs.suites import Run
-from part_robust.runs.thesis_numbers import THESIS
-from part_robust.runs.thesis_tables import lines, markdown, to_csv
+from part_robust.runs.measured import matrix
+from part_robust.runs.run import Run
+from part_robust.runs.seeds import BySeed, difference_table, mean_table, missing, spread_cells, spread_titles, spreads
+from part_robust.runs.suites import BASELINE
+from part_robust.runs.thesis.numbers import THESIS
+from part_robust.runs.thesis.tables import lines, markdown, to_csv
 from part_robust.utils.files import write_text
 
 CELLS = ("model", "supervision", "training")
@@ -26,6 +28,9 @@ METRICS = {
 # Words for what the builtin data are called in configs.
 DATA = {"part_shapes": "PartShapes", "part_imagenet": "PartImageNet", "paco": "PACO"}
 
+Cells = tuple[str, ...]
+RecordsOfSeeds = Mapping[int | None, Mapping]
+
 
 class Tables:
     """Tables of finished runs: one of each name in TABLES with all numbers, and those of the thesis."""
@@ -34,7 +39,7 @@ class Tables:
         """Set which tables are written, and where.
 
         Args:
-            runs: whose records are shown.
+            runs: whose records are shown; those of several seeds as their mean and deviation.
             folder: to write in.
             name: of the Markdown file and, of a single table, of its CSV file.
             of_thesis: also in the layout of the thesis.
@@ -43,8 +48,8 @@ class Tables:
         self.folder = folder
         self.name = name
         self.of_thesis = of_thesis
-        # (leaf config, training) -> record; what is finished stays so.
-        self.records: dict[tuple[str, str], dict] = {}
+        # Seed -> (leaf config, training) -> record; what is finished stays so.
+        self.records: dict[int | None, dict[tuple[str, str], dict]] = {run.seed: {} for run in runs}
 
     @property
     def markdown(self) -> Path:
@@ -54,32 +59,71 @@ class Tables:
     def write(self) -> None:
         """Reads what has been finished since, and writes all files anew. An interrupted suite has tables, too."""
         for run in self.runs:
-            key = (run.leaf, run.cells[2])
-            if key not in self.records:
-                record = finished_record(run.phase)
+            key, records = (run.leaf, run.cells[2]), self.records[run.seed]
+            if key not in records:
+                record = run.record()
                 if record is not None:
-                    self.records[key] = record
-        if not self.records:
+                    records[key] = record
+        if not any(self.records.values()):
             return
         sections = self._of_thesis() if self.of_thesis else []
         for table in dict.fromkeys(run.table for run in self.runs):
-            found = [
-                (run, self.records[run.leaf, run.cells[2]])
-                for run in self.runs
-                if run.table == table and (run.leaf, run.cells[2]) in self.records
-            ]
-            if not found:
-                continue
-            rows, titles = all_numbers(found)
-            text = tabulate(rows, titles, tablefmt="github", floatfmt=".1f", missingval="-")
-            footnotes = dict.fromkeys(note for run, record in found for note in notes(run.cells, record))
-            section = "\n".join([text, "", *(f"- {note}" for note in footnotes), ""])
-            sections.append(f"## All runs of {table}\n\n{section}" if self.of_thesis else section)
-            self._save(f"{table if self.of_thesis else self.name}.csv", comma_separated(rows, titles))
-        self._save(self.markdown.name, "\n".join(sections))
+            every: dict[Cells, dict[int | None, Mapping]] = {run.cells: {} for run in self.runs if run.table == table}
+            for run in self.runs:
+                record = self.records[run.seed].get((run.leaf, run.cells[2]))
+                if run.table == table and record is not None:
+                    every[run.cells][run.seed] = record
+            if found := {cells: each for cells, each in every.items() if each}:
+                section = self._section(found, table if self.of_thesis else self.name)
+                sections.append(f"## All runs of {table}\n\n{section}" if self.of_thesis else section)
+        write_text(self.markdown, "\n".join(sections))
+
+    def _section(self, found: Mapping[Cells, RecordsOfSeeds], name: str) -> str:
+        """Return the table of all numbers with its notes, and write it as the CSV file `name`."""
+        titles = all_titles([record for each in found.values() for record in each.values()])
+        rows = {cells: by_seed(each, titles) for cells, each in found.items()}
+        footnotes = []
+        for cells, each in found.items():
+            for seed, record in each.items():
+                footnotes += notes(cells if seed is None else (*cells, f"seed {seed}"), record)
+            footnotes += missing(", ".join(cells), each, list(self.records))
+        if list(self.records) == [None]:
+            plain = [[*cells, *each[None]] for cells, each in rows.items()]
+            text = tabulate(plain, [*CELLS, *titles], tablefmt="github", floatfmt=".1f", missingval="-")
+            self._save(name, plain, titles)
+        else:
+            text = self._over_seeds(rows, titles, name)
+        return "\n".join([text, "", *(f"- {note}" for note in dict.fromkeys(footnotes)), ""])
+
+    def _over_seeds(self, rows: Mapping[Cells, BySeed], titles: Sequence[str], name: str) -> str:
+        """Return the tables of means and of differences, and write both as CSV files."""
+        text = mean_table(CELLS, titles, rows, list(self.records))
+        self._save(
+            name, [[*cells, *spread_cells(spreads(each))] for cells, each in rows.items()], spread_titles(titles)
+        )
+        compared = {}
+        for cells, each in rows.items():
+            reference = self._baseline(cells[2], titles) or next(row for row in rows.items() if row[0][2] == cells[2])
+            if reference[0] != cells:
+                compared[cells] = (", ".join(reference[0]), each, reference[1])
+        if compared:
+            differing, plain = difference_table(CELLS, titles, compared)
+            text += f"\n\n{differing}"
+            self._save(f"{name}_differences", plain, ["less", *spread_titles(titles)])
+        return text
+
+    def _baseline(self, training: str, titles: Sequence[str]) -> tuple[Cells, BySeed] | None:
+        """Return the row of the model without parts, which may be in another table; None without a record."""
+        for run in self.runs:
+            if run.leaf in BASELINE and run.cells[2] == training:
+                key = (run.leaf, training)
+                records = {seed: found[key] for seed, found in self.records.items() if key in found}
+                if records:
+                    return run.cells, by_seed(records, titles)
+        return None
 
     def _of_thesis(self) -> list[str]:
-        (data,) = {run.phase.config_file.split("/")[1] for run in self.runs}
+        (data,) = {run.config_file.split("/")[1] for run in self.runs}
         sections = []
         for table in THESIS:
             stand_in = DATA[data] if data != table.data else ""
@@ -87,38 +131,43 @@ class Tables:
                 continue
             found = lines(table, self.records, stand_in=bool(stand_in))
             if found:
-                sections.append(markdown(table, found, stand_in, DATA[table.data]))
-                self._save(f"table_{table.number}.csv", to_csv(table, found, stand_in))
+                sections.append(markdown(table, found, stand_in, DATA[table.data], list(self.records)))
+                path = self.folder / f"table_{table.number}.csv"
+                write_text(path, to_csv(table, found, stand_in, list(self.records)))
         return sections
 
-    def _save(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text)
+    def _save(self, name: str, rows: Sequence[Sequence], titles: Sequence[str]) -> None:
+        write_text(self.folder / f"{name}.csv", comma_separated(rows, [*CELLS, *titles]))
 
 
-def all_numbers(found: Sequence[tuple[Run, Mapping]]) -> tuple[list[list], list[str]]:
-    """Return rows and titles: each metric on clean images and under each attack or tier of any record.
-
-    Columns that no row has a number for are left out.
-    """
-    attacks = list(dict.fromkeys(row["attack"] for _, record in found for row in matrix(record)))
-    rows = [[*run.cells, *numbers(record, attacks)] for run, record in found]
-    titles = [*CELLS, *(f"{metric}, {attack}" for metric in METRICS for attack in attacks)]
-    keep = [i for i in range(len(titles)) if any(row[i] is not None for row in rows)]
-    return [[row[i] for i in keep] for row in rows], [titles[i] for i in keep]
+def by_seed(records: RecordsOfSeeds, titles: Sequence[str]) -> dict[int | None, list[float | None]]:
+    """Return the numbers of a row in each seed, in the order of the columns."""
+    return {seed: [numbers(record).get(title) for title in titles] for seed, record in records.items()}
 
 
-def numbers(record: Mapping, attacks: Sequence[str]) -> list[float | None]:
-    """Each metric under each of `attacks` ("clean" for none); None where a model has no such number."""
+def all_titles(records: Sequence[Mapping]) -> list[str]:
+    """Return the columns: each metric on clean images and under each attack or tier, where any record has a number."""
+    attacks = list(dict.fromkeys(row["attack"] for record in records for row in matrix(record)))
+    known = {title for record in records for title in numbers(record)}
+    titles = [f"{metric}, {attack}" for metric in METRICS for attack in attacks]
+    return [title for title in titles if title in known]
+
+
+def numbers(record: Mapping) -> dict[str, float]:
+    """Return each metric on clean images ("acc., clean") and under each attack or tier, where there is a number."""
     (tasks,) = record["results"].values()
     # In a tier the class is right if no attack broke it, whatever it is on the final images.
     accuracy = {row["attack"]: row["accuracy"] for row in matrix(record)}
-
-    def cell(task: str, metric: str, attack: str) -> float | None:
-        if task == "classification":
-            return accuracy.get(attack)
-        return tasks.get(task if attack == "clean" else f"{task}_{attack}", {}).get(metric)
-
-    return [cell(task, metric, attack) for task, metric in METRICS.values() for attack in attacks]
+    found = {}
+    for title, (task, metric) in METRICS.items():
+        for attack in accuracy:
+            if task == "classification":
+                value = accuracy[attack]
+            else:
+                value = tasks.get(task if attack == "clean" else f"{task}_{attack}", {}).get(metric)
+            if value is not None:
+                found[f"{title}, {attack}"] = value
+    return found
 
 
 def comma_separated(rows: Sequence[Sequence], titles: Sequence[str]) -> str:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from part_robust.utils.errors import UserError
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Return the device of a module's weights or, if it has none, of its buffers; the CPU where it has neither."""
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
 
 
 def check_device(name: str) -> None:

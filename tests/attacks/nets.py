@@ -19,8 +19,15 @@ ATTACKS = {
     "square": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin"},
     "square_l2": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin", "NORM": "l2"},
     "noise": {"NAME": "RandomNoise", "STEPS": 4, "OBJECTIVE": "margin"},
+    "pgd_l1": {"NAME": "PGD", "STEP_SIZE": 15.0, "KEEP": "best", "STEPS": 8, "NORM": "l1"},
+    "apgd_l1": {"NAME": "APGD", "STEPS": 12, "NORM": "l1"},
+    "fab_l1": {"NAME": "FAB", "STEPS": 6, "NUM_TARGETS": 2, "NORM": "l1", "RESTARTS": 2},
+    "square_l1": {"NAME": "Square", "STEPS": 30, "OBJECTIVE": "margin", "NORM": "l1"},
+    "noise_l1": {"NAME": "RandomNoise", "STEPS": 4, "OBJECTIVE": "margin", "NORM": "l1"},
 }
-EPS = {"linf": 4.0, "l2": 12.0}
+# Power of the dual norm.
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+EPS = {"linf": 4.0, "l2": 12.0, "l1": 60.0}
 
 
 class Linear(nn.Module):
@@ -39,7 +46,7 @@ class Linear(nn.Module):
         logits = self(images)
         gaps = logits.gather(1, labels[:, None]) - logits
         slopes = (self.weight[labels][:, None] - self.weight[None]).flatten(2)
-        lengths = slopes.abs().sum(dim=2) if norm == "linf" else slopes.norm(dim=2)
+        lengths = slopes.norm(DUAL[norm], dim=2)
         return (gaps / lengths).scatter(1, labels[:, None], float("inf")).amin(dim=1).detach()
 
 

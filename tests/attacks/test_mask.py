@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from part_robust.attacks import PGD, ThreatModel, ThreatModelViolation, build_attack
 from part_robust.attacks.square import bounding_box, double_bump, double_bumps, sides_in, window
-from tests.attacks.nets import ATTACKS, Curved, Linear, pictures, run, spec
+from tests.attacks.nets import ATTACKS, DUAL, Curved, Linear, pictures, run, spec
 
 SIDE = 5
 
@@ -24,7 +24,7 @@ def masks(count: int, seed: int, share: float = 0.4) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(ATTACKS)),
-    st.sampled_from(["linf", "l2"]),
+    st.sampled_from(sorted(DUAL)),
     st.sampled_from([0.5, 8.0, 60.0, 255.0]),
     st.floats(0.0, 1.0),
     st.booleans(),
@@ -69,7 +69,7 @@ def test_a_mask_without_gradient_is_reported(name):
     assert result.zero_gradient.tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", DUAL)
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 def test_gradient_attacks_spend_the_radius_inside_the_mask(name, norm):
     """On a linear model the best change of a mask is known."""
@@ -83,7 +83,7 @@ def test_gradient_attacks_spend_the_radius_inside_the_mask(name, norm):
         mask=mask,
     )
     slope = (model.weight[1] - model.weight[0]).view(3, SIDE, SIDE) * mask
-    length = slope.abs().sum(dim=(1, 2, 3)) if norm == "linf" else slope.flatten(1).norm(dim=1)
+    length = slope.flatten(1).norm(DUAL[norm], dim=1)
 
     def margin(x):
         logits = model(x)
@@ -93,7 +93,7 @@ def test_gradient_attacks_spend_the_radius_inside_the_mask(name, norm):
     torch.testing.assert_close(gained, eps * length, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", DUAL)
 def test_fab_finds_the_nearest_change_of_the_mask(norm):
     model, images = Linear(), pictures(6)
     labels, mask = model(images).argmax(dim=1), masks(6, 5, 0.5)
@@ -101,13 +101,13 @@ def test_fab_finds_the_nearest_change_of_the_mask(norm):
     logits = model(images)
     gaps = logits.gather(1, labels[:, None]) - logits
     slopes = ((model.weight[labels][:, None] - model.weight[None]).view(6, 5, 3, SIDE, SIDE) * mask[:, None]).flatten(2)
-    lengths = slopes.abs().sum(dim=2) if norm == "linf" else slopes.norm(dim=2)
+    lengths = slopes.norm(DUAL[norm], dim=2)
     nearest = (gaps / lengths).scatter(1, labels[:, None], float("inf")).amin(dim=1)
     assert found.distance[0] == float("inf"), "the mask is empty"
     torch.testing.assert_close(found.distance[1:], nearest[1:], rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", DUAL)
 def test_random_starts_fill_the_ball_of_the_mask(norm):
     images, mask = torch.full((200, 3, SIDE, SIDE), 128.0), masks(200, 1, 0.1)
     attack = {"NAME": "PGD", "STEPS": 0, "STEP_SIZE": 1.0, "NORM": norm, "EPS": 40.0}
@@ -141,7 +141,7 @@ def test_squares_lie_in_the_box_of_the_mask(height, width, seed, share):
         assert int(squares[row].sum()) == int(side[row]) ** 2 > 0
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", DUAL)
 def test_square_wastes_no_query_outside_of_a_small_mask(norm):
     """Of squares anywhere in the image few would meet the mask, and the others would repeat a query."""
     asked = []
@@ -165,15 +165,16 @@ def test_square_wastes_no_query_outside_of_a_small_mask(norm):
 @pytest.mark.parametrize("reach", [3, 5, 9, 21])
 def test_bumps_of_several_sides_are_those_of_each(reach):
     sides = torch.arange(3, reach + 1, 2)
-    for side, bump in zip(sides.tolist(), double_bumps(sides, reach), strict=True):
-        torch.testing.assert_close(bump[:side, :side], double_bump(side, torch.device("cpu")))
-        assert bump[side:].abs().sum() + bump[:, side:].abs().sum() == 0
+    for norm in ("l2", "l1"):
+        for side, bump in zip(sides.tolist(), double_bumps(sides, reach, norm), strict=True):
+            torch.testing.assert_close(bump[:side, :side], double_bump(side, torch.device("cpu"), norm))
+            assert bump[side:].abs().sum() + bump[:, side:].abs().sum() == 0
 
 
 def test_the_mask_belongs_to_the_image_in_any_batch():
     model, images = Curved(), pictures(5)
     labels, mask, keys = model(images).argmax(dim=1), masks(5, 7), torch.tensor([9, 4, 7, 1, 3])
-    for name in ("apgd", "square", "square_l2"):
+    for name in ("apgd", "square", "square_l2", "apgd_l1", "square_l1"):
         together = run(model, spec(name, EARLY_STOP=True, COMPACT_EVERY=2), images, labels, keys, mask=mask)
         for row in range(5):
             alone = run(model, spec(name, EARLY_STOP=True), images[[row]], labels[[row]], keys[[row]], mask=mask[[row]])

@@ -14,7 +14,7 @@ from part_robust.config import attack_spec, get_part_robust_cfg
 from tests.attacks.nets import Curved, pictures
 
 NAMES = ("apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square")
-EPS = {"linf": 3.0, "l2": 9.0}
+EPS = {"linf": 3.0, "l2": 9.0, "l1": 60.0}
 SPECS = get_part_robust_cfg()
 
 
@@ -63,11 +63,12 @@ def test_the_same_images_as_by_its_own_entry_point(name, norm):
 
     net, images, labels = case()
     theirs = AutoAttack(
-        Counting(net, 255.0), norm={"linf": "Linf", "l2": "L2"}[norm], eps=EPS[norm] / 255, seed=3, version="custom",
+        Counting(net, 255.0), norm=norm.capitalize(), eps=EPS[norm] / 255, seed=3, version="custom",
         attacks=[name.replace("_", "-")],
     )  # fmt: skip
     theirs.apgd.n_restarts = theirs.apgd_targeted.n_restarts = 1
     theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 2
+    theirs.apgd.use_largereps = theirs.apgd_targeted.use_largereps = norm == "l1"
     theirs.square.n_queries, theirs.fab.n_iter = 60, 15
     with attack_view(theirs.model), torch.random.fork_rng():
         expected, _ = theirs.run_standard_evaluation(images / 255, labels, batch_size=len(images))

@@ -7,7 +7,7 @@ import torch
 
 from part_robust.attacks import get_objective
 from part_robust.attacks.noise import make_keys, uniform
-from part_robust.attacks.square import double_bump, moved_mass, stripes, tiles, window
+from part_robust.attacks.square import POWER, double_bump, moved_mass, stripes, tiles, window
 from tests.attacks.nets import Curved, pictures, run
 
 
@@ -17,9 +17,10 @@ def test_first_perturbations(height, width):
     first = stripes(keys, torch.Size((3, height, width)))
     assert first.shape == (200, 3, height, width) and set(first.unique().tolist()) == {-1.0, 1.0}
     assert (first == first[:, :, :1]).all() and abs(first.mean()) < 0.1
-    first = tiles(keys, torch.Size((3, height, width)))
-    torch.testing.assert_close(first.flatten(1).norm(dim=1), torch.ones(200))
-    assert abs(first.sum(dim=(1, 2, 3)).mean()) < 1.0 and not torch.equal(first[0], first[1])
+    for norm, power in POWER.items():
+        first = tiles(keys, torch.Size((3, height, width)), norm)
+        torch.testing.assert_close(first.flatten(1).norm(power, dim=1), torch.ones(200))
+        assert abs(first.sum(dim=(1, 2, 3)).mean()) < 1.0 and not torch.equal(first[0], first[1])
 
 
 def test_windows_reach_every_place_and_stay_inside():
@@ -30,13 +31,18 @@ def test_windows_reach_every_place_and_stay_inside():
     assert window(torch.tensor([[0.999, 0.999]]), 6, 6, 6).all()
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 30.0), ("l1", 400.0)])
 @pytest.mark.parametrize("side", [3, 5, 11])
-def test_moved_mass_fills_the_ball_and_changes_two_windows_alone(side):
+def test_moved_mass_fills_the_ball_and_changes_two_windows_alone(side, norm, eps):
     delta = torch.randn(20, 3, 11, 13, generator=torch.Generator().manual_seed(0))
     delta[0] = 0.0
     drawn = uniform(make_keys(0, torch.arange(20)), (8,))
-    moved = moved_mass(delta, drawn, side, eps=30.0)
-    torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.full((20,), 30.0))
+    moved = moved_mass(delta, drawn, side, eps, norm)
+    length = moved.flatten(1).norm(POWER[norm], dim=1)
+    if norm == "l2":
+        torch.testing.assert_close(length, torch.full((20,), eps))
+    else:
+        assert (length >= eps * (1 - 1e-5)).all(), "the projection takes back the rest"
     changed = window(drawn[:, :2], side, 11, 13) | window(drawn[:, 2:4], side, 11, 13)
     assert torch.equal(moved[~changed.expand_as(moved)], delta[~changed.expand_as(delta)])
     emptied = window(drawn[:, 2:4], side, 11, 13) & ~window(drawn[:, :2], side, 11, 13)
@@ -45,18 +51,19 @@ def test_moved_mass_fills_the_ball_and_changes_two_windows_alone(side):
 
 def test_bump_has_a_hill_and_a_valley():
     for side in (2, 3, 4, 9):
-        bump = double_bump(side, torch.device("cpu"))
-        assert bump.shape == (side, side) and float(bump.norm()) == pytest.approx(1.0)
-        assert (bump[: side // 2] > 0).all() and (bump[side // 2 :] < 0).all()
+        for norm, power in POWER.items():
+            bump = double_bump(side, torch.device("cpu"), norm)
+            assert bump.shape == (side, side) and float(bump.norm(power)) == pytest.approx(1.0)
+            assert (bump[: side // 2] > 0).all() and (bump[side // 2 :] < 0).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_more_queries_never_help_the_model(norm):
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 3.0), ("l2", 3.0), ("l1", 60.0)])
+def test_more_queries_never_help_the_model(norm, eps):
     model, images = Curved(side=8), pictures(12, side=8)
     labels = model(images).argmax(dim=1)
     losses = []
     for queries in (1, 20, 200):
-        node = {"NAME": "Square", "OBJECTIVE": "margin", "STEPS": queries, "NORM": norm, "EPS": 3.0}
+        node = {"NAME": "Square", "OBJECTIVE": "margin", "STEPS": queries, "NORM": norm, "EPS": eps}
         result = run(model, node, images, labels)
         assert result.forwards == 12 * (queries + 1)
         losses.append(get_objective("margin").loss(model(result.images), labels))

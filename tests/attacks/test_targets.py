@@ -9,7 +9,7 @@ from part_robust.attacks import AttackError
 from part_robust.attacks.problem import PlainForward, Problem
 from part_robust.attacks.targets import TargetChoice
 from part_robust.attacks.threat_model import ThreatModel
-from tests.attacks.nets import Linear, pictures, run
+from tests.attacks.nets import DUAL, Linear, pictures, run
 
 
 def problem(model, images, labels, norm="linf") -> Problem:
@@ -30,7 +30,7 @@ def test_logits_rank_wrong_classes_alone():
     assert torch.equal(few, chosen[:, :2])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", DUAL)
 def test_malt_ranks_a_linear_model_by_distance(norm):
     model, images = Linear(6), pictures(8)
     # One class far away in logits but with a steep slope: near all the same.
@@ -40,7 +40,7 @@ def test_malt_ranks_a_linear_model_by_distance(norm):
     logits = model(images).detach()
     chosen = TargetChoice(number=2, ranking="malt").choose(problem(model, images, labels, norm), logits)
     slopes = (model.weight[labels][:, None] - model.weight[None]).flatten(2)
-    lengths = slopes.abs().sum(dim=2) if norm == "linf" else slopes.norm(dim=2)
+    lengths = slopes.norm(DUAL[norm], dim=2)
     distance = (logits.gather(1, labels[:, None]) - logits) / lengths
     distance = distance.scatter(1, labels[:, None], float("inf"))
     assert torch.equal(chosen, distance.topk(2, dim=1, largest=False).indices)

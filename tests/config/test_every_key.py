@@ -61,7 +61,15 @@ WRONG_VALUES = {
     tuple: (["no such thing!"], [-1.0], [[]]),
 }
 # Text that no one can judge before it is used.
-FREE = {"MODEL.PRETRAINING", "TEST.CHECKS.SIBLINGS", "MODEL.TIMM.NAME", "IMPORTS", "TEST.BEST_METRIC"}
+FREE = {
+    "MODEL.PRETRAINING",
+    "MODEL.EXTERNAL.NAME",
+    "MODEL.EXTERNAL.OUTPUT",
+    "TEST.CHECKS.SIBLINGS",
+    "MODEL.TIMM.NAME",
+    "IMPORTS",
+    "TEST.BEST_METRIC",
+}
 
 
 def our_keys() -> list[str]:

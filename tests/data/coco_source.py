@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from part_robust.data.importers.items import Source
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.run import import_coco
 from part_robust.data.importers.samples import ImportSettings
 
@@ -68,7 +68,7 @@ def run(source, output, class_source=one_class, tally=None, force=False, **field
     sources = source if isinstance(source, list) else [source]
     fractions = fields.pop("fractions", ("1", "0", "0"))
     return import_coco(
-        sources, output, class_source, ImportSettings(fractions=fractions, **fields), tally or Tally(), force
+        sources, output, class_source, ImportSettings(fractions=fractions, **fields), tally or ImportCounts(), force
     )
 
 

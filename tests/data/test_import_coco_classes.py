@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from part_robust.data.importers.class_rule import read_class_rule
 from part_robust.data.importers.classes import CsvClasses, class_from_folder
 from part_robust.data.importers.items import Item, Source
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from tests.data.coco_source import (
     CAR_PART_NAMES,
     CAR_RULE,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def test_csv(tmp_path):
     source = write_source(tmp_path, ["a.png", "b.png"], [annotation(1), annotation(2, 2)])
-    tally = Tally()
+    tally = ImportCounts()
     table = CsvClasses(write_csv(tmp_path, {"a.png": "lamp", "b.png": "desk", "z.png": "desk"}), tally)
     report = run(source, tmp_path / "out", table, tally)
     data = read(tmp_path / "out")
@@ -47,8 +47,8 @@ def test_csv_without_a_row(tmp_path):
     source = write_source(tmp_path, ["a.png", "b.png"], [annotation(1), annotation(2, 2)])
     path = write_csv(tmp_path, {"a.png": "lamp"})
     with pytest.raises(ValueError, match=r"classes\.csv has no row for 1 of 2 images, first: b\.png"):
-        run(source, tmp_path / "out", CsvClasses(path, Tally()))
-    tally = Tally()
+        run(source, tmp_path / "out", CsvClasses(path, ImportCounts()))
+    tally = ImportCounts()
     report = run(source, tmp_path / "out", CsvClasses(path, tally, skip_unclassed=True), tally)
     assert report["skipped"]["no_class"] == {"count": 1, "examples": ["b.png (base)"]}
 
@@ -66,7 +66,7 @@ def test_csv_without_a_row(tmp_path):
 def test_broken_csv(tmp_path, text, message):
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        CsvClasses(tmp_path / "c.csv", Tally())
+        CsvClasses(tmp_path / "c.csv", ImportCounts())
 
 
 def test_tables_are_asked_before_images_are_decoded(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_tables_are_asked_before_images_are_decoded(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="have no folder"):
         run(source, tmp_path / "out", class_from_folder)
     with pytest.raises(ValueError, match="no row"):
-        run(source, tmp_path / "out", CsvClasses(write_csv(tmp_path, {}), Tally()))
+        run(source, tmp_path / "out", CsvClasses(write_csv(tmp_path, {}), ImportCounts()))
 
 
 def test_folder(tmp_path):

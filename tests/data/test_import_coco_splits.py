@@ -14,7 +14,7 @@ from PIL import Image
 from part_robust.data.check import check_images
 from part_robust.data.importers.classes import class_from_folder
 from part_robust.data.importers.items import Source
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.splits import divide, join, near_pairs
 from part_robust.data.part_json import load_part_json
 from part_robust.data.validation import violations
@@ -262,8 +262,8 @@ def test_files_of_others_and_of_other_label_spaces_are_safe(tmp_path):
 
 def test_reasons_are_complete():
     with pytest.raises(KeyError):
-        Tally().add("because", "x")
-    tally = Tally()
+        ImportCounts().add("because", "x")
+    tally = ImportCounts()
     for index in range(30):
         tally.add("no_class", str(index))
     assert tally.by_kind()["skipped"] == {"no_class": {"count": 30, "examples": [str(i) for i in range(20)]}}

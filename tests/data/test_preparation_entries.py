@@ -8,7 +8,7 @@ import pytest
 
 from part_robust.data.preparation.entries import read_entries
 from part_robust.data.preparation.paco_source import read_paco_file
-from part_robust.data.preparation.report import Tally
+from part_robust.data.preparation.report import PreparationCounts
 
 REQUIRED = {
     "images": ("id", "file_name", "width", "height"),
@@ -70,4 +70,4 @@ def test_parts_of_no_object_are_refused(tmp_path):
     del data["annotations"][1]["obj_ann_id"]
     (tmp_path / "train.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="none of 1 parts belongs to an object"):
-        read_paco_file(tmp_path / "train.json", "lvis", "train", masks=True, tally=Tally())
+        read_paco_file(tmp_path / "train.json", "lvis", "train", masks=True, tally=PreparationCounts())

@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from part_robust.data.preparation.images import check_image, read_rgb
-from part_robust.data.preparation.journal import Journal, locked
-from part_robust.data.preparation.report import Check, Tally
+from part_robust.data.preparation.journal import PreparationJournal, locked
+from part_robust.data.preparation.report import Check, PreparationCounts
 from part_robust.data.preparation.segmentation import (
     SkippedError,
     box_mask,
@@ -178,14 +178,14 @@ def test_shared_between_splits():
 @pytest.mark.parametrize("lost", range(0, 90, 7))
 def test_a_torn_journal_keeps_its_whole_lines(tmp_path, lost):
     path = tmp_path / "work" / "journal"
-    journal = Journal(path, {"seed": 0}, tmp_path)
+    journal = PreparationJournal(path, {"seed": 0}, tmp_path)
     for unit in "cab":
         journal.append(unit, {"samples": [unit * 20]})
     journal.close()
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - lost])
     kept = content[: len(content) - lost].count(b"\n") - 1
-    journal = Journal(path, {"seed": 0}, tmp_path)
+    journal = PreparationJournal(path, {"seed": 0}, tmp_path)
     assert journal.units == sorted("cab"[:kept])
     for unit in "cab"[kept:]:
         journal.append(unit, {"samples": [unit * 20]})
@@ -196,12 +196,12 @@ def test_a_torn_journal_keeps_its_whole_lines(tmp_path, lost):
 
 def test_a_journal_believes_no_changed_line(tmp_path):
     path = tmp_path / "work" / "journal"
-    journal = Journal(path, {}, tmp_path)
+    journal = PreparationJournal(path, {}, tmp_path)
     journal.append("a", {"samples": [1]})
     journal.append("b", {"samples": [2]})
     journal.close()
     path.write_bytes(path.read_bytes().replace(b"[2]", b"[3]"))
-    assert Journal(path, {}, tmp_path).units == ["a"]
+    assert PreparationJournal(path, {}, tmp_path).units == ["a"]
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -221,7 +221,7 @@ def test_checks():
 
 
 def test_a_tally_keeps_the_first_examples():
-    tally = Tally()
+    tally = PreparationCounts()
     for index in range(30):
         tally.add("why", str(index))
     assert tally.counts["why"] == 30 and tally.examples["why"] == [str(i) for i in range(20)]

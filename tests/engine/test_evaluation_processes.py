@@ -16,7 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from part_robust.engine import PartTrainer, evaluate
-from part_robust.evaluation import protocol, run
+from part_robust.evaluation import run
+from part_robust.evaluation.tiers import Tier
 from part_robust.modeling.counts import with_counts
 from tests.evaluation.record_fixture import comparable
 from tests.processes import start_two
@@ -27,6 +28,7 @@ SHORT = [
     *("DATALOADER.TEST_BATCH_SIZE", 3, "TEST.PART_BOX_AP", False, "TEST.CHECKS.SIBLINGS", ""),
     *("ATTACK.SPECS.apgd_ce.STEPS", 2, "ATTACK.SPECS.apgd_t.STEPS", 2, "ATTACK.SPECS.fab_t.STEPS", 2),
     *("ATTACK.SPECS.square.STEPS", 2, "ATTACK.SPECS.pgd20.STEPS", 1, "ATTACK.SPECS.pgd100x5.STEPS", 1),
+    *("ATTACK.SPECS.square1000.STEPS", 2),
     *("ATTACK.SPECS.apgd_part_loss.STEPS", 2, "ATTACK.SPECS.apgd_part_loss_fixed.STEPS", 2),
     *("TEST.CHECKS.IMAGES", 2, "TEST.CHECKS.STEPS", 2, "TEST.CHECKS.LONG_STEPS", 2, "TEST.CHECKS.NOISE_DRAWS", 2),
     *("TEST.CHECKS.DIRECTIONS", 1, "TEST.CHECKS.EOT_DRAWS", 2, "TEST.CHECKS.RESTARTS", 2),
@@ -36,7 +38,7 @@ SIBLING = ["resnet", *SCREEN, "TEST.EPS", 0.01, "TEST.SAVE_ADVERSARIALS", "npz",
 RUNS = {
     "detector": [
         *("dino_sequential", "TEST.TIER", "standard,parts", "TEST.EPS_CURVE", (4,), "TEST.SAVE_ADVERSARIALS", "png"),
-        *("TEST.PART_BOX_AP", True, "TEST.NUM_IMAGES", 6),
+        *("TEST.PART_BOX_AP", True, "TEST.NUM_IMAGES", 6, "TEST.SAVE_PREDICTIONS", True),
     ],
     "random_weights": [
         *("deeplab_two_headed", "TEST.TIER", "thesis", "TEST.SAVE_ADVERSARIALS", "npz"),
@@ -48,9 +50,11 @@ RUNS = {
         *("resnet", *SCREEN, "TEST.NUM_IMAGES", 6, "TEST.NORM", "l2", "TEST.EPS", 9.0, "TEST.EPS_CURVE", (3,)),
         *("TEST.SMOOTHING.SIGMA", 15.0, "TEST.SMOOTHING.SAMPLES", 40, "TEST.SMOOTHING.IMAGES", 4),
     ],
+    # Regions of boxes, of a detector.
+    "local": ["dino_sequential", "TEST.TIER", "screen,local", "TEST.NUM_IMAGES", 6, "INPUT.PART_MASKS", "boxes"],
     "one_image": ["resnet", *SCREEN, "TEST.NUM_IMAGES", 1],
     # The last of one process's batches, of one image, is left to do.
-    "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7],
+    "resumed": ["deeplab_two_headed", *SCREEN, "TEST.NUM_IMAGES", 7, "TEST.THREATS", "linf:4/255 l2:1 l1:2"],
     "without_tier": ["deeplab_two_headed", "ATTACK.EVAL", ["pgd20"], "TEST.NUM_IMAGES", 6],
 }
 # Of the collectives of a job, and what one process's work takes in it.
@@ -111,10 +115,12 @@ def test_two_processes_write_what_one_writes(folders, name):
 
 def images_and_flags(folder: Path) -> dict[str, bytes]:
     """What an evaluation has written about single images, by file, and by array of it."""
-    pictures = folder.glob("adversarials_toy_val/*/*.png")
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in pictures}
+    files = [*folder.glob("adversarials_toy_val/*/*.png"), *folder.glob("predictions_toy_val/**/*.*")]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     arrays = (
-        path for name in ("adversarials_toy_val/*/*", "flags_*", "smoothing_*") for path in folder.glob(f"{name}.npz")
+        path
+        for name in ("adversarials_toy_val/*/*", "flags_*", "smoothing_*", "local_*")
+        for path in folder.glob(f"{name}.npz")
     )
     for path in arrays:
         with np.load(path) as file:
@@ -138,13 +144,21 @@ def test_the_runs_differ_in_what_they_write(folders):
     assert "C21" in {check["id"] for check in audited["checks"]}
     assert [row["images"] for row in audited["transfer"]["siblings"]] == [audited["transfer"]["standing"]] != [0]
     assert (evaluations["one_image"]["num_images"], evaluations["resumed"]["num_images"]) == (1, 7)
-    pictures = [name for name in images_and_flags(folders[1] / "detector") if name.endswith(".png")]
-    assert len(pictures) == 2 * 6
+    local = evaluations["local"]["local"]
+    assert [row["region"] for row in local["table"] if row["images"]] == [
+        *("part:lamp:base", "part:lamp:shade", "part:sign:board", "object", "background", "patch:5px"),
+    ]
+    assert any("local_toy_val.npz, broken_by" in name for name in images_and_flags(folders[1] / "local"))
+    names = images_and_flags(folders[1] / "detector")
+    assert len([name for name in names if name.startswith("adversarials") and name.endswith(".png")]) == 2 * 6
+    # Clean, two tiers and two attacks on the parts.
+    assert len([name for name in names if "/results/" in name and name.endswith(".png")]) == 5 * 6
+    assert "predictions_toy_val/results/parts/boxes.json" in names
 
 
 def _main_process_takes_longer(configs: list[str]) -> None:
     if comm.is_main_process():
-        protocol.run_tier = after_a_pause(protocol.run_tier)
+        Tier.run = after_a_pause(Tier.run)
         run.add_checks = after_a_pause(run.add_checks)
     _evaluate_all(configs)
 

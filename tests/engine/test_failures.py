@@ -19,9 +19,9 @@ from part_robust.attacks import AttackError
 from part_robust.engine import PartCheckpointer, PartTrainer, failures
 from part_robust.engine.checkpoint import check_finite
 from part_robust.engine.failures import NonFiniteStep, Preempted
-from part_robust.engine.safe_loading import NoCheckpoint, UnsafeCheckpoint, check_pickle
 from part_robust.engine.step import ScaledStepTrainer, StepScaler, build_step_trainer
 from part_robust.utils.errors import UserError
+from part_robust.utils.safe_loading import NoCheckpoint, UnsafeCheckpoint, check_pickle
 from tests.toy import ADVERSARIAL, run_cfg
 
 QUIET = ["TEST.EVAL_PERIOD", 0, "DATASETS.VAL", (), "DATASETS.TEST", ()]

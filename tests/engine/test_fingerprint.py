@@ -12,9 +12,8 @@ from detectron2.utils.env import seed_all_rng
 from part_robust.config import config_text, get_part_robust_cfg
 from part_robust.engine.begun import begin_training
 from part_robust.engine.fingerprint import WEIGHTS_SHA256, different_keys, fingerprint, same_run, same_training
-from part_robust.runs.experiment import Phase, finished_record, run_phase
-from part_robust.runs.phases import OtherRun, train_phase
-from part_robust.runs.suite import plan, states
+from part_robust.runs.run import Run, states
+from part_robust.runs.training import OtherRun, train_run
 from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 # Written out once more: a key that moves from one side to the other should not do so unseen.
@@ -22,8 +21,8 @@ EVALUATION = {
     "ATTACK": {"EVAL"},
     "MODEL": {"PRETRAINING"},
     "TEST": {
-        *("AUDIT", "CHECKS", "EPS", "EPS_CURVE", "EPS_CURVE_ATTACK", "NORM", "NUM_IMAGES"),
-        *("FULL_TIERS", "LOCAL", "SAVE_ADVERSARIALS", "SMOOTHING", "TIER", "TIERS"),
+        *("AUDIT", "CHECKS", "EPS", "EPS_CURVE", "EPS_CURVE_ATTACK", "LOCAL", "NORM", "NUM_IMAGES"),
+        *("FULL_TIERS", "SAVE_ADVERSARIALS", "SAVE_PREDICTIONS", "SMOOTHING", "TIER", "TIERS"),
     },
     "DATASETS": {"TEST"},
 }
@@ -101,7 +100,7 @@ def test_weights_do_not_depend_on_keys_of_the_evaluation(toy_data, tmp_path):
     for name, opts in (("one", []), ("two", changed)):
         cfg = run_cfg(tmp_path / name, *ADVERSARIAL, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, *opts)
         seed_all_rng(0)  # as `setup` does
-        found.append(torch.load(train_phase(cfg), weights_only=True)["model"])
+        found.append(torch.load(train_run(cfg), weights_only=True)["model"])
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
@@ -117,9 +116,9 @@ def phase(toy_data, tmp_path):
     shared += ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "TEST.EVAL_PERIOD", 1, "MODEL.WEIGHTS", ""]
     shared += ["ATTACK.EVAL", ["fgsm"], "ATTACK.EVAL_DURING_TRAINING", ["fgsm"], "ATTACK.TRAIN.STEPS", 1]
 
-    def make(*opts, name: str = "run") -> Phase:
+    def make(*opts, name: str = "run") -> Run:
         opts = [*shared, "OUTPUT_DIR", tmp_path / name, *opts]
-        return Phase(name, str(config), [str(value) for value in opts])
+        return Run(name, str(config), [str(value) for value in opts])
 
     return make
 
@@ -129,39 +128,39 @@ def attacks(record: dict) -> set[str]:
 
 
 def test_another_evaluation_keeps_the_training(phase, tmp_path, monkeypatch):
-    assert attacks(run_phase(phase())) == {"fgsm"}
+    assert attacks(phase().execute()) == {"fgsm"}
     weights = (tmp_path / "run" / "model_best.pth").read_bytes()
     trained = []
-    monkeypatch.setattr("part_robust.runs.phases.train", lambda cfg, resume: trained.append(resume))
+    monkeypatch.setattr("part_robust.runs.training.train", lambda cfg, resume: trained.append(resume))
     noise = phase("ATTACK.EVAL", ["noise"])
-    assert finished_record(noise) is None and states(plan([noise])) == ["trained, evaluates again"]
-    assert attacks(run_phase(noise)) == {"noise"} == attacks(finished_record(noise))
-    assert states(plan([noise])) == ["finished"] and states(plan([phase()])) == ["trained, evaluates again"]
+    assert noise.record() is None and states([noise]) == ["trained, evaluates again"]
+    assert attacks(noise.execute()) == {"noise"} == attacks(noise.record())
+    assert states([noise]) == ["finished"] and states([phase()]) == ["trained, evaluates again"]
     # With a journal: interrupted in the middle, and then another tier than the journal's.
     names = ["TEST.TIERS.screen", ["fgsm"], "TEST.TIERS.standard", ["noise"], "TEST.TIER"]
     first, second = phase(*names, "screen"), phase(*names, "standard")
-    run_phase(first)
-    record = run_phase(second)
-    assert finished_record(first) is None and list(record["evaluation"]["fingerprint_toy"]["tiers"]) == ["standard"]
+    first.execute()
+    record = second.execute()
+    assert first.record() is None and list(record["evaluation"]["fingerprint_toy"]["tiers"]) == ["standard"]
     assert trained == [] and (tmp_path / "run" / "model_best.pth").read_bytes() == weights
     # Trained, and never evaluated; weights deleted to save room.
     (tmp_path / "run" / "finished.json").unlink()
-    assert states(plan([second])) == ["trained, evaluates"]
+    assert states([second]) == ["trained, evaluates"]
     for file in (tmp_path / "run").glob("*.pth"):
         file.unlink()
-    assert states(plan([second])) == ["begun"]
+    assert states([second]) == ["begun"]
     with pytest.raises(FileNotFoundError):  # `train` does nothing here
-        run_phase(second)
+        second.execute()
     assert trained == [False], "from the start: there is nothing to go on from"
 
 
 def test_a_folder_of_before_hashes(phase, tmp_path):
     """The files hold the plain config then."""
     first = phase()
-    record = run_phase(first)
+    record = first.execute()
     weights = str(tmp_path / "run" / "model_best.pth")
     second = phase("MODEL.WEIGHTS", weights, name="second")
-    run_phase(second)
+    second.execute()
     folder = tmp_path / "second"
     for name in ("finished.json", "trained.json"):
         content = json.loads((folder / name).read_text())
@@ -169,29 +168,29 @@ def test_a_folder_of_before_hashes(phase, tmp_path):
         assert digest, name
         (folder / name).write_text(json.dumps({**content, "config": config}))
     (folder / "started.yaml").write_text(config)
-    assert states(plan([first, second])) == ["finished", "finished"]
+    assert states([first, second]) == ["finished", "finished"]
     other = phase("MODEL.WEIGHTS", weights, "TEST.NUM_IMAGES", 1, name="second")
-    assert states(plan([other])) == ["trained, evaluates again"]
-    assert finished_record(first) == record
+    assert states([other]) == ["trained, evaluates again"]
+    assert first.record() == record
 
 
 def test_what_begins_from_a_training_that_is_to_be_done_again(phase, tmp_path):
     adversarial = ["MODEL.WEIGHTS", tmp_path / "run" / "model_best.pth", "ATTACK.TRAIN.ENABLED", True]
     second = phase(*adversarial, name="second")
-    assert states(plan([second, phase()])) == ["to do", "to do"]
-    run_phase(phase()), run_phase(second)
-    assert states(plan([second, phase()])) == ["finished", "finished"]
+    assert states([second, phase()]) == ["to do", "to do"]
+    phase().execute(), second.execute()
+    assert states([second, phase()]) == ["finished", "finished"]
     other = phase("SOLVER.BASE_LR", 0.5)
     third = phase("MODEL.WEIGHTS", tmp_path / "second" / "model_best.pth", "ATTACK.TRAIN.ENABLED", True, name="third")
-    assert states(plan([second, other, third])) == ["after run", "other config", "to do"]
-    run_phase(other)
-    assert states(plan([second, other])) == ["other config", "finished"], "its weights are others now"
-    run_phase(second)
-    assert states(plan([second, other])) == ["finished", "finished"]
+    assert states([second, other, third]) == ["after run", "other config", "to do"]
+    other.execute()
+    assert states([second, other]) == ["other config", "finished"], "its weights are others now"
+    second.execute()
+    assert states([second, other]) == ["finished", "finished"]
 
 
 def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_data, tmp_path, monkeypatch):
-    train_phase(run_cfg(tmp_path, "SOLVER.MAX_ITER", 1))
+    train_run(run_cfg(tmp_path, "SOLVER.MAX_ITER", 1))
     assert (tmp_path / "last_checkpoint").is_file()
     trained = []
 
@@ -200,24 +199,24 @@ def test_killed_before_its_first_checkpoint_it_does_not_take_the_other_runs(toy_
         trained.append((resume, (tmp_path / "last_checkpoint").is_file()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("part_robust.runs.phases.train", killed)
+    monkeypatch.setattr("part_robust.runs.training.train", killed)
     other = run_cfg(tmp_path, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.5)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            train_phase(other, restart=True)
+            train_run(other, restart=True)
     # The second time it goes on, from nothing: not from the first run's last checkpoint.
     assert trained == [(False, False), (True, False)]
 
 
 def test_other_weights_are_refused_by_name(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("part_robust.runs.phases.train", begin_training)
+    monkeypatch.setattr("part_robust.runs.training.train", begin_training)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
     folder = tmp_path / "run"
     cfg = run_cfg(folder, "MODEL.WEIGHTS", str(weights))
     folder.mkdir(exist_ok=True)
-    train_phase(cfg)
+    train_run(cfg)
     (folder / "last_checkpoint").write_text("model_0000001.pth")
     weights.write_bytes(b"two")
     with pytest.raises(OtherRun, match="had another MODEL.WEIGHTS sha256"):
-        train_phase(cfg)
+        train_run(cfg)

@@ -103,6 +103,26 @@ def test_expected_results_of_no_task(eval_only, toy_data, tmp_path):
         complete_config(args)
 
 
+@pytest.mark.parametrize(
+    ("opts", "tasks"),
+    [
+        (["ATTACK.EVAL", "['pgd20']"], ["classification", "part_seg_pgd20", "part_mask_pgd20"]),
+        (["TEST.TIER", "thesis,parts"], ["classification_thesis", "part_box_parts", "part_seg_sea_js"]),
+    ],
+)
+def test_expected_results_are_named_by_attack_or_tier(opts, tasks, toy_data, tmp_path):
+    def check(task: str, *more) -> None:
+        expected = ["TEST.EXPECTED_RESULTS", f"[['{task}', 'AP', 50, 1]]"]
+        complete_config(arguments(tmp_path, *opts, *expected, *more, model="mask_dino_simple", eval_only=True))
+
+    for task in tasks:
+        check(task)
+    with pytest.raises(UserError, match="must name tasks .*got 'part_box_fgsm'"):
+        check("part_box_fgsm")
+    with pytest.raises(UserError, match="must be empty with several data sets"):
+        check(tasks[0], "DATASETS.TEST", "('toy_val', 'toy_train')")
+
+
 def test_a_data_set_and_a_model_that_do_not_exist(toy_data, tmp_path):
     with pytest.raises(KeyError, match=r"registered data sets, got 'toy_tran' \(similar: toy_train.*DATASETS.REGISTER"):
         complete_config(arguments(tmp_path, "DATASETS.TRAIN", "('toy_tran',)", model="resnet"))

@@ -12,6 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from part_robust.cli import verify_adversarials
 from part_robust.data.sample import sample_records
@@ -19,7 +21,6 @@ from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
 from part_robust.evaluation.plan import build_curve, build_tiers, tier_names
 from part_robust.modeling.counts import with_counts
-from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
 from tests.commands import call, succeeded
 from tests.evaluation.record_fixture import comparable
@@ -71,7 +72,7 @@ OPTS = [
     *("TEST.TIER", "parts, screen"),
     *("TEST.EPS", 12.0),
     *("TEST.EPS_CURVE", (0, 4, 12)),
-    *("TEST.SAVE_ADVERSARIALS", "npz"),
+    *("TEST.SAVE_ADVERSARIALS", "npz", "TEST.SAVE_PREDICTIONS", True),
     *("MODEL.PRETRAINING", "of nothing"),
 ]
 
@@ -116,19 +117,45 @@ def test_record_and_files(finished, weights):
     assert not list(folder.rglob("*.tmp"))
 
 
+def test_predictions_of_every_row_have_the_average_precision_of_the_record(finished):
+    folder, results, record = finished
+    files = record["evaluation"]["toy_val"]["files"]
+    truth = COCO(str(folder / files["predictions"] / "ground_truth.json"))
+    rows = ["clean", "screen", "parts", "sea_masked", "sea_js"]
+    assert sorted(path.name for path in (folder / files["predictions"] / "results").iterdir()) == sorted(rows)
+    for row in rows:
+        own = folder / files["predictions"] / "results" / row
+        found = COCOeval(truth, truth.loadRes(str(own / "boxes.json")), "bbox")
+        found.evaluate(), found.accumulate(), found.summarize()
+        suffix = "" if row == "clean" else f"_{row}"
+        assert 100 * found.stats[0] == pytest.approx(results[f"part_box{suffix}"]["AP"], abs=1e-9)
+        classes = json.loads((own / "classes.json").read_text())["predictions"]
+        right = np.mean([one["label"] == one["prediction"] for one in classes])
+        assert 100 * right == pytest.approx(results[f"classification{suffix}"]["accuracy"])
+        assert len(list((own / "labels").glob("*.png"))) == 12
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    root = folder / "predictions_toy_val"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
+
+
 def test_resume(finished, config, caplog):
     folder, _, _ = finished
-    before = comparable(folder)
+    before, predictions = comparable(folder), files_of(folder)
     journal = folder / "journal_toy_val"
     lost = sorted(journal.glob("batch_*.npz"))[0]
     lost.unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in journal.glob("batch_*.npz")}
+    (folder / "predictions_toy_val" / "ground_truth.json").unlink()
     evaluate(config(folder, *OPTS), resume=True)
-    assert comparable(folder) == before
+    assert comparable(folder) == before and files_of(folder) == predictions
     assert lost.exists()
     assert all((journal / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
     with pytest.raises(JournalMismatch, match="tiers and attacks changed"):
         evaluate(config(folder, *OPTS, "TEST.EPS", 4.0), resume=True)
+    with pytest.raises(JournalMismatch, match="saved predictions changed"):
+        evaluate(config(folder, *OPTS, "TEST.SAVE_PREDICTIONS", False), resume=True)
     with pytest.raises(JournalMismatch, match="config changed"):
         evaluate(config(folder, *OPTS, "MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), resume=True)
     assert comparable(folder) == before, "refused before any work"
@@ -267,10 +294,17 @@ def test_smoothing_beside_the_attacks(config, tmp_path, caplog):
         evaluate(config(tmp_path, *opts, "TEST.SMOOTHING.SIGMA", 21.0), resume=True)
 
 
-def test_smoothing_that_cannot_be(toy_data, tmp_path):
+def test_smoothing_and_predictions_without_any_attack(config, tmp_path):
+    smoothing = ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 30]
+    cfg = config(tmp_path, "ATTACK.EVAL", (), "TEST.NUM_IMAGES", 2, *smoothing, "TEST.SAVE_PREDICTIONS", True)
+    evaluate(cfg)
+    entry = comparable(tmp_path)["evaluation"]["toy_val"]
+    assert entry["smoothing"]["num_images"] == 2 and entry["smoothing"]["attacked_norms"] == []
+    assert [path.name for path in (tmp_path / entry["files"]["predictions"] / "results").iterdir()] == ["clean"]
+
+
+def test_smoothing_without_a_class(toy_data, tmp_path):
     smoothing = ["OUTPUT_DIR", str(tmp_path), "TEST.SMOOTHING.SIGMA", 20.0]
-    with pytest.raises(UserError, match="SIGMA must be 0 without TEST.TIER, got 20.0: set TEST.TIER"):
-        complete(tiny_cfg("resnet", *smoothing))
     cfg = with_counts(tiny_cfg("deeplab_segmenter", *smoothing, "TEST.TIER", "parts"))
     with pytest.raises(UserError, match="SIGMA must be 0 for a model without a class head, got 20"):
         evaluate(cfg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from part_robust.attacks import attack_view
 from part_robust.data import PartDatasetMapper
@@ -30,7 +34,7 @@ from tests.toy import tiny_cfg
 
 OPTS = [
     *("TEST.TIER", "bounded", "TEST.BOUND", 20.0, "TEST.RESTART_GAIN", 5.0, "TEST.PART_BOX_AP", True),
-    *("TEST.TIERS.bounded", ["pgd20", "square"], "TEST.SAVE_ADVERSARIALS", "npz"),
+    *("TEST.TIERS.bounded", ["pgd20", "square"], "TEST.SAVE_ADVERSARIALS", "npz", "TEST.SAVE_PREDICTIONS", True),
     *("ATTACK.SPECS.pgd20.STEPS", 1, "ATTACK.SPECS.pgd20.STEP_SIZE", 0.01, "ATTACK.SPECS.square.STEPS", 30),
     *("TEST.CHECKS.IMAGES", 2, "TEST.CHECKS.STEPS", 2, "TEST.CHECKS.LONG_STEPS", 2, "TEST.CHECKS.NOISE_DRAWS", 2),
     *("TEST.CHECKS.DIRECTIONS", 1, "TEST.CHECKS.SIBLINGS", "", "DATALOADER.TEST_BATCH_SIZE", 5),
@@ -85,6 +89,22 @@ def test_every_metric_is_that_of_the_saved_images(finished):
         found = record["results"]["toy_val"][f"{task}_bounded"]
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, abs=1e-6, nan_ok=True), (task, name)
+
+
+def test_predictions_are_those_of_the_last_round(finished):
+    folder, record, _ = finished
+    predictions, flags = folder / "predictions_toy_val", dict(np.load(folder / "flags_toy_val.npz"))
+    rows = json.loads((predictions / "results" / "bounded" / "classes.json").read_text())["predictions"]
+    found = {row["image_id"]: row["prediction"] for row in rows}
+    assert found == dict(zip(flags["image_id"].tolist(), flags["attacked_prediction"].tolist(), strict=True))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(predictions / "ground_truth.json"))
+        results = truth.loadRes(str(predictions / "results" / "bounded" / "boxes.json"))
+        judge = COCOeval(truth, results, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert 100 * judge.stats[0] == pytest.approx(record["results"]["toy_val"]["part_box_bounded"]["AP"], abs=1e-6)
 
 
 def test_the_record_and_the_report_state_the_bound(finished):

@@ -76,6 +76,10 @@ def evaluation() -> dict:
                 "attacks": [{**tier_attack("segpgd", 1, 1), "accuracy_after": 61.0, "accuracy_alone": 61.0}],
                 "robust": {"correct": 610_000, "accuracy": 61.0, "interval": [60.0, 62.0]},
                 "mIoU": 41.0,
+                "lost_parts": [
+                    {"attack": "segpgd", "parts": 9000, "found": 5000, "lost": 2717}
+                    | {"missed": 1501, "wrong_part": 1000, "badly_placed": 216}
+                ],
             },
         },
         "attack_matrix": [

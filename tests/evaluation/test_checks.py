@@ -258,6 +258,46 @@ def test_both_matchings_satisfy():
     assert result.status == "pass" and result.value == 2.0
 
 
+def single_attack(name: str, correct: int, **values) -> dict:
+    """The tier of an attack of ATTACK.EVAL."""
+    row = record_fixture.tier_attack(name, correct, record_fixture.IMAGES, correct)
+    objective = "class accuracy, every attack on every image"
+    return {"objective": objective, "attacks": [row], "robust": record_fixture.score(correct), **values}
+
+
+def test_an_attack_that_claims_no_worst_case_may_have_one_matching():
+    rows = [record_fixture.matrix_row("part_loss", "part", 60.0, None, None, 15.0, 30.0)]
+
+    def alone(E: dict) -> None:
+        put(E, ("attack_matrix",), rows)
+        put(E, ("tiers", "part_loss"), single_attack("part_loss", 720))
+
+    result = record_result(alone, "C21")
+    assert result.status == "fail" and result.level == "warning"
+
+
+def test_losses_are_compared_in_one_threat_model():
+    for eps, status in ((8.0, "fail"), (16.0, "pass")):
+        result = record_result(
+            lambda E, eps=eps: put(E, ("tiers", "margin"), single_attack("margin", 9, eps=eps)), "C8"
+        )
+        assert result.status == status
+
+
+def test_a_joint_attack_is_compared_with_a_single_one_that_is_a_tier():
+    rows = [
+        record_fixture.matrix_row("standard", "class", 33.3, 72.0, 52.0, None, None),
+        record_fixture.matrix_row("segpgd", "part", 60.0, 61.0, 41.0, None, None),
+        record_fixture.matrix_row("joint", "joint", 33.5, 63.0, 41.2, None, None),
+    ]
+
+    def alone(E: dict) -> None:
+        put(E, ("attack_matrix",), rows)
+        put(E, ("tiers", "segpgd"), single_attack("segpgd", 720))
+
+    assert record_result(alone, "C18").status == "fail"
+
+
 def test_joint_attack_as_strong_as_the_single_ones():
     rows = [
         record_fixture.matrix_row("standard", "class", 33.3, None, None, 20.0, None),

@@ -13,16 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from part_robust.attacks import attack_view
+from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
 from part_robust.evaluation.named_arrays import ClassArrays
 from part_robust.evaluation.pictures import picture_sample
+from part_robust.evaluation.plan import build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, holds, metrics_of, write_files
 from part_robust.evaluation.regions import labelled_regions, patch_regions, region_names, region_numbers
+from part_robust.modeling.counts import with_counts
+from part_robust.run_config import complete
+from part_robust.utils.errors import UserError
 from tests.evaluation.tier_fixture import PARTS, SIZE, SmallPartModel, attack, evaluators, make_items, make_plan, run
 from tests.processes import start_two
+from tests.toy import tiny_cfg
 
 RADIUS = 30.0
 
@@ -223,6 +229,10 @@ def test_images_without_the_region_are_counted_apart(whole):
     worst = record["local"]["worst"]
     assert worst["robust"]["correct"] <= min(row["robust"]["correct"] for row in rows.values() if row["images"] == 14)
     assert worst["all_images"]["correct"] == record["tiers"]["local"]["robust"]["correct"]
+    assert record["tiers"]["local"]["regions"] == ["parts", "object", "background", "patch"]
+    part = record["local"]["worst_part"]
+    assert part["images"] == 12 and part["without"] == 2
+    assert worst["robust"]["correct"] <= part["robust"]["correct"] <= rows["part:x"]["robust"]["correct"]
     assert 0 < worst["robust"]["correct"] < worst["clean"]["correct"], "the toy must tell the two apart"
 
 
@@ -269,15 +279,62 @@ def test_greyed_regions(whole):
         assert rows[name]["greyed"]["correct"] == right, name
 
 
+def test_the_config_says_what_is_attacked(toy_data):
+    cfg = tiny_cfg("deeplab_two_headed", "TEST.TIER", "local,screen", "TEST.EPS", 4.0, "TEST.LOCAL.EPS", 80.0)
+    screen, tier = build_tiers(with_counts(cfg))
+    assert screen.threat_model.eps == 4.0
+    assert isinstance(tier, LocalTier) and tier.threat_model.describe()["eps"] == 80.0
+    assert list(tier.attacks) == ["apgd_ce_local", "apgd_t_local", "square1000_local"]
+    assert tier.attacks["apgd_ce_local"].record_history and tier.attacks["square1000_local"].steps == 1000
+    assert tier.describe() == {
+        "regions": ["parts", "object", "background", "patch"],
+        "patch_sides": [5],
+        "patch_positions": 4,
+        "grey": [123.675, 116.28, 103.53],
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "opts", "message"),
+    [
+        (
+            "deeplab_two_headed",
+            ["TEST.TIERS.local", ["apgd_ce", "sea_js"]],
+            "must name attacks on the class, got sea_js",
+        ),
+        ("deeplab_segmenter", [], "this model has no class head"),
+        ("resnet", ["TEST.LOCAL.REGIONS", ["patch"], "TEST.LOCAL.PATCH_SIDES", ()], "PATCH_SIDES must name a side"),
+    ],
+)
+def test_a_tier_that_cannot_be(model, opts, message, toy_data):
+    with pytest.raises(UserError, match=message):
+        build_tiers(with_counts(tiny_cfg(model, "TEST.TIER", "local", *opts)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("REGIONS", ["wheel"], "one or more of parts, object, background and patch"),
+        ("PATCH_SIDES", (1.5,), "shares of the image's side"),
+        ("PATCH_POSITIONS", 0, "at least 1"),
+        ("EPS", 300.0, "at most 255"),
+    ],
+)
+def test_wrong_values_are_refused(key, value, words):
+    with pytest.raises(UserError, match=f"TEST.LOCAL.{key} must be .*{words}"):
+        complete(get_part_robust_cfg(opts=[f"TEST.LOCAL.{key}", value]))
+
+
 def test_files_and_warnings(whole):
     merged, plan, record, folder = whole
     files = write_files(folder, "toy", plan, merged, folder / "adversarials")
     with np.load(folder / files["local"]) as found:
         assert {"names", "region", "broken_by", "picture_mask"} <= set(found.files)
     json.dumps(record)
-    empty = {**record["local"], "table": [{"region": "part:z", "images": 0}], "worst": {"without": 3}}
+    rows = [{"region": f"part:{name}", "images": 0} for name in "abcdefg"]
+    empty = {**record["local"], "table": [{"region": "object", "images": 9}, *rows], "worst": {"without": 3}}
     assert local_warnings(empty) == [
-        "local: no image has part:z, so nothing is known of attacks on it",
+        "local: no image has part:a, part:b, part:c, part:d, part:e and 2 more, so nothing is known of attacks there",
         "local: 3 images have none of the attacked regions; they count as not attacked, and their being right is no "
         "evidence of robustness",
     ]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import contextmanager
+
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
 
 from part_robust.attacks import build_attack
 from part_robust.engine import PartTrainer
 from part_robust.evaluation import build_evaluator
+from part_robust.evaluation.local import LocalTier
+from part_robust.evaluation.protocol import run_plan
 from part_robust.evaluation.run import evaluate_in_training
+from part_robust.evaluation.tiers import Tier
+from part_robust.utils.errors import UserError
+from tests.evaluation.tier_fixture import SmallPartModel, attack, evaluators, make_items, make_plan
 from tests.toy import MODELS, tiny_cfg
 
 
@@ -110,7 +119,45 @@ def test_part_objective_lowers_pixel_accuracy(name, toy_data):
     assert results["part_seg_parts"]["pixel_accuracy"] < results["part_seg"]["pixel_accuracy"]
 
 
+def test_an_evaluator_whose_state_cannot_be_merged_is_named(model):
+    evaluator = DatasetEvaluators([DatasetEvaluator()])
+    with pytest.raises(UserError, match=r"must be MergeableEvaluators .*, got DatasetEvaluator: define its partial"):
+        evaluate_in_training(model, "toy_val", {}, loader(4), evaluator)
+
+
 def test_wrong_data_set_is_named(toy_data):
     cfg = tiny_cfg("resnet", "MODEL.PART_CLASSIFIER.NUM_CLASSES", 7)
     with pytest.raises(ValueError, match="toy_val.*3 classes.*7"):
         build_evaluator(cfg, "toy_val")
+
+
+class CutModel(SmallPartModel):
+    """It cuts its gradient outside of `attack_gradient`; counts the gradients that are taken inside and outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.taken = False, Counter()
+
+    @contextmanager
+    def attack_gradient(self):
+        assert not self.inside
+        self.inside = True
+        yield
+        self.inside = False
+
+    def _features(self, images):
+        if images.requires_grad:
+            self.taken[self.inside] += 1
+        return super()._features(images)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_gradients_are_taken_where_each_attack_wants_them(full):
+    """Those of all tiers, of the curve, and of the place of a patch."""
+    model, plan, items = CutModel(), make_plan(), make_items(SmallPartModel())
+    patch = LocalTier("local", "local", {"ce_local": attack()}, regions=("patch",), patch_sides=(3,))
+    plan = make_plan(tiers=[*plan.tiers, Tier("one", "full", {"one": attack("pixel_cross_entropy")}), patch])
+    for single in (*plan.curve.values(), *(each for tier in plan.tiers for each in tier.attacks.values())):
+        single.full_gradient = full
+    run_plan(plan, model, lambda done: [items[:5], items[5:]], len(items), evaluators())
+    assert set(model.taken) == {full} and not model.inside

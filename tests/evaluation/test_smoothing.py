@@ -18,7 +18,15 @@ from part_robust.evaluation.certification import count_votes
 from part_robust.evaluation.checks.certificates import check_certificates
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.report.certified import certified_section
-from part_robust.evaluation.smoothing import SEED, Smoothing, certify, count_predictions, curve_radii, noisy_batches
+from part_robust.evaluation.smoothing import (
+    SEED,
+    Smoothing,
+    certify,
+    count_predictions,
+    curve_radii,
+    noisy_batches,
+    votes_seed,
+)
 from part_robust.evaluation.statistics import binomial_lower_bound
 from tests.evaluation.check_models import CLASSES, Honest, make_images
 from tests.evaluation.tier_fixture import SmallPartModel, make_items
@@ -108,6 +116,8 @@ def test_any_batch_size_and_company_give_the_same_noise():
     whole = drawn(images, keys, padding, 100)
     for batch_size in (1, 4, 6):
         assert all(torch.equal(whole[row], own) for row, own in drawn(images, keys, padding, batch_size).items())
+    first = next(noisy_batches(images[:1], keys[:1], range(4), SIGMA, 100, None))[1]
+    assert torch.equal(first[2:], whole[0][:2]), "the number of a draw does not depend on where one begins"
     alone = drawn(images[2:], keys[2:], padding[2:], 3)[0]
     assert torch.equal(alone, whole[2]) and alone.shape == (7, 3, 5, 4)
     assert len(torch.unique(whole[0][:, 0, 0, 0])) == 7, "every draw has noise of its own"
@@ -137,8 +147,8 @@ class KnowsTheNoise(Honest):
 
     def forward(self, images):
         if self.known is None:
-            keys = make_keys(SEED, torch.arange(8)[:, None], torch.arange(230)).flatten()
-            clean = make_images(8).repeat_interleave(230, dim=0)
+            keys = make_keys(SEED, torch.arange(8)[:, None], torch.arange(400)).flatten()
+            clean = make_images(8).repeat_interleave(400, dim=0)
             noisy = clean + SIGMA * normal(keys, clean.shape[1:])
             self.known = {
                 round(float(image.detach().double().sum()), 2): own for image, own in zip(noisy, clean, strict=True)
@@ -148,7 +158,7 @@ class KnowsTheNoise(Honest):
         )
 
 
-def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8):
+def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8, seed=5):
     """What the evaluation does: votes of one image after the other, then trials."""
     torch.manual_seed(0)
     images, keys = make_images(images), torch.arange(images)
@@ -174,7 +184,7 @@ def trials_of(model, smoothing=SETTINGS, batch_size=230, images=8):
         None,
         smoothing,
         batch_size,
-        seed=5,
+        seed,
     )
     return found, trials
 
@@ -204,6 +214,24 @@ def test_radii_that_cannot_be_true_are_found(model):
     assert np.median(found.radius[found.radius > 0]) > 0.9 * SETTINGS.largest_radius, "it looks very robust"
     finding = finding_of(trials)
     assert finding.status == "fail" and "refute" in finding.sentence
+
+
+def test_trials_have_noise_of_their_own():
+    """Its seed is a hash of the votes, which no model can know before."""
+    (_, one), (_, two) = (trials_of(Honest(), images=3, seed=seed) for seed in (SEED, SEED + 1))
+    unmoved = [[trial["votes"] for trial in trials[::2]] for trials in (one, two)]
+    assert unmoved[0] != unmoved[1], "the image itself, in other draws"
+    votes = np.array([[3, 7], [10, 0]])
+    assert votes_seed(votes) == votes_seed(votes.copy()) != votes_seed(votes[::-1]) and 0 <= votes_seed(votes) < 2**63
+
+
+def test_a_model_without_gradient_is_tried_without_attack(caplog):
+    class Detached(Honest):
+        def forward(self, images):
+            return super().forward(images.detach()).detach()
+
+    _, trials = trials_of(Detached(), images=3)
+    assert {trial["distance"] for trial in trials} == {0.0} and "cannot be attacked" in caplog.text
 
 
 def test_p_values_are_those_of_sound_radii():
@@ -240,7 +268,7 @@ def test_findings_without_trials():
 
 def test_the_curve_has_the_radii_of_attacks():
     radii = curve_radii(SETTINGS, [0.0, 12.5, 900.0])
-    assert radii[:4] == [0.0, 5.0, 10.0, 12.5] and radii[-1] == 900.0 and radii[-2] < SETTINGS.largest_radius
+    assert radii[:4] == [0.0, 5.0, 10.0, 12.5] and radii[-2:] == [SETTINGS.largest_radius, 900.0]
 
 
 def test_votes_in_pieces_are_those_in_one(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, pixel_share, share
-from part_robust.evaluation.statistics import compare_paired, mcnemar, ratio_interval, wilson_interval
+from part_robust.evaluation.statistics import compare_paired, mcnemar, ratio_interval, spread, wilson_interval
 
 
 @settings(max_examples=50, deadline=None)
@@ -89,3 +89,22 @@ def test_breakdowns():
     counts = {"label": np.array([0, 1, 0]), "hits": np.array([2, 0, 1]), "truth": np.array([4, 0, 2])}
     assert by_part(counts, counts, ["x", "y"]) == [{"name": "x", "pixels": 6, "clean": 50.0, "attacked": 50.0}]
     assert clean_to_attacked(np.array([0, 2, 2]), np.array([0, 1, 1]), 3).tolist() == [[1, 0, 0], [0, 0, 0], [0, 2, 0]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.lists(st.floats(-100, 100), min_size=8, max_size=8))
+def test_difference_over_seeds_is_the_paired_t_test(first, second):
+    found = spread([b - a for a, b in zip(first, second, strict=False)])
+    assert found.count == len(first)
+    expected = stats.ttest_rel(second[: len(first)], first)
+    low, high = found.interval(0.9)
+    if found.deviation > 1e-6:
+        ends = expected.confidence_interval(0.9)
+        assert (low, high) == pytest.approx((ends.low, ends.high), rel=1e-6, abs=1e-6)
+
+
+def test_one_seed_has_no_deviation():
+    assert spread([3.0]).deviation is None and spread([3.0]).interval() is None
+    assert spread([1.0, 3.0]).deviation == pytest.approx(math.sqrt(2))
+    with pytest.raises(ValueError, match="no mean"):
+        spread([])

@@ -117,9 +117,19 @@ def evaluators() -> DatasetEvaluators:
     return DatasetEvaluators([ClassificationEvaluator(CLASSES), PartSegmentationEvaluator(PARTS)])
 
 
-def run(folder: Path, items: list[dict], batch_size: int = 5, plan: Plan | None = None, rank: int = 0, world: int = 1):
+def run(
+    folder: Path,
+    items: list[dict],
+    batch_size: int = 5,
+    plan: Plan | None = None,
+    rank: int = 0,
+    world: int = 1,
+    model: nn.Module | None = None,
+    scored_by: DatasetEvaluators | None = None,
+):
     """An evaluation of the items, in the order they have; goes on where `folder` has been before."""
-    model = SmallPartModel()
+    model = model or SmallPartModel()
+    scored_by = scored_by or evaluators()
     plan = plan or make_plan(sample=picture_sample([item["image_id"] for item in items]))
 
     def loader(done):
@@ -130,4 +140,4 @@ def run(folder: Path, items: list[dict], batch_size: int = 5, plan: Plan | None 
         Journal.open(folder / "journal", {"of": "a test"}, resume=True)
     comm.synchronize()
     journal = Journal(folder / "journal")
-    return run_plan(plan, model, loader, len(items), evaluators(), journal, folder / "adversarials"), plan
+    return run_plan(plan, model, loader, len(items), scored_by, journal, folder / "adversarials"), plan

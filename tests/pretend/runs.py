@@ -38,12 +38,19 @@ TIERS = [
 ]
 # A model of each kind, the way its attacked images are kept, and what it cannot do.
 KINDS = {
-    "resnet": ("png", ["TEST.TIER", "standard,thesis"]),
+    "resnet": ("png", ["TEST.TIER", "standard,thesis", "TEST.THREATS", "linf:8/255 l2:1 l1:9"]),
     "deeplab_segmenter": ("npz", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
-    "deeplab_two_headed": ("png", ["TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20]),
+    "deeplab_two_headed": (
+        "png",
+        [
+            *("TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20),
+            *("TEST.TIER", "standard,thesis,parts,local", "ATTACK.SPECS.square1000.STEPS", 2),
+            *("TEST.LOCAL.REGIONS", ["parts", "patch"], "TEST.LOCAL.PATCH_POSITIONS", 2),
+        ],
+    ),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
     "dino_sequential": ("npz", ["TEST.TIERS.standard", ["apgd_t", "square"]]),
-    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"]]),
+    "mask_dino_simple": ("npz", ["TEST.TIERS.standard", ["apgd_ce", "fab_t"], "TEST.SAVE_PREDICTIONS", True]),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from part_robust.attacks import (
     Attack,
     AttackResult,
     Official,
-    PartLossObjective,
     attack_batch,
     attack_view,
     build_attack,
@@ -23,6 +23,7 @@ from part_robust.modeling.counts import with_counts
 from tests.attacks.nets import ATTACKS, Curved, DensePart, pictures, run, spec
 from tests.pretend.device import assert_same_as_on_cpu, pretend_device
 from tests.pretend.runs import SMALL
+from tests.pretend.waits import count_waits
 from tests.toy import tiny_cfg
 
 SETTINGS = {
@@ -33,7 +34,7 @@ SETTINGS = {
     "apgd_dlr": {"NAME": "APGD", "STEPS": 6, "OBJECTIVE": "dlr"},
 }
 DENSE = [name for name, objective in OBJECTIVES.items() if objective.needs_pixels]
-DETECTED = [name for name, objective in OBJECTIVES.items() if isinstance(objective, PartLossObjective)]
+DETECTED = [name for name, objective in OBJECTIVES.items() if objective.needs_parts and not objective.needs_pixels]
 
 
 def given(result: AttackResult) -> list:
@@ -52,6 +53,28 @@ def test_attacks_on_the_class(name):
     values = {"EPS": 4.0, "COMPACT_EVERY": 2, **SETTINGS[name]}
     values["EARLY_STOP"] = values.get("KEEP") == "best" or values["NAME"] not in ("PGD", "NFGSM")
     assert_same_as_on_cpu(lambda device: attack_classes(device, build_attack(values)))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_with_a_mask(name):
+    def case(device: str) -> list:
+        model, images = Curved().to(device), pictures().to(device)
+        mask = torch.zeros(6, 1, 5, 5, device=device)
+        mask[1:, :, 1:3, 2:] = 1.0
+        attack = build_attack(spec(name, EPS=60.0, EARLY_STOP=True))
+        return given(run(model, attack, images, model(images).argmax(dim=1), mask=mask))
+
+    assert_same_as_on_cpu(case)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name.endswith("_l1")])
+def test_steps_under_l1_never_wait_for_the_device(name):
+    waits = []
+    for steps in (6, 12):
+        with pretend_device(), count_waits() as counted:
+            attack_classes("cuda", build_attack({"EPS": 60.0, **ATTACKS[name], "STEPS": steps}))
+        waits.append(Counter(counted))
+    assert waits[0] == waits[1]
 
 
 def test_all_attacks_are_here():

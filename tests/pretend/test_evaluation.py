@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 
 import pytest
+import torch
 
+from part_robust.cli import evaluate_model
+from tests.evaluation.record_fixture import comparable
+from tests.external_models import FLAGS, network, write_callables
+from tests.external_models import SHORT as SHORT_EXTERNAL
 from tests.pretend.device import assert_same_as_on_cpu, pretend_device
 from tests.pretend.runs import FAMILIES, KINDS, TIERS, evaluation
 from tests.pretend.waits import ROOT
+from tests.toy import CLASSES
 
 
 def tool(name: str):
@@ -67,3 +75,26 @@ def test_images_of_siblings(toy_data, tmp_path):
         return evaluation(tmp_path / device / "second", "resnet", device, toy_data, *opts)
 
     assert '"transfer"' in assert_same_as_on_cpu(case)
+
+
+def test_a_callable_from_elsewhere(toy_data, tmp_path, monkeypatch):
+    """Its weights, the order of its channels and of its outputs; graphs are not read on the pretend device."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_callables(tmp_path)
+    monkeypatch.delitem(sys.modules, "external_callables", raising=False)
+    torch.manual_seed(0)
+    torch.save(network().state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES[::-1]))
+    flags = ["--callable", "external_callables:loaded", "--weights", str(tmp_path / "weights.pth"), *FLAGS]
+    flags += ["--channels", "BGR", "--classes", str(tmp_path / "names.txt"), "--dataset", "toy_val"]
+    flags += ["--json", str(toy_data[0]), "--image-root", str(toy_data[1])]
+
+    def case(device: str) -> str:
+        opts = ["TEST.TIER", "standard", "MODEL.DEVICE", device, "OUTPUT_DIR", str(tmp_path / device)]
+        evaluate_model.main([*flags, *SHORT_EXTERNAL, *opts])
+        record = comparable(tmp_path / device)
+        for found in record["evaluation"].values():
+            found.pop("device")
+        return json.dumps(record, sort_keys=True, indent=1)
+
+    assert '"C6"' in assert_same_as_on_cpu(case)

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from part_robust.engine.begun import begin_training
-from part_robust.runs.phases import OtherRun, phase_arguments, prepare_two_phases, train_phase
+from part_robust.runs.training import OtherRun, train_run
+from part_robust.runs.two_phase import phases, prepare_two_phases
 from tests.toy import ADVERSARIAL, MODELS, TINY, run_cfg
 
 
@@ -55,7 +56,7 @@ def test_both_phases_and_again(leaves, monkeypatch):
     assert adversarial["MODEL"]["WEIGHTS"] == str(leaves / "toy" / "model_best.pth")
     # Done: the same command finds that out. Interrupted in the second phase: only that one goes on.
     trained = []
-    monkeypatch.setattr("part_robust.runs.phases.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
+    monkeypatch.setattr("part_robust.runs.training.train", lambda cfg, resume: trained.append((cfg.OUTPUT_DIR, resume)))
     prepare_two_phases(arguments(leaves / "toy_adv.yaml"))()
     assert trained == []
     (leaves / "toy_adv" / "trained.json").unlink()
@@ -70,36 +71,36 @@ def test_another_config_is_refused_by_its_keys_unless_asked_for(toy_data, tmp_pa
         begin_training(cfg, resume)
         trained.append(resume)
 
-    monkeypatch.setattr("part_robust.runs.phases.train", train)
+    monkeypatch.setattr("part_robust.runs.training.train", train)
     first = run_cfg(tmp_path)
-    train_phase(first)
+    train_run(first)
     (tmp_path / "trained.json").unlink()
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     second = run_cfg(tmp_path, "SOLVER.BASE_LR", 0.5)
     with pytest.raises(OtherRun, match=r"had another SOLVER\.BASE_LR\..*--resume"):
-        train_phase(second)
-    train_phase(second, go_on=True)
+        train_run(second)
+    train_run(second, go_on=True)
     (tmp_path / "started.yaml").unlink()
     (tmp_path / "trained.json").unlink()
     with pytest.raises(OtherRun, match="does not say its config"):
-        train_phase(second)
-    train_phase(second, restart=True)
+        train_run(second)
+    train_run(second, restart=True)
     assert trained == [False, True, False]
 
 
 def test_folders_and_opts_of_the_phases(leaves):
     opts = ["SOLVER.MAX_ITER", 7, "MODEL.WEIGHTS", "imagenet.pkl"]
-    clean, adversarial = phase_arguments(arguments(leaves / "toy_adv.yaml", *opts))
-    assert clean.config_file == str(leaves / "toy.yaml") and "imagenet.pkl" in clean.opts
-    assert adversarial.config_file == str(leaves / "toy_adv.yaml") and "imagenet.pkl" not in adversarial.opts
-    assert "7" in clean.opts and "7" in adversarial.opts
+    clean, adversarial = phases(arguments(leaves / "toy_adv.yaml", *opts))
+    assert clean.config_file == str(leaves / "toy.yaml") and clean.config.MODEL.WEIGHTS == "imagenet.pkl"
+    assert adversarial.config_file == str(leaves / "toy_adv.yaml") and adversarial.after == clean.output
+    assert clean.config.SOLVER.MAX_ITER == adversarial.config.SOLVER.MAX_ITER == 7
     # Named by the user, or without a clean neighbour: folders of one folder.
-    clean, adversarial = phase_arguments(arguments(leaves / "toy_adv.yaml", "OUTPUT_DIR", "out"))
-    assert clean.opts[-1] == "out/clean" and adversarial.opts[-1] == "out/adversarial"
+    clean, adversarial = phases(arguments(leaves / "toy_adv.yaml", "OUTPUT_DIR", "out"))
+    assert (str(clean.output), str(adversarial.output)) == ("out/clean", "out/adversarial")
     (leaves / "mine.yaml").write_text((leaves / "toy_adv.yaml").read_text())
-    clean, adversarial = phase_arguments(arguments(leaves / "mine.yaml"))
+    clean, adversarial = phases(arguments(leaves / "mine.yaml"))
     assert clean.config_file == adversarial.config_file == str(leaves / "mine.yaml")
-    assert clean.opts[-1] == str(leaves / "toy_adv" / "clean")
+    assert clean.output == leaves / "toy_adv" / "clean" and not clean.config.ATTACK.TRAIN.ENABLED
 
 
 def test_mistakes_come_before_the_work(leaves):
@@ -119,5 +120,5 @@ def test_the_last_weights_where_nothing_was_evaluated(toy_data, tmp_path):
     (tmp_path / "best_checkpoint.json").write_text(
         '{"metric": "classification/accuracy", "value": 1.0, "iteration": 0}'
     )
-    assert train_phase(cfg) == tmp_path / "model_final.pth"
+    assert train_run(cfg) == tmp_path / "model_final.pth"
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 0

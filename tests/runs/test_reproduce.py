@@ -10,40 +10,26 @@ import pytest
 
 from part_robust.attacks import build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.runs.run import Run
 from tests.commands import ROOT, call
 from tests.data.builtin_names import builtin_below
+from tests.runs.records import accuracies
 
 
 @pytest.fixture
 def tool(monkeypatch):
     """Modules behind the tool, by name."""
     monkeypatch.chdir(ROOT)
-    places = {"reproduce": "cli", **dict.fromkeys(("suites", "tables", "thesis_numbers", "thesis_tables"), "runs")}
-    return lambda name: importlib.import_module(f"part_robust.{places[name]}.{name}")
-
-
-def accuracies(clean: float, attacked: float, pixels: float | None = None) -> dict:
-    """A record of PartShapes without tiers."""
-    tasks = {
-        "classification": {"accuracy": clean, "num_images": 10.0},
-        "classification_pgd20": {"accuracy": attacked, "num_images": 10.0},
-    }
-    if pixels is not None:
-        tasks |= {"part_seg": {"pixel_accuracy": pixels}, "part_box": {"AP": 20.0, "AP50": 40.0}}
-    return {
-        "results": {"data": tasks},
-        "attacks": {"pgd20": {"steps": 20, "objective": "cross_entropy"}},
-        "warnings": {"data": ["beware"]},
-    }
+    return lambda name: importlib.import_module(f"part_robust.{name}")
 
 
 def test_every_run_has_a_config_and_comes_after_the_one_it_needs(tool):
-    suites = tool("suites")
+    suites = tool("runs.suites")
     everything = [suites.table_runs(table) for table in suites.TABLES] + [suites.suite_runs(s) for s in suites.SUITES]
     for runs in everything:
         made = set()
         for run in runs:
-            cfg = get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts)
+            cfg = get_part_robust_cfg(ROOT / run.config_file, run.opts)
             _, supervision, training = run.cells
             assert cfg.ATTACK.TRAIN.ENABLED == (training == "adversarial")
             assert (cfg.INPUT.PART_MASKS == "boxes") == (supervision == "boxes")
@@ -60,7 +46,7 @@ def test_every_run_has_a_config_and_comes_after_the_one_it_needs(tool):
 
 
 def test_suites_have_every_row_of_the_thesis(tool):
-    suites, numbers = tool("suites"), tool("thesis_numbers")
+    suites, numbers = tool("runs.suites"), tool("runs.thesis.numbers")
     for chapter in "23":
         runs = {(run.leaf, run.cells[2]) for run in suites.suite_runs(f"thesis_{chapter}")}
         for table in numbers.THESIS:
@@ -71,9 +57,9 @@ def test_suites_have_every_row_of_the_thesis(tool):
 
 
 def test_a_folder_for_all_runs_and_the_last_word_of_the_user(tool):
-    suites = tool("suites")
+    suites = tool("runs.suites")
     runs = suites.suite_runs("part_shapes_small", ["resnet50"], ["SOLVER.EPOCHS", "1.0"], "out")
-    cfgs = [get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts) for run in runs]
+    cfgs = [get_part_robust_cfg(ROOT / run.config_file, run.opts) for run in runs]
     assert [cfg.OUTPUT_DIR for cfg in cfgs] == ["out/resnet50", "out/resnet50_adv"]
     assert cfgs[1].MODEL.WEIGHTS == "out/resnet50/model_best.pth" and cfgs[0].SOLVER.EPOCHS == 1.0
     assert {run.leaf for run in suites.suite_runs("thesis_3", ["deeplab_two_headed"])} == {
@@ -83,7 +69,7 @@ def test_a_folder_for_all_runs_and_the_last_word_of_the_user(tool):
 
 
 def test_corrections_of_the_thesis(tool):
-    tables, numbers = tool("thesis_tables"), tool("thesis_numbers")
+    tables, numbers = tool("runs.thesis.tables"), tool("runs.thesis.numbers")
     rows = {row.cells: tables.corrected(numbers.TABLE_2_3, row) for row in numbers.TABLE_2_3.rows}
     # Pixel accuracy, AP50, AP, accuracy of each group, percent: mAP columns exchanged,
     assert rows["DeepLabv3+", "26.8", "", ""] == [82.2, 26.7, 12.2, 98.8, 71.7, 16.1, 6.7, 84.1, 54.7, 6.4, 3.0, 40.6]
@@ -102,13 +88,13 @@ def test_corrections_of_the_thesis(tool):
 
 
 def test_tables_of_records(tool, monkeypatch, tmp_path):
-    suites, run_tables = tool("suites"), tool("tables")
+    suites, run_tables = tool("runs.suites"), tool("runs.tables")
     records = {
         "deeplab_two_headed": accuracies(81.25, 3.0, 70.0),
         "deeplab_two_headed_adv": accuracies(75.0, 47.0, 72.0),
         "resnet50": accuracies(76.0, 1.0),
     }
-    monkeypatch.setattr(run_tables, "finished_record", lambda phase: records.get(phase.title))
+    monkeypatch.setattr(Run, "record", lambda run: records.get(run.title))
     made = run_tables.Tables(suites.suite_runs("part_shapes_small"), tmp_path, "tables", of_thesis=True)
     made.write()
     text = made.markdown.read_text()
@@ -138,7 +124,7 @@ def test_tables_of_records(tool, monkeypatch, tmp_path):
 
 
 def test_attacks_in_words(tool):
-    words = tool("tables").attack_words
+    words = tool("runs.tables").attack_words
     settings = build_attack({"STEPS": 20, "STEP_SIZE": 2.0, "KEEP": "best", "RESTARTS": 5}).describe()
     for word in ("PGD", "cross_entropy", "linf 8/255", "20 steps of 2/255", "5 restarts", "random start", "best"):
         assert word in words(settings)
@@ -148,12 +134,12 @@ def test_attacks_in_words(tool):
 
 
 def test_best_of_several_and_changes(tool):
-    tables, numbers = tool("thesis_tables"), tool("thesis_numbers")
+    tables, numbers = tool("runs.thesis.tables"), tool("runs.thesis.numbers")
     records = {
         ("dino_sequential", "adversarial"): accuracies(80.0, 30.0, 50.0),
         ("dino_two_headed", "adversarial"): accuracies(70.0, 35.0, 50.0),
     }
-    found = tables.lines(numbers.TABLE_2_1, records, stand_in=False)
+    found = tables.lines(numbers.TABLE_2_1, {None: records}, stand_in=False)
     assert [line.ours for line in found] == [[None, None], [70.0, 35.0]]
     assert "- (84.1)" in tables.markdown(numbers.TABLE_2_1, found) and "Stand-in" not in tables.markdown(
         numbers.TABLE_2_1, found
@@ -164,12 +150,12 @@ def test_best_of_several_and_changes(tool):
         record["attacks"]["pgd100x5"] = {"objective": "cross_entropy"}
         record["results"]["data"]["classification_pgd100x5"] = {"accuracy": least}
         lengths[leaf, "adversarial"] = record
-    first = tables.lines(numbers.TABLE_3_2, lengths, stand_in=False)[0]
+    first = tables.lines(numbers.TABLE_3_2, {None: lengths}, stand_in=False)[0]
     assert first.ours == [None, 18.0, None, 20.0, 2.0] and first.thesis[-1] == 0.9
 
 
 def test_mistakes_are_answered_by_a_sentence(tool, capsys):
-    reproduce = tool("reproduce")
+    reproduce = tool("cli.reproduce")
     for words, sentence in (
         (["part_shapes_deeplap"], "part_shapes_deeplap"),
         ([], "give a --suite"),
@@ -189,9 +175,9 @@ def test_mistakes_are_answered_by_a_sentence(tool, capsys):
 
 
 def test_dry_run(tool, tmp_path, capsys, monkeypatch):
-    reproduce = tool("reproduce")
+    reproduce = tool("cli.reproduce")
     # A complete config needs the data, which need not be drawn yet where tests run.
-    monkeypatch.setattr("part_robust.runs.suite.phase_fingerprint", lambda phase: get_part_robust_cfg().dump())
+    monkeypatch.setattr(Run, "complete_config", lambda run: get_part_robust_cfg())
     begun = tmp_path / "resnet50" / "last_checkpoint"
     begun.parent.mkdir()
     begun.write_text("model_0.pth")
@@ -215,7 +201,7 @@ def test_dry_run_without_the_data(tool, tmp_path):
 
 def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
     """The run is real: it finds no data."""
-    reproduce = tool("reproduce")
+    reproduce = tool("cli.reproduce")
     monkeypatch.setattr(reproduce, "make_part_shapes", lambda root: None)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nothing"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -228,14 +214,14 @@ def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
 
 
 def test_recipes_start_from_one_clean_model_and_have_equally_many_passes(tool):
-    suites = tool("suites")
+    suites = tool("runs.suites")
     runs = suites.suite_runs("part_shapes_recipes")
-    shared = {run.phase.title: run.phase for run in suites.suite_runs("part_shapes_small")}
+    shared = {run.title: run for run in suites.suite_runs("part_shapes_small")}
     passes: dict[str, set[float]] = {}
     for run in runs:
-        cfg = get_part_robust_cfg(ROOT / run.phase.config_file, run.phase.opts)
-        if run.phase.title in shared:
-            assert run.phase == shared[run.phase.title], "a run of both suites is made once"
+        cfg = get_part_robust_cfg(ROOT / run.config_file, run.opts)
+        if run.title in shared:
+            assert run == shared[run.title], "a run of both suites is made once"
         if run.cells[2] == "adversarial":
             node = cfg.ATTACK.TRAIN
             steps = 1 if node.NAME == "NFGSM" else node.STEPS

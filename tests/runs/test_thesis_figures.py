@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from part_robust.modeling.counts import with_counts
-from part_robust.runs import thesis_figures as figures
+from part_robust.runs.thesis import figures
 from part_robust.visualize import part_colors
 from tests.toy import tiny_cfg
 

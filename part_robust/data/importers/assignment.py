@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 
 from part_robust.data.importers.items import DIVIDE
-from part_robust.data.importers.report import Tally
-from part_robust.data.importers.samples import ImportSettings, Sample
+from part_robust.data.importers.report import ImportCounts
+from part_robust.data.importers.samples import ImportedImage, ImportSettings
 from part_robust.data.importers.splits import divide, divide_by_hash, join, name_keys, near_pairs
 
 
 def assign_splits(
-    samples: list[Sample], fractions: Mapping[str, Fraction], settings: ImportSettings, is_hashed: bool, tally: Tally
-) -> list[Sample]:
+    samples: list[ImportedImage],
+    fractions: Mapping[str, Fraction],
+    settings: ImportSettings,
+    is_hashed: bool,
+    tally: ImportCounts,
+) -> list[ImportedImage]:
     """Sets group and split of every sample; leaves out what would leak into a given split.
 
     Args:
@@ -65,18 +69,18 @@ def assign_splits(
     return kept
 
 
-def _origin(sample: Sample) -> tuple[Path, str] | None:
+def _origin(sample: ImportedImage) -> tuple[Path, str] | None:
     """The picture that an image was made of, in the export that both are of."""
     return (sample.source.json_file.resolve().parent.parent, sample.image.origin) if sample.image.origin else None
 
 
-def _count_copies(samples: Sequence[Sample], tally: Tally) -> None:
+def _count_copies(samples: Sequence[ImportedImage], tally: ImportCounts) -> None:
     """Counts images that show what an earlier one shows.
 
     Raises:
         ValueError: one file is in two given splits.
     """
-    first: dict[Any, Sample] = {}
+    first: dict[Any, ImportedImage] = {}
     for sample in samples:
         file = first.setdefault(("file", sample.name), sample)
         if _are_given(file, sample):
@@ -96,6 +100,6 @@ def _count_copies(samples: Sequence[Sample], tally: Tally) -> None:
             tally.add("duplicate_with_other_class", f"{pair}: {sample.label} and {earlier.label}")
 
 
-def _are_given(first: Sample, second: Sample) -> bool:
+def _are_given(first: ImportedImage, second: ImportedImage) -> bool:
     """Return whether two images are in two splits that the import must keep."""
     return DIVIDE not in (first.split, second.split) and first.split != second.split

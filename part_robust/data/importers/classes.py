@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from part_robust.data.importers.class_rule import read_class_rule, shown
 from part_robust.data.importers.items import Item, plain_name
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 # Items of one source -> class names, None where an image has none.
 ClassSource = Callable[[Sequence[Item]], list[str | None]]
@@ -23,7 +23,7 @@ _GENERAL_FOLDERS = frozenset(
 CLASS_FROM = "folder, tag, supercategory, attribute:NAME, name:REGEX, csv:FILE, rule:FILE or always:CLASS"
 
 
-def class_source(text: str, tally: Tally, skip_unclassed: bool = False) -> ClassSource:
+def class_source(text: str, tally: ImportCounts, skip_unclassed: bool = False) -> ClassSource:
     """The source that a --class-from names.
 
     Raises:
@@ -142,7 +142,7 @@ class CsvClasses:
         ValueError: the header lacks a column, or an image has two classes.
     """
 
-    def __init__(self, path: Path, tally: Tally, skip_unclassed: bool = False) -> None:
+    def __init__(self, path: Path, tally: ImportCounts, skip_unclassed: bool = False) -> None:
         self.path, self.tally, self.skip_unclassed = path, tally, skip_unclassed
         self.rows: dict[str, str] = {}
         self.used: set[str] = set()

@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 
 from part_robust.data.importers.items import Item, MaskFile
 from part_robust.data.importers.numbers import as_number, is_number, is_set
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.mask_validation import BOX_OFF, is_near, is_sound_rle
 
 
-def clean_item(item: Item, crowd: str, tally: Tally) -> None:
+def clean_item(item: Item, crowd: str, tally: ImportCounts) -> None:
     """Fills `item.parts`, `item.ignore` and `item.lost` from its raw parts; needs its width and height.
 
     Args:
@@ -31,7 +31,7 @@ def clean_item(item: Item, crowd: str, tally: Tally) -> None:
             item.parts.append(part)
 
 
-def _clean_part(raw: Mapping, item: Item, crowd: str, tally: Tally) -> dict | None:
+def _clean_part(raw: Mapping, item: Item, crowd: str, tally: ImportCounts) -> dict | None:
     where, h, w = raw["where"], item.height, item.width
     given = _numbers(raw.get("bbox"))
     segmentation, reason = _clean_segmentation(raw, h, w, tally)
@@ -97,7 +97,7 @@ def _as_rle(segmentation: Any, h: int, w: int) -> dict:
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, h, w))
 
 
-def _clean_segmentation(raw: Mapping, h: int, w: int, tally: Tally) -> tuple[list | dict | None, str | None]:
+def _clean_segmentation(raw: Mapping, h: int, w: int, tally: ImportCounts) -> tuple[list | dict | None, str | None]:
     """Return the segmentation, and the reason why the whole annotation cannot be used, or None.
 
     The segmentation is polygons of 3 or more distinct points, or a compressed RLE of the image's size, or None where
@@ -201,7 +201,7 @@ def _clip_box(box: Sequence[float] | None, h: int, w: int) -> list[float] | None
 
 
 def _count_box_repair(
-    given: Sequence[float] | None, from_mask: list[float], clipped: list[float] | None, where: str, tally: Tally
+    given: Sequence[float] | None, from_mask: list[float], clipped: list[float] | None, where: str, tally: ImportCounts
 ) -> None:
     if clipped is None or given is None:
         tally.add("box_replaced", where)

@@ -15,7 +15,7 @@ from typing import Any
 
 from part_robust.data.importers.items import Contents, Item, is_background, origin_of, plain_name
 from part_robust.data.importers.numbers import as_identifier, as_number, as_side, is_set
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import rotation_of, turned
 from part_robust.data.part_json import parse_json
 
@@ -42,7 +42,7 @@ def read_coco(path: Path) -> dict:
     return data
 
 
-def coco_contents(path: Path, data: Mapping, tally: Tally, twins: str = "join") -> Contents:
+def coco_contents(path: Path, data: Mapping, tally: ImportCounts, twins: str = "join") -> Contents:
     """Items and part names of a parsed COCO json.
 
     Args:
@@ -68,7 +68,7 @@ def coco_contents(path: Path, data: Mapping, tally: Tally, twins: str = "join") 
     return Contents(items, parts, supercategories, data, counts)
 
 
-def part_names(path: Path, data: Mapping, tally: Tally, twins: str = "join") -> dict[int | str, str | None]:
+def part_names(path: Path, data: Mapping, tally: ImportCounts, twins: str = "join") -> dict[int | str, str | None]:
     """{category id: part name, None for background and root categories}, in the order of the ids.
 
     Raises:
@@ -123,7 +123,7 @@ def _root_ids(path: Path, data: Mapping, entries: list) -> set[int | str]:
     }
 
 
-def _items(path: Path, data: Mapping, names: Mapping, tally: Tally) -> list[Item]:
+def _items(path: Path, data: Mapping, names: Mapping, tally: ImportCounts) -> list[Item]:
     """The images of a source with their raw annotations, sorted by file name.
 
     Raises:
@@ -157,7 +157,7 @@ def _items(path: Path, data: Mapping, names: Mapping, tally: Tally) -> list[Item
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str, Item], tally: Tally) -> None:
+def _attach(path: Path, data: Mapping, names: Mapping, by_id: Mapping[int | str, Item], tally: ImportCounts) -> None:
     parents = {
         as_identifier(category["id"], str(path)): str(category.get("supercategory") or "").strip()
         for category in data["categories"]

@@ -19,7 +19,7 @@ from part_robust.data.importers.labelme import read_labelme
 from part_robust.data.importers.output import Style
 from part_robust.data.importers.part_imagenet_pp import read_part_imagenet_pp
 from part_robust.data.importers.pascal_part import image_folder, read_pascal_part
-from part_robust.data.importers.report import REASONS, Tally
+from part_robust.data.importers.report import REASONS, ImportCounts
 from part_robust.data.importers.run import run_import
 from part_robust.data.importers.samples import ImportSettings
 from part_robust.data.importers.yolo import read_yolo
@@ -114,7 +114,7 @@ def settings_of(args: argparse.Namespace) -> ImportSettings:
     )
 
 
-def class_source_of(args: argparse.Namespace, tally: Tally, default: str) -> ClassSource:
+def class_source_of(args: argparse.Namespace, tally: ImportCounts, default: str) -> ClassSource:
     """The class source that the options name, else the format's."""
     if args.class_csv:
         return CsvClasses(args.class_csv, tally, args.skip_unclassed)
@@ -167,7 +167,7 @@ def run_command(args: argparse.Namespace) -> list[str]:
     Raises:
         OSError, ValueError, RuntimeError: what the user can correct, in one sentence.
     """
-    tally = Tally()
+    tally = ImportCounts()
     default = _FORMATS[args.format][0]
     if args.format in ("pascal-part", "part-imagenet-pp"):
         wanted, args.classes = tuple(args.classes), []
@@ -197,14 +197,14 @@ def _has_group(pattern: str) -> bool:
         return True  # complained about later
 
 
-def _read_classes(args: argparse.Namespace, wanted: Sequence[str], tally: Tally) -> tuple[Source, Contents]:
+def _read_classes(args: argparse.Namespace, wanted: Sequence[str], tally: ImportCounts) -> tuple[Source, Contents]:
     if args.format == "pascal-part":
         contents = read_pascal_part(args.source, tuple(wanted), tally)
         return Source(args.source, image_folder(args.source)), contents
     return Source(args.source, args.images), read_part_imagenet_pp(args.source, wanted, tally)
 
 
-def _read_one(args: argparse.Namespace, tally: Tally) -> tuple[tuple[Source, Contents], bool]:
+def _read_one(args: argparse.Namespace, tally: ImportCounts) -> tuple[tuple[Source, Contents], bool]:
     """Source and contents, and whether the file is the tool's own, with the class inside."""
     if args.format == "folders":
         contents = read_folders(args.source, args.names, args.background, tally)
@@ -230,7 +230,7 @@ def _read_one(args: argparse.Namespace, tally: Tally) -> tuple[tuple[Source, Con
     return (source, coco_contents(args.json, read_coco(args.json), tally, twins="prefix")), False
 
 
-def _read_roboflow(folder: Path, tally: Tally) -> list[tuple[Source, Contents]]:
+def _read_roboflow(folder: Path, tally: ImportCounts) -> list[tuple[Source, Contents]]:
     found = []
     for name, split in _ROBOFLOW:
         path = folder / name / _ROBOFLOW_JSON

@@ -12,11 +12,11 @@ import numpy as np
 
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import MAX_SIDE, ellipse, pasted, turned
 
 
-def read_cvat_xml(path: Path, tally: Tally) -> Contents:
+def read_cvat_xml(path: Path, tally: ImportCounts) -> Contents:
     """Items of an annotations.xml; the class of an image is its tag.
 
     Args:
@@ -61,7 +61,7 @@ def read_cvat_xml(path: Path, tally: Tally) -> Contents:
     return tool_contents(items, [*parts, *sorted(used - set(parts))])
 
 
-def _add_shape(item: Item, shape: ElementTree.Element, label: str, where: str, tally: Tally) -> None:
+def _add_shape(item: Item, shape: ElementTree.Element, label: str, where: str, tally: ImportCounts) -> None:
     raw: dict = {"part": label, "where": where, "attributes": _attributes(shape)}
     try:
         if shape.tag == "polygon":

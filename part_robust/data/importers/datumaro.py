@@ -8,12 +8,12 @@ from typing import Any
 
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_side
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import ellipse, rotation_of, turned
 from part_robust.data.part_json import parse_json
 
 
-def read_datumaro(path: Path, tally: Tally) -> Contents:
+def read_datumaro(path: Path, tally: ImportCounts) -> Contents:
     """Items of one annotations/<subset>.json; the class of an image is its annotation of type "label".
 
     Args:
@@ -70,7 +70,7 @@ def _item(entry: Any, where: str) -> Item:
     return Item(plain_name(str(name)), as_side(width), as_side(height), found.get("id"))
 
 
-def _add(item: Item, annotation: Mapping, part: str, where: str, tally: Tally) -> None:
+def _add(item: Item, annotation: Mapping, part: str, where: str, tally: ImportCounts) -> None:
     kind, raw = annotation.get("type"), {"part": part, "where": where, "attributes": annotation.get("attributes") or {}}
     if kind == "polygon":
         raw |= {"segmentation": [annotation.get("points")], "no_box": True}

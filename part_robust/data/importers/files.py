@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from part_robust.data.importers.class_rule import shown
 from part_robust.data.importers.items import Item
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.part_json import folded_name
 
 # Label Studio puts eight digits in front of the names of uploaded files.
@@ -91,7 +91,9 @@ def _inside(name: str) -> Iterator[str]:
         yield name
 
 
-def find_files(items: Sequence[Item], root: Path, listed_in: Path, skip_missing: bool, tally: Tally) -> dict[str, str]:
+def find_files(
+    items: Sequence[Item], root: Path, listed_in: Path, skip_missing: bool, tally: ImportCounts
+) -> dict[str, str]:
     """{file name of the tool: name below the root} of the images that exist.
 
     Args:

@@ -12,14 +12,14 @@ from PIL import Image
 from part_robust.data.importers.classes import read_table
 from part_robust.data.importers.files import IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, MaskFile, is_background, tool_contents
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 _IGNORED = (255, 65535)  # labels that count nowhere, by custom
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 _UNKNOWN_SHARE = 0.02  # of a mask's pixels in unnamed colours; more is a mask whose colours were changed
 
 
-def read_folders(root: Path, names_file: Path, background: int, tally: Tally) -> Contents:
+def read_folders(root: Path, names_file: Path, background: int, tally: ImportCounts) -> Contents:
     """Items of a folder with `images/` and `masks/`.
 
     Args:
@@ -60,7 +60,7 @@ def read_folders(root: Path, names_file: Path, background: int, tally: Tally) ->
     return tool_contents(items, sorted(set(names.values())))
 
 
-def _read_map(item: Item, mask: Path, names: dict, background: int, tally: Tally) -> None:
+def _read_map(item: Item, mask: Path, names: dict, background: int, tally: ImportCounts) -> None:
     """Adds the parts of one label map to an item."""
     coloured = any(isinstance(value, tuple) for value in names)
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 _ROBOFLOW_COPY = re.compile(r"(.+)\.rf\.[^./]+\.[^./]+$")
 DIVIDE = "fractions"  # split name of the sources whose images the fractions divide
@@ -61,13 +61,13 @@ class Item:
     key: str = ""
     has_size: bool = True
 
-    def name_class(self, label: str, tally: Tally) -> None:
+    def name_class(self, label: str, tally: ImportCounts) -> None:
         """Takes a class that the tool's file gives the image; the first of several counts."""
         if self.label not in (None, label):
             tally.add("several_classes", f"{self.file_name}: {self.label} and {label}")
         self.label = self.label or label
 
-    def add_without_area(self, part: str, where: str, tally: Tally) -> None:
+    def add_without_area(self, part: str, where: str, tally: ImportCounts) -> None:
         """Counts points or a line that mark a part."""
         tally.add("shape_kind", where)
         self.without_area.append(part)

@@ -17,7 +17,7 @@ import numpy as np
 from part_robust.data.importers.files import IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import ellipse, turned_rectangle
 from part_robust.data.preparation.segmentation import encode
 
@@ -33,7 +33,7 @@ def is_label_studio(data: Any) -> bool:
     return isinstance(data, list) and all(isinstance(task, Mapping) and "data" in task for task in data)
 
 
-def read_label_studio(path: Path, data: list, tally: Tally) -> Contents:
+def read_label_studio(path: Path, data: list, tally: ImportCounts) -> Contents:
     """Items of exported tasks; the class of an image is its choice.
 
     Args:
@@ -65,7 +65,7 @@ def _image_of(data: Any) -> str | None:
     return next(iter([*named, *files, *(texts.values() if len(texts) == 1 else ())]), None)
 
 
-def _results(item: Item, task: Mapping, where: str, tally: Tally) -> list[Mapping]:
+def _results(item: Item, task: Mapping, where: str, tally: ImportCounts) -> list[Mapping]:
     """Results of the ground truth, else of the first annotation that was not cancelled; the others are counted."""
     found = _mappings(task.get("annotations") or task.get("completions"))
     found = sorted((e for e in found if not e.get("was_cancelled")), key=lambda entry: not entry.get("ground_truth"))
@@ -89,7 +89,7 @@ def _texts(result: Mapping, key: Any) -> list[str]:
     return [str(text) for text in found] if isinstance(found, list) else []
 
 
-def _add_results(item: Item, results: Sequence[Mapping], source: str, tally: Tally) -> None:
+def _add_results(item: Item, results: Sequence[Mapping], source: str, tally: ImportCounts) -> None:
     """Adds class and parts of one annotation to its item."""
     regions: dict[tuple[str, str], list[Mapping]] = defaultdict(list)
     for result in results:
@@ -111,7 +111,7 @@ def _where(source: str, result: Mapping, item: Item) -> str:
     return f"{source}: result {result.get('id')!r} on {item.file_name}"
 
 
-def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Tally) -> None:
+def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: ImportCounts) -> None:
     """Adds the part that the results of one region describe."""
     labels = [text for r in results if str(r.get("type")).endswith("labels") for text in _texts(r, r.get("type"))]
     attributes = {str(r.get("from_name")): text for r in results for text in _texts(r, "choices")[:1]}
@@ -136,7 +136,7 @@ def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Tally
         item.raw.append(raw | shape)
 
 
-def _shape(value: Mapping, item: Item, tally: Tally, where: str) -> dict | None:
+def _shape(value: Mapping, item: Item, tally: ImportCounts, where: str) -> dict | None:
     """The area that a value describes; None where it has none.
 
     Raises:

@@ -15,12 +15,12 @@ from PIL import Image
 
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_side
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import ellipse, pasted
 from part_robust.data.part_json import parse_json
 
 
-def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
+def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
     """Items of all jsons below a folder; the class of an image is its first flag that is set, else its folder.
 
     Args:
@@ -61,7 +61,7 @@ def read_labelme(folder: Path, images: Path, tally: Tally) -> Contents:
     return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))
 
 
-def _add_shape(item: Item, shape: Any, where: str, tally: Tally) -> None:
+def _add_shape(item: Item, shape: Any, where: str, tally: ImportCounts) -> None:
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
         raw: dict[str, Any] = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}

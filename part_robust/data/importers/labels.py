@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from part_robust.data.importers.class_rule import shown
-from part_robust.data.importers.samples import ImportSettings, Sample
+from part_robust.data.importers.samples import ImportedImage, ImportSettings
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LabelSpace:
 
 
 def label_space(
-    samples: Sequence[Sample],
+    samples: Sequence[ImportedImage],
     names: Sequence[str],
     supercategories: Mapping[str, str],
     listed: Sequence[str],
@@ -63,7 +63,7 @@ def label_space(
 
 
 def _class_parts(
-    samples: Sequence[Sample],
+    samples: Sequence[ImportedImage],
     names: Sequence[str],
     supercategories: Mapping[str, str],
     listed: Sequence[str],
@@ -91,7 +91,7 @@ def _class_parts(
     return result, f"parts annotated {share} of the class's training images"
 
 
-def _used(samples: Sequence[Sample], listed: Sequence[str]) -> LabelSpace:
+def _used(samples: Sequence[ImportedImage], listed: Sequence[str]) -> LabelSpace:
     """Names in alphabetical order; a part belongs to the classes in whose images it is a target's part."""
     owners: dict[str, set[str]] = defaultdict(set)
     for sample in samples:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from part_robust.data.importers.clean import ignored_region
 from part_robust.data.importers.labels import LabelSpace
 from part_robust.data.importers.report import markdown
-from part_robust.data.importers.samples import ImportSettings, Sample
+from part_robust.data.importers.samples import ImportedImage, ImportSettings
 from part_robust.data.part_json import UNFINISHED
 from part_robust.data.preparation.journal import dump
 from part_robust.data.preparation.segmentation import TightMask, box_mask, decode, part_annotation
@@ -46,7 +46,7 @@ class Style:
 GENERATORS = ("import_coco", "import")
 
 
-def config_hash(described: Sequence[Any], samples: Sequence[Sample], settings: ImportSettings) -> str:
+def config_hash(described: Sequence[Any], samples: Sequence[ImportedImage], settings: ImportSettings) -> str:
     """Changes with everything the result depends on."""
     found = [[s.name, s.label, s.split, s.picture.content] for s in samples]
     return blake2b(json.dumps([asdict(settings), list(described), found]).encode(), digest_size=16).hexdigest()
@@ -75,7 +75,7 @@ def header(digest: str, settings: ImportSettings, style: Style, image_root: str)
 
 
 def part_jsons(
-    by_split: Mapping[str, Sequence[Sample]],
+    by_split: Mapping[str, Sequence[ImportedImage]],
     labels: LabelSpace,
     shared: Mapping,
     settings: ImportSettings,
@@ -117,7 +117,7 @@ def part_jsons(
     return files
 
 
-def _part_entry(part: Mapping, category_id: int, sample: Sample, style: Style) -> dict:
+def _part_entry(part: Mapping, category_id: int, sample: ImportedImage, style: Style) -> dict:
     if style.masks == "given":
         return {key: value for key, value in part.items() if key != "part"}
     height, width = sample.image.height, sample.image.width
@@ -133,7 +133,7 @@ def _part_entry(part: Mapping, category_id: int, sample: Sample, style: Style) -
     return entry
 
 
-def _image_entry(sample: Sample, image_id: int, class_id: int, settings: ImportSettings, style: Style) -> dict:
+def _image_entry(sample: ImportedImage, image_id: int, class_id: int, settings: ImportSettings, style: Style) -> dict:
     item = sample.image
     entry = {
         "id": image_id,
@@ -155,7 +155,7 @@ def _image_entry(sample: Sample, image_id: int, class_id: int, settings: ImportS
     return entry
 
 
-def _supervision(sample: Sample, settings: ImportSettings) -> str:
+def _supervision(sample: ImportedImage, settings: ImportSettings) -> str:
     item = sample.image
     if item.parts or item.ignore:
         # The pixels of a part that could not be read are not background.
@@ -199,7 +199,7 @@ def write_all(
     output: Path,
     files: Mapping[str, Mapping],
     report: Mapping,
-    to_copy: Sequence[Sample],
+    to_copy: Sequence[ImportedImage],
     stale: Sequence[Path],
     style: Style,
 ) -> None:

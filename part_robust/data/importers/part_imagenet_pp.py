@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from part_robust.data.importers.coco import coco_contents, read_coco
 from part_robust.data.importers.items import Contents, Item, tool_contents
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 
-def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> Contents:
+def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: ImportCounts) -> Contents:
     """Items of the data set; images are expected at `<wnid>/<file name>`.
 
     Args:
@@ -36,7 +36,7 @@ def read_part_imagenet_pp(root: Path, classes: Sequence[str], tally: Tally) -> C
         )
     items: list[Item] = []
     for wnid in tqdm(classes or list(files), desc="reading annotations", unit="class", disable=None):
-        ids = Tally()  # ids from 0 are the format's own, no defect
+        ids = ImportCounts()  # ids from 0 are the format's own, no defect
         found = coco_contents(files[wnid], read_coco(files[wnid]), ids)
         tally.extend(event for event in ids.events if event[0] not in ("image_id", "category_id", "annotation_id"))
         for item in found.items:

@@ -15,12 +15,12 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from part_robust.data.importers.items import Contents, Item, MaskFile, tool_contents
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 _NUMBER = re.compile(r"_\d+$")
 
 
-def read_pascal_part(root: Path, classes: tuple[str, ...], tally: Tally) -> Contents:
+def read_pascal_part(root: Path, classes: tuple[str, ...], tally: ImportCounts) -> Contents:
     """Items of the data set.
 
     Args:

@@ -94,7 +94,7 @@ REASONS = {
 }
 
 
-class Tally:
+class ImportCounts:
     """Counts by reason; the first examples of each are kept."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Tally:
         return result
 
 
-def counted_text(tally: Tally) -> str:
+def counted_text(tally: ImportCounts) -> str:
     """Return the counts in one line."""
     return ", ".join(f"{reason}: {count}" for reason, count in tally.counts.items()) or "nothing"
 

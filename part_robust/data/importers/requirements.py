@@ -12,8 +12,8 @@ from part_robust.data.importers.class_rule import ClassRule, read_class_parts, s
 from part_robust.data.importers.classes import ClassSource
 from part_robust.data.importers.items import DIVIDE, Contents, Source
 from part_robust.data.importers.output import Style
-from part_robust.data.importers.report import REASONS, Tally, counted_text
-from part_robust.data.importers.samples import SPLITS, ImportSettings, Sample
+from part_robust.data.importers.report import REASONS, ImportCounts, counted_text
+from part_robust.data.importers.samples import SPLITS, ImportedImage, ImportSettings
 from part_robust.data.importers.splits import name_keys
 
 _CLASS_PARTS = ("auto", "training", "supercategory", "used")
@@ -51,7 +51,7 @@ def check_settings(sources: Sequence[Source], settings: ImportSettings) -> None:
         raise ValueError(f"--class-part-share must be 0..1, is {settings.class_part_share}")
 
 
-def part_names_of(sources: Sequence[Source], contents: Sequence[Contents], tally: Tally) -> list[str]:
+def part_names_of(sources: Sequence[Source], contents: Sequence[Contents], tally: ImportCounts) -> list[str]:
     """Parts of all sources in their order.
 
     Raises:
@@ -92,7 +92,7 @@ def listed_classes(
 
 
 def require_parts(
-    sources: Sequence[Source], samples: Sequence[Sample], contents: Sequence[Contents], tally: Tally
+    sources: Sequence[Source], samples: Sequence[ImportedImage], contents: Sequence[Contents], tally: ImportCounts
 ) -> None:
     """Raises ValueError where no image is left, or no part of any of them."""
     where = ", ".join(str(source.json_file) for source in sources)
@@ -112,7 +112,7 @@ def require_parts(
         )
 
 
-def _first(tally: Tally) -> str:
+def _first(tally: ImportCounts) -> str:
     """The first example of what was left out."""
     for reason, (kind, _) in REASONS.items():
         if kind == "skipped" and tally.counts[reason]:
@@ -122,10 +122,10 @@ def _first(tally: Tally) -> str:
 
 def require_images(
     sources: Sequence[Source],
-    by_split: Mapping[str, Sequence[Sample]],
+    by_split: Mapping[str, Sequence[ImportedImage]],
     fractions: Mapping[str, Fraction],
     style: Style,
-    tally: Tally,
+    tally: ImportCounts,
 ) -> None:
     """Raise ValueError where a split that must have images has none."""
     needed = {source.split for source in sources if source.split != DIVIDE}

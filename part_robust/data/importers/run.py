@@ -19,7 +19,7 @@ from part_robust.data.importers.coco import coco_contents, read_coco
 from part_robust.data.importers.items import DIVIDE, Contents, Source
 from part_robust.data.importers.labels import label_space
 from part_robust.data.importers.output import Style, check_output, config_hash, header, part_jsons, write_all
-from part_robust.data.importers.report import REASONS, Tally, class_counts
+from part_robust.data.importers.report import REASONS, ImportCounts, class_counts
 from part_robust.data.importers.requirements import (
     check_settings,
     listed_classes,
@@ -28,7 +28,7 @@ from part_robust.data.importers.requirements import (
     require_images,
     require_parts,
 )
-from part_robust.data.importers.samples import SPLITS, ImportSettings, Sample, read_samples
+from part_robust.data.importers.samples import SPLITS, ImportedImage, ImportSettings, read_samples
 from part_robust.data.importers.splits import require_few
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def import_coco(
     output: Path,
     class_source: ClassSource,
     settings: ImportSettings,
-    tally: Tally,
+    tally: ImportCounts,
     force: bool = False,
     workers: int = 1,
 ) -> dict:
@@ -67,7 +67,7 @@ def run_import(
     output: Path,
     class_source: ClassSource,
     settings: ImportSettings,
-    tally: Tally,
+    tally: ImportCounts,
     style: Style | None = None,
     force: bool = False,
     workers: int = 1,
@@ -133,9 +133,9 @@ def _read_all(
     checked: ClassSource,
     class_source: ClassSource,
     settings: ImportSettings,
-    tally: Tally,
+    tally: ImportCounts,
     workers: int,
-) -> list[Sample]:
+) -> list[ImportedImage]:
     """Usable images of all sources; counts rows of a class table and parts that none of them uses."""
     needs_parts = isinstance(class_source, ClassRule)
     samples = [
@@ -155,11 +155,11 @@ def _read_all(
 def _report(
     sources: Sequence[Source],
     contents: Sequence[Contents],
-    by_split: Mapping[str, Sequence[Sample]],
+    by_split: Mapping[str, Sequence[ImportedImage]],
     classes: Mapping[str, Sequence[str]],
     origin: str,
     settings: ImportSettings,
-    tally: Tally,
+    tally: ImportCounts,
 ) -> dict:
     """The report, keys in the order of the file."""
     return {
@@ -189,14 +189,14 @@ def _supercategories(contents: Sequence[Contents]) -> dict[str, str]:
     return found
 
 
-def _split_order(samples: Iterable[Sample]) -> list[str]:
+def _split_order(samples: Iterable[ImportedImage]) -> list[str]:
     found = {sample.split for sample in samples}
     return [*(split for split in SPLITS if split in found), *sorted(found - set(SPLITS))]
 
 
 def _warn(
     report: Mapping,
-    by_split: Mapping[str, Sequence[Sample]],
+    by_split: Mapping[str, Sequence[ImportedImage]],
     fractions: Mapping[str, Fraction],
     sources: Sequence[Source],
 ) -> None:

@@ -15,7 +15,7 @@ from part_robust.data.importers.clean import clean_item
 from part_robust.data.importers.files import find_files
 from part_robust.data.importers.items import Contents, Item, Source
 from part_robust.data.importers.numbers import as_number
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.splits import Picture, read_picture
 from part_robust.data.preparation.parallel import in_parallel
 
@@ -43,7 +43,7 @@ class ImportSettings:
 
 
 @dataclass
-class Sample:
+class ImportedImage:
     """One image on its way through the import."""
 
     image: Item
@@ -68,9 +68,9 @@ def read_samples(
     class_source: ClassSource,
     needs_parts: bool,
     settings: ImportSettings,
-    tally: Tally,
+    tally: ImportCounts,
     workers: int = 1,
-) -> list[Sample]:
+) -> list[ImportedImage]:
     """The usable images of one source, in the order of its items; split and group still to be set.
 
     Args:
@@ -117,7 +117,7 @@ def read_samples(
         if item.lost:
             tally.add("image_with_lost_parts", item.file_name)
         name = str(prefix / found[item.file_name])
-        samples.append(Sample(item, source, paths[item.file_name], name, source.split, picture, label))
+        samples.append(ImportedImage(item, source, paths[item.file_name], name, source.split, picture, label))
     return samples
 
 
@@ -139,7 +139,7 @@ def _cleaned(
 def read_item(unit: tuple[Item, Path], crowd: str) -> tuple[Item, Picture | None, list[tuple[str, str]]]:
     """One item with its picture and its parts cleaned; None and the reason where the image cannot be used."""
     item, path = unit
-    tally = Tally()
+    tally = ImportCounts()
     picture = _read_picture(item, path, tally)
     if picture is not None:
         clean_item(item, crowd, tally)
@@ -147,7 +147,7 @@ def read_item(unit: tuple[Item, Path], crowd: str) -> tuple[Item, Picture | None
     return item, picture, tally.events
 
 
-def _read_picture(item: Item, path: Path, tally: Tally) -> Picture | None:
+def _read_picture(item: Item, path: Path, tally: ImportCounts) -> Picture | None:
     """Decodes the file and checks or adds the size; None where the image cannot be used."""
     try:
         picture = read_picture(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from part_robust.data.importers.numbers import as_number
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 from part_robust.data.preparation.segmentation import encode
 
 _ELLIPSE_POINTS = 48
@@ -35,7 +35,7 @@ def rotation_of(raw: Mapping) -> Any:
     return attributes.get("rotation") if isinstance(attributes, Mapping) else None
 
 
-def turned(raw: dict, rotation: Any, tally: Tally) -> dict:
+def turned(raw: dict, rotation: Any, tally: ImportCounts) -> dict:
     """A part whose rectangle is turned, as a polygon; any other part as it is.
 
     Args:

@@ -16,12 +16,12 @@ from PIL import Image
 from part_robust.data.importers.class_rule import read_declaration
 from part_robust.data.importers.files import IMAGE_ENDINGS, ImageFolder
 from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, origin_of, plain_name, tool_contents
-from part_robust.data.importers.report import Tally
+from part_robust.data.importers.report import ImportCounts
 
 _SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
 
 
-def read_yolo(path: Path, tally: Tally) -> list[tuple[Source, Contents]]:
+def read_yolo(path: Path, tally: ImportCounts) -> list[tuple[Source, Contents]]:
     """Source and contents of every split that a data.yaml names, by folders of images or lists of them (txt).
 
     Args:
@@ -115,7 +115,7 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path} is not text in UTF-8: {error.reason}") from error
 
 
-def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: Tally) -> Item:
+def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally: ImportCounts) -> Item:
     item, label = Item(image.relative_to(root).as_posix(), source_id=image.stem), _label_file(image)
     item.origin = origin_of(item.file_name)
     if not label.is_file():
@@ -133,7 +133,7 @@ def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally:
     return item
 
 
-def _add(item: Item, words: list[str], where: str, parts: Mapping[int, str], boxes: bool, tally: Tally) -> None:
+def _add(item: Item, words: list[str], where: str, parts: Mapping[int, str], boxes: bool, tally: ImportCounts) -> None:
     try:
         number, values = int(float(words[0])), [float(word) for word in words[1:]]
     except (OverflowError, ValueError):

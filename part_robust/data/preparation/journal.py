@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class Journal:
+class PreparationJournal:
     """Results by unit of work. A line is `crc32 json`; a torn last line is cut off on opening."""
 
     def __init__(self, path: Path, settings: dict, root: Path) -> None:

@@ -30,8 +30,8 @@ from part_robust.data.preparation.paco_files import (
 )
 from part_robust.data.preparation.paco_scan import MIN_AREA, PacoScan, group_of, is_kept, scan_paco
 from part_robust.data.preparation.paco_source import PacoFile, read_paco_file
-from part_robust.data.preparation.pipeline import Preparation, Sample, file_hash, prepare
-from part_robust.data.preparation.report import Check, Tally
+from part_robust.data.preparation.pipeline import Preparation, PreparedImage, file_hash, prepare
+from part_robust.data.preparation.report import Check, PreparationCounts
 from part_robust.data.preparation.splits import RATIOS, check_ratios, join_groups, split_of_group, thesis_shuffle
 
 MODES = ("grouped", "thesis", "official")
@@ -151,7 +151,7 @@ def prepare_paco(
         # Ego4D's own splits are by object instance and may share a video.
         leak_free=options.mode == "grouped",
         checks=list(scan.checks),
-        tallies={"In the annotations": scan.tally, "Left out": Tally(), "Worth knowing": scan.noted},
+        tallies={"In the annotations": scan.tally, "Left out": PreparationCounts(), "Worth knowing": scan.noted},
         notes=_notes(scan, options, categories),
         conclude=_pixel_shares,
     )
@@ -183,7 +183,7 @@ def label_space(scan: PacoScan, mode: str) -> tuple[list[dict], list[dict], dict
     return classes, categories, class_ids, part_ids
 
 
-def assign_splits(scan: PacoScan, options: PacoOptions, samples: Sequence[Sample]) -> list[str]:
+def assign_splits(scan: PacoScan, options: PacoOptions, samples: Sequence[PreparedImage]) -> list[str]:
     """Split of every sample; in thesis mode "thesis_split_remainder" for the object that its rounding loses."""
     if options.mode == "official":
         return [sample.source_split for sample in samples]

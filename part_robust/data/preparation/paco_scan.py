@@ -21,7 +21,7 @@ from part_robust.data.preparation.paco_names import (
     category_differences,
 )
 from part_robust.data.preparation.paco_source import PacoFile, PacoImage, PacoObject, read_paco_file
-from part_robust.data.preparation.report import Check, Tally
+from part_robust.data.preparation.report import Check, PreparationCounts
 from part_robust.data.preparation.splits import RATIOS, SPLITS, shared_between_splits, split_of_group, thesis_shuffle
 
 MIN_AREA = 0.01  # smallest box area that is kept, as a share of the image (thesis section 3.2)
@@ -57,8 +57,8 @@ class PacoScan:
     image_files: dict[str, list[str]] = field(default_factory=dict)
     num_units: int = 0
     checks: list[Check] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    noted: Tally = field(default_factory=Tally)
+    tally: PreparationCounts = field(default_factory=PreparationCounts)
+    noted: PreparationCounts = field(default_factory=PreparationCounts)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from part_robust.data.preparation.entries import as_id, check_entry
-from part_robust.data.preparation.report import Tally
+from part_robust.data.preparation.report import PreparationCounts
 
 _KEPT_KEYS = ("images", "annotations", "categories")
 
@@ -95,7 +95,9 @@ class PacoFile:
         return unit if object_id is None else f"{unit}/{object_id:012d}"
 
 
-def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tally | None = None) -> PacoFile:
+def read_paco_file(
+    path: Path, dataset: str, split: str, masks: bool, tally: PreparationCounts | None = None
+) -> PacoFile:
     """Parses one of the six files.
 
     Args:
@@ -127,7 +129,7 @@ def read_paco_file(path: Path, dataset: str, split: str, masks: bool, tally: Tal
             f"{path} is not a PACO annotation file: its categories must have the supercategories OBJECT and PART"
         )
     images = {image.id: image for image in data["images"]}
-    tally = tally if tally is not None else Tally()
+    tally = tally if tally is not None else PreparationCounts()
     name = f"{dataset}/{split}"
     objects, lost = _group(data["annotations"], images, categories, kind, name, tally)
     instances = Counter(annotation.category_id for annotation in data["annotations"])
@@ -220,7 +222,7 @@ def _group(
     categories: list[dict],
     kind: dict[int, str],
     name: str,
-    tally: Tally,
+    tally: PreparationCounts,
 ) -> tuple[dict[int, list[PacoObject]], dict[int, list]]:
     """Objects by image with their parts; whatever fits nowhere is counted, its boxes by image come second."""
     names = {category["id"]: category["name"] for category in categories}

@@ -26,8 +26,8 @@ from part_robust.data.preparation.part_imagenet_scan import (
     part_name,
 )
 from part_robust.data.preparation.part_imagenet_units import ImageUnit, image_sample
-from part_robust.data.preparation.pipeline import Preparation, Sample, file_hash, prepare
-from part_robust.data.preparation.report import Check, Tally
+from part_robust.data.preparation.pipeline import Preparation, PreparedImage, file_hash, prepare
+from part_robust.data.preparation.report import Check, PreparationCounts
 from part_robust.data.preparation.splits import join_groups, split_of_group
 
 
@@ -85,7 +85,7 @@ def prepare_part_imagenet(
         assign=partial(assign_splits, options),
         leak_free=options.mode != "official",
         checks=list(scan.checks),
-        tallies={"In the annotations": scan.tally, "Left out": Tally(), "Worth knowing": scan.noted},
+        tallies={"In the annotations": scan.tally, "Left out": PreparationCounts(), "Worth knowing": scan.noted},
         notes=_notes(scan, files, options),
         conclude=partial(_conclude, scan.categories),
     )  # fmt: skip
@@ -115,7 +115,7 @@ def label_space(scan: PartImageNetScan, kind: str) -> tuple[list[dict], list[dic
     return classes, categories, class_ids, part_ids
 
 
-def assign_splits(options: PartImageNetOptions, samples: Sequence[Sample]) -> list[str]:
+def assign_splits(options: PartImageNetOptions, samples: Sequence[PreparedImage]) -> list[str]:
     """Split of every sample; "duplicate_content" for a file that is there already under another name.
 
     The thesis's own order depends on how Python iterates over sets, so its split sizes can be met, not its membership.

@@ -16,7 +16,7 @@ from part_robust.data.preparation.entries import read_entries
 from part_robust.data.preparation.part_imagenet_files import PartImageNetFiles
 from part_robust.data.preparation.part_imagenet_names import IMAGENET_CLASSES, OOD_IMAGES, PARTS
 from part_robust.data.preparation.part_imagenet_units import ImageUnit
-from part_robust.data.preparation.report import Check, Tally
+from part_robust.data.preparation.report import Check, PreparationCounts
 from part_robust.data.preparation.splits import RATIOS, SPLITS, check_ratios, thesis_shuffle
 
 _REQUIRED = {
@@ -72,8 +72,8 @@ class PartImageNetScan:
     categories: list[dict] = field(default_factory=list)
     units: list[ImageUnit] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
-    noted: Tally = field(default_factory=Tally)
+    tally: PreparationCounts = field(default_factory=PreparationCounts)
+    noted: PreparationCounts = field(default_factory=PreparationCounts)
     notes: list[str] = field(default_factory=list)
 
 

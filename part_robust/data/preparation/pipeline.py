@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from part_robust.data.part_json import UNFINISHED
-from part_robust.data.preparation.journal import Journal, dump, locked
+from part_robust.data.preparation.journal import PreparationJournal, dump, locked
 from part_robust.data.preparation.parallel import in_parallel
-from part_robust.data.preparation.report import Check, Tally, library_versions, write_report
+from part_robust.data.preparation.report import Check, PreparationCounts, library_versions, write_report
 from part_robust.data.preparation.split_writer import SplitWriter
 from part_robust.data.preparation.splits import SPLITS, shared_between_splits
 from part_robust.utils.files import write_text
@@ -33,7 +33,7 @@ VERSION = 1  # raise it whenever the same input gives other output
 WORK = ".preparation"  # below the output folder, gone when all is done
 
 
-class Sample(NamedTuple):
+class PreparedImage(NamedTuple):
     """Properties of an image of the output that its split can depend on."""
 
     key: str  # unique; the output is in this order
@@ -72,10 +72,10 @@ class Preparation:
     units: Callable[[frozenset[str]], Iterable[tuple[str, Any]]]
     total: int
     process: Callable[[Any], dict]
-    assign: Callable[[Sequence[Sample]], Sequence[str]]
+    assign: Callable[[Sequence[PreparedImage]], Sequence[str]]
     leak_free: bool = True
     checks: list[Check] = field(default_factory=list)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, PreparationCounts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     # Checks the summed counts of all results before anything is written: returns more checks and notes, or raises.
     conclude: Callable[[Counter], tuple[list[Check], list[str]]] | None = None
@@ -106,7 +106,7 @@ def prepare(preparation: Preparation, workers: int = 1, restart: bool = False) -
         if not restart and _is_complete(output, settings):
             logger.info("%s is prepared already with these settings", output)
         else:
-            journal = Journal(work / "journal", json.loads(dump(settings)), output)
+            journal = PreparationJournal(work / "journal", json.loads(dump(settings)), output)
             try:
                 _process(preparation, journal, workers)
                 _finish(preparation, journal, settings, work)
@@ -159,7 +159,7 @@ def _written(output: Path) -> dict[str, Path]:
     return {split: path for split, path in paths.items() if path.is_file()}
 
 
-def _process(preparation: Preparation, journal: Journal, workers: int) -> None:
+def _process(preparation: Preparation, journal: PreparationJournal, workers: int) -> None:
     done = frozenset(journal.units)
     if done:
         logger.info("%d of %d images are done already", len(done), preparation.total)
@@ -171,15 +171,15 @@ def _process(preparation: Preparation, journal: Journal, workers: int) -> None:
             bar.update()
 
 
-def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Path) -> None:
-    samples: list[Sample] = []
+def _finish(preparation: Preparation, journal: PreparationJournal, settings: dict, work: Path) -> None:
+    samples: list[PreparedImage] = []
     counts: Counter[str] = Counter()
-    skipped = preparation.tallies.setdefault("Left out", Tally())
-    noted = preparation.tallies.setdefault("Worth knowing", Tally())
+    skipped = preparation.tallies.setdefault("Left out", PreparationCounts())
+    noted = preparation.tallies.setdefault("Worth knowing", PreparationCounts())
     for _, result in journal.results():
         for entry in result["samples"]:
             fields = (entry["key"], entry["group"], entry["content"], entry["image"]["class_id"])
-            samples.append(Sample(*fields, entry["source_split"]))
+            samples.append(PreparedImage(*fields, entry["source_split"]))
         for tally, key in ((skipped, "skipped"), (noted, "noted")):
             for reason, example in result.get(key, ()):
                 tally.add(reason, example)
@@ -230,7 +230,7 @@ def _finish(preparation: Preparation, journal: Journal, settings: dict, work: Pa
     write_report(preparation.output, json.loads(dump(report)), checks, preparation.tallies)
 
 
-def _leaks(preparation: Preparation, samples: Sequence[Sample], split_of: dict[str, str]) -> dict[str, dict]:
+def _leaks(preparation: Preparation, samples: Sequence[PreparedImage], split_of: dict[str, str]) -> dict[str, dict]:
     used = [sample for sample in samples if sample.key in split_of]
     leaks = {
         "groups": shared_between_splits((s.group, split_of[s.key]) for s in used),

@@ -18,7 +18,7 @@ _LIBRARIES = ("numpy", "pillow", "opencv-python-headless", "pycocotools")
 
 
 @dataclass
-class Tally:
+class PreparationCounts:
     """Things counted by reason, each with its first examples."""
 
     counts: Counter = field(default_factory=Counter)
@@ -89,7 +89,7 @@ def checks_table(checks: Iterable[Check]) -> str:
     return table(("check", "expected", "found", "status"), [check.row() for check in checks])
 
 
-def scan_text(checks: Iterable[Check], tallies: Iterable[Tally], notes: Iterable[str]) -> str:
+def scan_text(checks: Iterable[Check], tallies: Iterable[PreparationCounts], notes: Iterable[str]) -> str:
     """Return what a dry run prints: the table of checks, each reason with its count and first example, the notes."""
     lines = [checks_table(checks)]
     for tally in tallies:
@@ -111,7 +111,7 @@ def library_versions() -> dict[str, str]:
 
 
 def write_report(
-    folder: Path, report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, Tally]
+    folder: Path, report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, PreparationCounts]
 ) -> None:
     """Writes `report.md`, then `report.json`, whose presence says that the preparation is complete.
 
@@ -130,7 +130,7 @@ def write_report(
     write_text(folder / "report.json", json.dumps(data, sort_keys=True, indent=1) + "\n")
 
 
-def _markdown(report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, Tally]) -> str:
+def _markdown(report: Mapping[str, Any], checks: Sequence[Check], tallies: Mapping[str, PreparationCounts]) -> str:
     parts = [f"# {report['title']}"]
     if checks:
         parts.append("## Counts\n\n" + checks_table(checks))

@@ -140,12 +140,15 @@ def check_noise(context: CheckContext, draws: int, seed: int = 0) -> Finding:
 
 
 def _corner(context: CheckContext, keys: Tensor) -> Tensor:
-    """A point on the rim of each image's ball: all pixels at +eps or -eps, or for "l2" in a random direction."""
+    """A point on the rim of each image's ball.
+
+    All pixels are at +eps or -eps ("linf"), the direction is random ("l2"), or few random ones change fully ("l1").
+    """
     threat = context.threat_model
     direction = noise.uniform(keys, context.images.shape[1:]) - 0.5
     if context.padding is not None:
         direction = direction * (~context.padding)[:, None]
-    return threat.project(context.images + threat.eps * threat.ascent_direction(direction), context.images)
+    return threat.project(threat.ascent_step(context.images, direction, threat.eps), context.images)
 
 
 class PerImageLinearClassifier:

@@ -213,8 +213,8 @@ class CheckContext:
     def unbounded(self, steps: int) -> AttackRun:
         """PGD that may change every pixel to any value."""
         reach = self.threat_model.high - self.threat_model.low
-        if self.threat_model.norm == "l2":
-            reach *= self.images[0].numel() ** 0.5
+        # Length of a change of every pixel by the whole range.
+        reach *= self.images[0].numel() ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[self.threat_model.norm]
         free = replace(self.threat_model, eps=reach)
         attack = PGD(
             threat_model=free,

@@ -79,10 +79,16 @@ def check_rescored(E: Mapping[str, Any]) -> Finding | None:
 def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
     """C8: attacks on the cross-entropy leave at most 5 points more than those on margins.
 
-    Where an attack on margins ran only on what others had left, what stood after it counts.
+    Where an attack on margins ran only on what others had left, what stood after it counts. All are of the headline's
+    threat model.
     """
     groups: dict[bool, list[float]] = {True: [], False: []}
-    for row in (row for values in class_tiers(E).values() for row in values.get("attacks") or ()):
+    tiers = [
+        values
+        for values in class_tiers(E).values()
+        if all(values.get(key, E.get(key)) == E.get(key) for key in ("norm", "eps"))
+    ]
+    for row in (row for values in tiers for row in values.get("attacks") or ()):
         if _is_black_box(row["name"], attacks) or row.get("restart"):
             continue
         words = str(attacks.get(row["name"], {}).get("objective", row["name"])).lower().replace("-", "_")
@@ -223,9 +229,12 @@ def check_heads(E: Mapping[str, Any]) -> Finding:
             attacked = " and ".join(sorted(heads))
             return Finding(FAIL, f"{scored[0]} was scored under attacks on {attacked}, none of them on the {head} head")
     if not rows:
-        return Finding(SKIPPED, "the record has no attack matrix")
+        return Finding(SKIPPED, "the record has no attack")
     # Tiers of parts are the worst of the attacks listed below them, the joint ones among them.
-    single = [row for row in rows if row["head"] != "joint" and not (row["head"] == "part" and row["attack"] in tiers)]
+    worst = {
+        name for name, tier in tiers.items() if any(attack["name"] != name for attack in tier.get("attacks") or ())
+    }
+    single = [row for row in rows if row["head"] != "joint" and not (row["head"] == "part" and row["attack"] in worst)]
     for joint in (row for row in rows if row["head"] == "joint"):
         for head, names in metrics.items():
             for name in (name for name in names if joint.get(name) is not None):
@@ -285,7 +294,10 @@ def check_matching(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Find
     for base, pair in pairs.items():
         if len(pair) == 1:
             other = "solved anew" if True in pair else "frozen"
-            return Finding(FAIL, f"{base} was not attacked with the matching {other}")
+            # An attack that is a row of its own in the record claims no worst case.
+            alone = all(row.get("attack") in (E.get("tiers") or {}) for row in pair.values())
+            sentence = f"{base} was not attacked with the matching {other}"
+            return Finding(FAIL, sentence, level=WARNING if alone else "")
     gaps = [
         abs(pair[True][metric] - pair[False][metric])
         for pair in pairs.values()

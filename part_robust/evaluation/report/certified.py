@@ -57,9 +57,10 @@ def _comparison(smoothing: Mapping[str, Any]) -> str:
             "The accuracy under attack bounds that of the model from above, the certified accuracy bounds that of the "
             "smoothed model from below. They are bounds of two models, so either line may be the higher one."
         )
-    norms = ", ".join(smoothing.get("attacked_norms") or ()) or "another norm"
+    norms = ", ".join(smoothing.get("attacked_norms") or ())
+    ran = f"the attacks ran under {norms}, or without TEST.EPS_CURVE" if norms else "no attack ran"
     return (
-        f"There is no accuracy under attack by L2 radius: the attacks ran under {norms}, or without TEST.EPS_CURVE. A "
+        f"There is no accuracy under attack by L2 radius: {ran}. A "
         "radius under L2 and one under another norm are not comparable; TEST.NORM l2 and TEST.EPS_CURVE give the curve."
     )
 

@@ -22,7 +22,7 @@ PART_MAPS = {"true_parts": "true parts", "parts_before": "parts, clean", "parts_
 
 
 def example_section(
-    arrays: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None
+    arrays: Mapping[str, np.ndarray], classes: Sequence[str], parts: Sequence[str], eps: float | None, tier: str = ""
 ) -> Section:
     """Return the section of example images, which is empty without any.
 
@@ -32,14 +32,16 @@ def example_section(
         classes: C names.
         parts: P names.
         eps: radius that becomes white or black in the picture of the perturbation; None: the largest found.
+        tier: whose attacks made the attacked images; "" where it is not known.
     """
     if not len(arrays.get("clean", ())):
         return Section("Example images")
     reach = eps or max(float(np.abs(arrays["attacked"] - arrays["clean"].astype(np.float32)).max()), 1e-6)
     shown = {int(part) for key in PART_MAPS if key in arrays for part in np.unique(arrays[key])}
     colors = part_colors(len(parts))
+    by = f"Attacked by {tier}. " if tier else ""
     note = (
-        f"The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
+        f"{by}The perturbation is signed: grey is not a change, white and black are plus and minus {reach:g} levels. "
         "Parts are drawn over the image; stripes are pixels without a label."
     )
     return Section(
@@ -60,7 +62,7 @@ def _example(
     pictures = [
         encode_picture(clean, "clean"),
         encode_picture(visible, "attacked"),
-        encode_picture(amplify(attacked - clean, reach), f"perturbation x{127.5 / reach:.0f}"),
+        encode_picture(amplify(attacked - clean, reach), f"perturbation x{_factor(127.5 / reach)}"),
     ]
     for key, caption in PART_MAPS.items():
         # Without any labelled pixel there is nothing to draw.
@@ -77,6 +79,10 @@ def _example(
         lines=_lines(arrays, index, classes),
         enlarged=max(clean.shape[:2]) <= SMALL,
     )
+
+
+def _factor(value: float) -> str:
+    return f"{value:.0f}" if value >= 1 else f"{value:.1f}"
 
 
 def _lines(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> list[str]:

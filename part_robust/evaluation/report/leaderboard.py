@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class Entry:
     """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable.
 
     `bound` is that of the record's tier bounded.
+    `several` are the results under several threat models (TEST.THREATS) by tier, and under all of them by union.
     """
 
     model: str
@@ -35,10 +36,15 @@ class Entry:
     lowest: Result | None
     lowest_name: str
     problem: str
+    several: Mapping[str, Result] = field(default_factory=dict)
 
     def order(self) -> tuple:
-        """Return the sort key: the most robust under the standard set, then those without it, then unreliable ones."""
-        accuracies = [-result["accuracy"] if result else 1.0 for result in (self.standard, self.lowest, self.clean)]
+        """Return the sort key: the most robust under the standard set, then those without it, then unreliable ones.
+
+        Among the latter those under several threat models come first, by the standard set under all of them.
+        """
+        results = (self.standard, self.several.get("standard_union"), self.lowest, self.clean)
+        accuracies = [-result["accuracy"] if result else 1.0 for result in results]
         return (bool(self.problem), *accuracies, self.model)
 
 
@@ -56,9 +62,9 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
     note = Text(
         "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
         "under any class attack. Tier bounded runs its expensive attacks on a sample; with 95 % confidence its number "
-        "would be lower by so many points at most if they ran on all images. Intervals are Wilson's, 95 %. Compare two "
-        "models by McNemar's test on the same images, not by overlapping intervals. Unreliable results come last, with "
-        "the reason."
+        "would be lower by so many points at most if they ran on all images. A union counts images that are right "
+        "under all threat models before it. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the "
+        "same images, not by overlapping intervals. Unreliable results come last, with the reason."
     )
     sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
     how = Section("How to read it", texts=[note])
@@ -90,7 +96,7 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
         model=str(record.get("name") or path.resolve().parent.name),
         parameters=record.get("parameters"),
         pretraining=str(record.get("pretraining") or ""),
-        threat=threat_model_text(evaluation),
+        threat=_threats(evaluation),
         images=evaluation.get("num_images") or 0,
         clean=evaluation.get("clean"),
         thesis=tiers.get("thesis") or _thesis(evaluation, record.get("attacks") or {}, attacked),
@@ -100,7 +106,23 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
         lowest=attacked.get(lowest),
         lowest_name=lowest,
         problem=problem,
+        several=_several(evaluation, tiers),
     )
+
+
+def _several(evaluation: Mapping[str, Any], tiers: Mapping[str, Result]) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    for name, union in (evaluation.get("unions") or {}).items():
+        found |= {tier: tiers[tier] for tier in union["tiers"] if tier in tiers}
+        found[name] = union["robust"]
+    return found
+
+
+def _threats(evaluation: Mapping[str, Any]) -> str:
+    """Return the threat models of an evaluation, mostly one."""
+    tiers = [name for union in (evaluation.get("unions") or {}).values() for name in union["tiers"]]
+    several = [threat_model_text((evaluation.get("tiers") or {}).get(name) or {}) for name in tiers]
+    return ", ".join(dict.fromkeys(several)) or threat_model_text(evaluation)
 
 
 def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked: Mapping[str, Result]) -> Result | None:
@@ -113,6 +135,7 @@ def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked:
 
 
 def _table(entries: Sequence[Entry]) -> Table:
+    several = list(dict.fromkeys(name for entry in entries for name in entry.several))
     rows = [
         {
             "model": entry.model,
@@ -126,6 +149,7 @@ def _table(entries: Sequence[Entry]) -> Table:
             "95 % interval": (entry.standard or {}).get("interval"),
             "bounded %": accuracy(entry.bounded),
             "at most lower by": (entry.bound or {}).get("points"),
+            **{f"{name} %": accuracy(entry.several.get(name)) for name in several},
             "lowest %": accuracy(entry.lowest),
             "by": entry.lowest_name,
             "note": Cell(f"unreliable: {entry.problem}", "bad") if entry.problem else None,

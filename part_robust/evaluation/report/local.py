@@ -14,7 +14,6 @@ import numpy as np
 from part_robust.evaluation.report.content import Example, Section, Text, make_table
 from part_robust.evaluation.report.examples import SMALL, class_name, encode_picture
 from part_robust.evaluation.report.records import load_arrays
-from part_robust.visualize import overlay_parts
 
 
 def local_section(entry: Mapping[str, Any]) -> Section:
@@ -27,7 +26,8 @@ def local_section(entry: Mapping[str, Any]) -> Section:
     if not local:
         return Section(title)
     rows = [_row(row["region"], row, row.get("greyed")) for row in local["table"] if row["images"]]
-    rows.append(_row("worst of them", local["worst"], None))
+    chosen = {"any one part": local["worst_part"], "any one region": local["worst"]}
+    rows += [_row(name, row, None) for name, row in chosen.items() if row]
     missing = [row["region"] for row in local["table"] if not row["images"]]
     unlimited = local["norm"] == "linf" and local["eps"] >= 255
     radius = "any value" if unlimited else f"values within {local['eps']:g}/255 in {local['norm']}"
@@ -52,12 +52,12 @@ def _row(name: str, row: Mapping[str, Any], greyed: Mapping[str, Any] | None) ->
     return {
         "attacked region": name,
         "images": row["images"],
-        "without it": row["without"],
-        "clean %": row["clean"]["accuracy"],
         "attacked %": row["robust"]["accuracy"],
         "95 % interval": row["robust"]["interval"],
-        "attacked %, over all images": row["all_images"]["accuracy"],
+        "clean %": row["clean"]["accuracy"],
         "greyed out %": greyed["accuracy"] if greyed else None,
+        "attacked %, all images": row["all_images"]["accuracy"],
+        "images without it": row["without"],
     }
 
 
@@ -72,7 +72,7 @@ def local_examples(entry: Mapping[str, Any], folder: Path) -> Section:
     if not len(arrays.get("picture_region", ())):
         return Section(title)
     classes = entry.get("classes") or []
-    note = "On the left in colour what the attacker may change, on the right what became of it."
+    note = "On the left the attacker may change what is not dark, and on the right is the image under attack."
     examples = [_example(arrays, index, classes) for index in range(len(arrays["picture_region"]))]
     return Section(title, texts=[Text(note, "note")], examples=examples)
 
@@ -80,14 +80,14 @@ def local_examples(entry: Mapping[str, Any], folder: Path) -> Section:
 def _example(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> Example:
     values = {name: arrays[f"picture_{name}"][index] for name in ("region", "image_id", "label", "before", "after")}
     clean, attacked = (np.moveaxis(arrays[f"picture_{name}"][index], 0, 2) for name in ("clean", "attacked"))
-    inside = np.where(arrays["picture_mask"][index], 0, 1)
+    dimmed = np.where(arrays["picture_mask"][index][:, :, None], clean, clean // 4)
     label, before, after = (int(values[name]) for name in ("label", "before", "after"))
     outcome = "held" if after == label else ("broken" if before == label else "wrong before the attack")
     return Example(
         title=f"{arrays['names'][values['region']]}: image {int(values['image_id'])}, {outcome}",
         tone={"held": "good", "broken": "bad"}.get(outcome, ""),
         pictures=[
-            encode_picture(overlay_parts(clean, inside, 1), "may change"),
+            encode_picture(dimmed, "may change"),
             encode_picture(attacked, "attacked"),
         ],
         lines=[

@@ -48,18 +48,24 @@ def eps_curve(points: Sequence[Mapping[str, Any]], headline: float | None = None
 def certified_curve(certified: Sequence[Mapping[str, Any]], attacked: Sequence[Mapping[str, Any]]) -> str:
     """Plot certified accuracy of the smoothed model and accuracy of the attacked model against the L2 radius.
 
+    Between two radii the certified accuracy is drawn as at the larger one, where it is a lower bound, too.
+
     Args:
         certified: {eps, accuracy, interval}, a lower bound at each radius, with its interval as a band.
         attacked: {eps, accuracy}, of another model; may be empty.
     """
     figure, axis = _figure()
     certified = sorted(certified, key=lambda point: point["eps"])
+    # Where nothing is certified any more there is nothing to show.
+    end = next((number for number, point in enumerate(certified, start=1) if not point["accuracy"]), None)
+    certified = certified[:end]
     eps = [point["eps"] for point in certified]
     if all(point.get("interval") for point in certified):
         low, high = zip(*(point["interval"] for point in certified), strict=True)
-        axis.fill_between(eps, low, high, color=SERIES[2], alpha=0.25, linewidth=0)
+        axis.fill_between(eps, low, high, step="pre", color=SERIES[2], alpha=0.25, linewidth=0)
     accuracies = [point["accuracy"] for point in certified]
-    axis.plot(eps, accuracies, color=SERIES[2], linewidth=1.6, label="smoothed model, certified")
+    label = "smoothed model, certified"
+    axis.plot(eps, accuracies, color=SERIES[2], drawstyle="steps-pre", linewidth=1.6, label=label)
     if attacked:
         attacked = sorted(attacked, key=lambda point: point["eps"])
         eps, accuracies = [point["eps"] for point in attacked], [point["accuracy"] for point in attacked]

@@ -137,7 +137,7 @@ def headline_result(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | 
     return "", None
 
 
-def headline(entry: Mapping[str, Any]) -> str:
+def headline_sentence(entry: Mapping[str, Any]) -> str:
     """Return the most important numbers as text."""
     name, result = headline_result(entry)
     clean, words = entry.get("clean"), []

@@ -29,8 +29,15 @@ from part_robust.evaluation.report.content import (
 )
 from part_robust.evaluation.report.examples import example_section
 from part_robust.evaluation.report.local import local_examples, local_section
-from part_robust.evaluation.report.records import evaluations, headline, headline_result, load_arrays, threat_model_text
+from part_robust.evaluation.report.records import (
+    evaluations,
+    headline_result,
+    headline_sentence,
+    load_arrays,
+    threat_model_text,
+)
 from part_robust.evaluation.report.rounds import bound_cell, rounds_section
+from part_robust.evaluation.report.unions import union_section
 
 Entry = Mapping[str, Any]
 
@@ -56,6 +63,15 @@ MATRIX_COLUMNS = {
     "AP": "AP",
     "AP50": "AP50",
 }
+LOST_COLUMNS = {
+    "attack": "attack",
+    "true parts": "parts",
+    "found": "found",
+    "lost": "lost",
+    "missed": "missed",
+    "wrong part": "wrong_part",
+    "badly placed": "badly_placed",
+}
 
 
 def build_report(record: Mapping[str, Any], folder: Path) -> Page:
@@ -71,10 +87,12 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
         sections = [
             _summary(entry, warnings),
             _checks(entry),
+            union_section(entry),
             _tiers(entry),
             rounds_section(entry),
             local_section(entry),
             _matrix(entry),
+            _lost_parts(entry),
             _curves(entry),
             certified_section(entry),
             _breakdown(entry),
@@ -97,7 +115,7 @@ def _summary(entry: Entry, warnings: Sequence[str]) -> Section:
     tone = ("warning" if findings else "good") if fine else "bad"
     # The record's own sentence, or one made from its numbers; errors among the checks overrule both.
     recorded = entry.get("verdict") if reportable(checks) else None
-    texts = [Text(recorded or verdict(checks, headline(entry)), tone)]
+    texts = [Text(recorded or verdict(checks, headline_sentence(entry)), tone)]
     texts += [Text(f"Warning: {sentence}", "warning") for sentence in warnings]
     return Section("Summary", texts=texts, tiles=[*_accuracy_tiles(entry), _check_tile(checks)])
 
@@ -105,7 +123,9 @@ def _summary(entry: Entry, warnings: Sequence[str]) -> Section:
 def _accuracy_tiles(entry: Entry) -> list[Tile]:
     results = {"clean": entry.get("clean"), entry.get("headline"): entry.get("headline_result")}
     results |= {tier: values.get("robust") for tier, values in (entry.get("tiers") or {}).items()}
-    results["worst case over all"] = entry.get("worst_case")
+    results |= {name: union.get("robust") for name, union in (entry.get("unions") or {}).items()}
+    # Of the headline's threat model.
+    results["worst case over all"] = None if entry.get("unions") else entry.get("worst_case")
     return [
         Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry) + bound_cell(entry, name))
         for name, result in results.items()
@@ -162,6 +182,13 @@ def _matrix(entry: Entry) -> Section:
         return Section("Attack matrix")
     caption = "Each metric under each attack; a metric is robust only under attacks on its own head"
     return Section("Attack matrix", tables=[make_table(caption, select(entries, MATRIX_COLUMNS), digits=2)])
+
+
+def _lost_parts(entry: Entry) -> Section:
+    caption = "true parts that are found without attack, and what became of those that are lost under it"
+    tiers = (entry.get("tiers") or {}).items()
+    tables = [make_table(f"{name}: {caption}", select(tier.get("lost_parts"), LOST_COLUMNS)) for name, tier in tiers]
+    return Section("Lost parts", tables=tables)
 
 
 def _curves(entry: Entry) -> Section:
@@ -237,7 +264,11 @@ def _frequent_changes(counts: Sequence[Sequence[int]], classes: Sequence[str]) -
 
 def _examples(entry: Entry, folder: Path) -> Section:
     arrays = load_arrays(folder, (entry.get("files") or {}).get("pictures"))
-    return example_section(arrays, entry.get("classes") or [], entry.get("parts") or [], entry.get("eps"))
+    # Pictures are of the first tier.
+    tiers = entry.get("tiers") or {}
+    name = next(iter(tiers), "")
+    eps = tiers[name].get("eps", entry.get("eps")) if name else None
+    return example_section(arrays, entry.get("classes") or [], entry.get("parts") or [], eps, name)
 
 
 def _facts(entry: Entry) -> Section:
@@ -253,6 +284,7 @@ def _facts(entry: Entry) -> Section:
         "device": entry.get("device"),
         "flags of every image": files.get("flags"),
         "adversarial images": files.get("adversarials"),
+        "predictions": files.get("predictions"),
     }
     return Section("Evaluation", tables=[_fact_table("What was evaluated, and its cost", facts)])
 
@@ -262,6 +294,8 @@ def _provenance(record: Mapping[str, Any]) -> Section:
     facts = {
         "checkpoint": checkpoint.get("path"),
         "checkpoint, SHA-256": checkpoint.get("sha256"),
+        "source of the callable, SHA-256": checkpoint.get("source_sha256"),
+        "preprocessing": _words(record.get("preprocessing")),
         "config, SHA-256": record.get("config_sha256"),
         "precision": _words(record.get("precision")),
         "versions": _words(record.get("versions")),

@@ -74,7 +74,7 @@ class DeepLabSegmenter(PartSegmenter):
         assert targets.sem_seg is not None
         return {"loss_part": LabelCount((targets.sem_seg != self.ignore_label).sum())}
 
-    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
+    def image_losses(self, output: PartOutput, matching: Matching | None = None, term: str = "") -> Tensor:
         """Mean cross-entropy (N,) over the labelled pixels of each image; `output` was made with targets."""
         assert output.targets is not None and output.targets.sem_seg is not None
         target = output.targets.sem_seg

@@ -70,7 +70,7 @@ class DinoSegmenter(QuerySegmenter):
         share_heads: bool,
         position_temperature: float,
         position_offset: float,
-        label_book_size: int,
+        num_label_embeddings: int,
         denoising_number: int,
         label_noise: float,
         box_noise: float,
@@ -96,7 +96,7 @@ class DinoSegmenter(QuerySegmenter):
             share_heads: one class and one box head for all decoder layers.
             position_temperature: of `sine_position`.
             position_offset: of `sine_position`.
-            label_book_size: part labels the denoising embedding has room for; one more row is never used.
+            num_label_embeddings: part labels the denoising embedding has room for; one more row is never used.
             denoising_number: of `make_denoising_queries`.
             label_noise: of `make_denoising_queries`.
             box_noise: of `make_denoising_queries`.
@@ -106,11 +106,11 @@ class DinoSegmenter(QuerySegmenter):
             backend: of `ms_deform_attn`.
 
         Raises:
-            ValueError: more labels than `label_book_size`; fewer levels than features; no decoder layer.
+            ValueError: more labels than `num_label_embeddings`; fewer levels than features; no decoder layer.
         """
         super().__init__()
-        if num_classes > label_book_size:
-            raise ValueError(f"MODEL.DINO.LABEL_BOOK_SIZE {label_book_size} is less than the {num_classes} parts")
+        if num_classes > num_label_embeddings:
+            raise ValueError(f"MODEL.DINO.LABEL_BOOK_SIZE {num_label_embeddings} is less than the {num_classes} parts")
         if levels < len(in_features):
             raise ValueError(f"MODEL.DINO.LEVELS {levels} is less than the {len(in_features)} MODEL.DINO.IN_FEATURES")
         if decoder_layers < 1:
@@ -142,7 +142,7 @@ class DinoSegmenter(QuerySegmenter):
         head_count = 1 if share_heads else decoder_layers
         self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(head_count))
         self.bbox_embed = nn.ModuleList(MLP([dim, dim, dim, 4]) for _ in range(head_count))
-        self.label_enc = nn.Embedding(label_book_size + 1, dim)
+        self.label_enc = nn.Embedding(num_label_embeddings + 1, dim)
         self._reset_parameters()
 
     @classmethod
@@ -165,7 +165,7 @@ class DinoSegmenter(QuerySegmenter):
             "share_heads": node.SHARE_HEADS,
             "position_temperature": node.POSITION_TEMPERATURE,
             "position_offset": node.POSITION_OFFSET,
-            "label_book_size": max(node.LABEL_BOOK_SIZE, parts),
+            "num_label_embeddings": max(node.LABEL_BOOK_SIZE, parts),
             "denoising_number": node.DENOISING_NUMBER,
             "label_noise": node.LABEL_NOISE,
             "box_noise": node.BOX_NOISE,

@@ -5,12 +5,14 @@ Letters: N images, Q queries, T sets of predictions, K part classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from part_robust.layers.box_ops import xyxy_to_cxcywh
+from part_robust.layers.mask_box import FOUND_SCORE
 from part_robust.losses.set_criterion import SetCriterion
 from part_robust.modeling.registry import PartSegmenter, zero_loss
 from part_robust.modeling.segmenters.denoising import repeat_targets
@@ -26,6 +28,7 @@ from part_robust.structures import (
 )
 
 LOSS_SCALES = ("mean", "thesis")
+FOUND_LOG_ODDS = math.log(FOUND_SCORE / (1 - FOUND_SCORE))
 
 
 def repeated(rows: Tensor, number: int) -> Tensor:
@@ -56,6 +59,7 @@ class QuerySegmenter(PartSegmenter):
     attack_objective = "part_loss"
     target_fields: tuple[str, ...] = ("parts",)
     uses_queries = True
+    attack_terms = ("class", "box", "scores")
     predicts = ("query_logits", "query_boxes")
     criterion: SetCriterion
     label_enc: nn.Embedding
@@ -135,11 +139,21 @@ class QuerySegmenter(PartSegmenter):
         sets = self.sets(output)
         return self.active_criterion.match(sets.last(), sets.true_parts)
 
-    def image_losses(self, output: PartOutput, matching: Matching | None = None) -> Tensor:
+    def image_losses(self, output: PartOutput, matching: Matching | None = None, term: str = "") -> Tensor:
         """Loss (N,) of the last layer's parts, each image for itself; matched anew unless a matching is given."""
         sets, criterion = self.sets(output), self.active_criterion
         sums = criterion.sums(sets.last(), sets.true_parts, matching)
-        return criterion.image_losses(sums, sets.true_parts)
+        return criterion.image_losses(sums, sets.true_parts, term)
+
+    def score_margins(self, output: PartOutput) -> Tensor:
+        assert output.query_logits is not None
+        logits = output.query_logits.float()
+        if self.active_criterion.no_object_weight is None:
+            return logits.amax(dim=-1) - FOUND_LOG_ODDS
+        # Softmax: the log-odds of a class are its logit less the log-sum-exp of all others, "no object" among these.
+        parts = logits[..., :-1].max(dim=-1, keepdim=True)
+        others = logits.scatter(-1, parts.indices, float("-inf")).logsumexp(dim=-1)
+        return parts.values[..., 0] - others - FOUND_LOG_ODDS
 
     @staticmethod
     def sets(output: PartOutput) -> PredictedSets:

@@ -24,7 +24,7 @@ from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
 from part_robust.evaluation.conversion import predicted_boxes, predicted_labels
 from part_robust.run_config import complete
-from part_robust.runs.experiment import measured
+from part_robust.runs.measured import measured
 from part_robust.visualize import Panel, legend_patches, overlay_parts, part_colors, save_grid
 
 # First found is drawn. The thesis's figure 2.4 shows what segmenter and detector learn from boxes.

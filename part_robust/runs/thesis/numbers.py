@@ -1,7 +1,7 @@
 """The tables of the thesis (UC Berkeley EECS-2023-153): layout, numbers as printed, and what must be corrected in them.
 
-Numbers are percent, except the mAP of Tables 2.2 and 2.3, which is printed as a fraction; `thesis_tables.py` corrects
-and converts them.
+Numbers are percent, except the mAP of Tables 2.2 and 2.3, which is printed as a fraction; `tables.py` corrects and
+converts them.
 """
 
 from __future__ import annotations

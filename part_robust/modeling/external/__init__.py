@@ -1,0 +1,1 @@
+"""Classifiers from elsewhere as class heads: files of a graph, models of timm and torchvision, callables."""
