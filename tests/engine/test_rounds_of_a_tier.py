@@ -187,3 +187,12 @@ def test_tiers_without_rounds_are_what_they_were(weights, tmp_path):
     cfg.TEST.RESTART_GAIN = 0.2
     standard, thesis = build_tiers(cfg)
     assert standard.rounds.restart_gain == 0.2 and thesis.rounds is None
+
+
+def test_every_threat_model_has_its_own_sample(weights, tmp_path):
+    cfg = make_config(tmp_path, weights["deeplab_two_headed"], "deeplab_two_headed", "TEST.EPS", -1.0)
+    cfg.TEST.THREATS = "linf:8/255 l2:2"
+    tiers = {tier.name: tier for tier in build_tiers(cfg)}
+    assert list(tiers) == ["bounded_linf", "bounded_l2"]
+    assert [tier.rounds.sampled for tier in tiers.values()] == [("square_linf",), ("square_l2",)]
+    assert list(tiers["bounded_l2"].first_pass) == ["pgd20_l2"]
