@@ -159,7 +159,7 @@ def add_test(cfg: CfgNode) -> None:
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
     tiers.parts = [
         *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
-        *("apgd_part_loss", "apgd_part_loss_fixed"),
+        *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
     # For models without a gradient; far weaker than the others, so the number is a loose bound.
     tiers.black_box = ["square"]
