@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.attacks import attack_view, build_attack
+from part_robust.attacks.apgd import L1_RESTARTS
 from part_robust.config import attack_spec, get_part_robust_cfg
 
 CLASSES = 10
@@ -146,7 +147,8 @@ def ours(
     forwards = 0
     with attack_view(net) as inner:
         for name in names:
-            attack = build_attack(attack_spec(specs, name), **overrides)
+            several = {"RESTARTS": L1_RESTARTS} if name == "apgd_ce" and overrides.get("NORM") == "l1" else {}
+            attack = build_attack(attack_spec(specs, name), **overrides, **several)
             if name != names[0] and attack.targets is None:
                 attack.offer_original = False  # the first one found out who is right
             if not len(standing):
@@ -180,7 +182,7 @@ def autoattack(
         model, norm=official, eps=eps / 255, seed=seed, version="custom", attacks=attacks, device=device
     )
     # What version="standard" sets.
-    adversary.apgd.n_restarts = 5 if norm == "l1" else 1
+    adversary.apgd.n_restarts = L1_RESTARTS if norm == "l1" else 1
     adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = 5 if norm == "l1" else 9
     adversary.apgd.use_largereps = adversary.apgd_targeted.use_largereps = norm == "l1"

@@ -157,12 +157,12 @@ def add_test(cfg: CfgNode) -> None:
     tiers.thesis = ["pgd100x5"]
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    # For models without a gradient; far weaker than the others, so the number is a loose bound.
+    tiers.black_box = ["square"]
     tiers.parts = [
         *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
         *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
-    # For models without a gradient; far weaker than the others, so the number is a loose bound.
-    tiers.black_box = ["square"]
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
     # each region of each image, so these are few and short.
     tiers.local = ["apgd_ce", "apgd_t", "square1000"]

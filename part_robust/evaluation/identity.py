@@ -60,7 +60,7 @@ def evaluation_identity(
         decisive[name] = node.dump()
     decisive["FULL_GRADIENT"] = cfg.ATTACK.FULL_GRADIENT
     if source := source_sha256(cfg):
-        decisive["source"] = source
+        decisive["callable"] = [source, _weights_sha256(model)]
     attacks = {
         "tiers": [
             {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}

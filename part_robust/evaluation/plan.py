@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from part_robust.attacks import Attack, Official, get_objective
+from part_robust.attacks.apgd import L1_RESTARTS
 from part_robust.config import attack_spec
 from part_robust.config.threats import UNION, Threat, parse_threats
 from part_robust.configured_attacks import build_model_attack
@@ -232,6 +233,8 @@ def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None, thr
         spec.EPS = float(eps)
     if threat is not None:
         spec = threat.applied_to(spec)
+    if spec.NORM == "l1" and spec.NAME == "APGD" and spec.OBJECTIVE == "cross_entropy" and eps is None:
+        spec.RESTARTS = max(spec.RESTARTS, L1_RESTARTS)
     attack = build_model_attack(cfg, spec)
     # What convergence plots and checks read; a black box has no loss that ought to converge.
     attack.record_history = attack.uses_gradient

@@ -69,11 +69,14 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
 
 def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Entry | None:
     """Return one data set of a record in numbers, None for a model without a class head."""
-    tiers = {name: values["robust"] for name, values in class_tiers(evaluation).items() if values.get("robust")}
+    # An attacker with a mask is another one than those whose numbers are compared here.
+    masked = {name for name, values in class_tiers(evaluation).items() if "regions" in values}
+    scored = {name: values.get("robust") for name, values in class_tiers(evaluation).items() if name not in masked}
+    tiers = {name: robust for name, robust in scored.items() if robust}
     matrix = [
         row
         for row in evaluation.get("attack_matrix") or ()
-        if row.get("accuracy") is not None and row.get("head") and row["attack"] not in tiers
+        if row.get("accuracy") is not None and row.get("head") and row["attack"] not in (*tiers, *masked)
     ]
     attacked: dict[str, Result] = {**{row["attack"]: row for row in matrix}, **tiers}
     if evaluation.get("headline_result"):

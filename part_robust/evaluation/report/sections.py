@@ -265,7 +265,9 @@ def _examples(entry: Entry, folder: Path) -> Section:
     # Pictures are of the first tier.
     tiers = entry.get("tiers") or {}
     name = next(iter(tiers), "")
-    eps = tiers[name].get("eps", entry.get("eps")) if name else None
+    shown = {**entry, **tiers.get(name, {})} if name else {}
+    # Under other norms no pixel changes by the radius.
+    eps = shown.get("eps") if (shown.get("norm") or "linf") == "linf" else None
     return example_section(arrays, entry.get("classes") or [], entry.get("parts") or [], eps, name)
 
 
