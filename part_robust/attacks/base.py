@@ -5,6 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; T target classes; S steps.
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -104,6 +105,8 @@ class Attack(ABC):
         self.objective = objective
         self.steps = steps
         self.restarts = restarts
+        # Index of the first run; see `at_restart`.
+        self.first_restart = 0
         self.seed = seed
         self.offer_original = offer_original
         self.early_stop = early_stop
@@ -276,6 +279,21 @@ class Attack(ABC):
             distance=best.distance,
         )
 
+    def at_restart(self, restart: int) -> Attack:
+        """Return the same attack with one run alone, that which RESTARTS = `restart` + 1 adds to RESTARTS = `restart`.
+
+        Args:
+            restart: index of the run, from 0.
+
+        Raises:
+            ValueError: the runs of the attack do not start at random, or it is not ours.
+        """
+        if not self.starts_randomly or self.backend != "own":
+            raise ValueError(f"restart {restart} of {type(self).__name__} must have a random start of its own")
+        one = copy.copy(self)
+        one.restarts, one.first_restart = 1, restart
+        return one
+
     def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
         """Run the attack for each restart and each target class.
 
@@ -290,7 +308,7 @@ class Attack(ABC):
             The worst result of each image of the whole batch.
         """
         batch = len(problem) if best is None else len(best.images)
-        for restart in range(self.restarts):
+        for restart in range(self.first_restart, self.first_restart + self.restarts):
             for index in range(1 if problem.target_classes is None else problem.target_classes.shape[1]):
                 if not len(problem):
                     break
