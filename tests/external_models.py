@@ -41,6 +41,7 @@ def toy_images() -> tuple[Tensor, Tensor]:
     return (images - MEAN) / STD, torch.tensor([image["class_id"] - 1 for image in data["images"]])
 
 
+@torch.enable_grad()
 def learn(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, steps: int) -> None:
     """Trains a model on a few images, which it is right on afterwards, in eval mode."""
     optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
@@ -92,6 +93,7 @@ def of(change):
 
 
 learned = trained
+random_weights = network
 no_gradient = of(torch.no_grad()(lambda x: trained()(x)))
 in_numpy = of(lambda x: trained()(x).detach().numpy())
 probabilities = lambda: nn.Sequential(trained(), nn.Softmax(dim=1))

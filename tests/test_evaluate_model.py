@@ -108,6 +108,14 @@ def test_two_processes_write_the_record_of_one(evaluated, tmp_path):
     assert read(tmp_path)["results"] == read(folder)["results"]
 
 
+def test_random_weights_of_a_callable_are_those_of_the_first_process(callables, data, tmp_path):
+    flags = ["--callable", "external_callables:random_weights", *data, *FLAGS, *SHORT, "TEST.TIERS.screen", "['fgsm']"]
+    flags += ["TEST.CHECKS.IMAGES", "1", "DATALOADER.TEST_BATCH_SIZE", "6", "OUTPUT_DIR"]
+    succeeded(call("evaluate_model", *flags, tmp_path / "one"))
+    start_two(evaluate_model.run, (evaluate_model.parse_arguments([*flags, str(tmp_path / "two")]),))
+    assert_same_flags(tmp_path / "two", tmp_path / "one")
+
+
 def test_our_own_model_gets_the_verdicts_of_its_native_evaluation(data, tmp_path):
     """A ResNet in TorchScript, with the description beside the file and no further flag."""
     cfg, model = save_run(tmp_path / "run", "resnet")

@@ -7,6 +7,11 @@ python tools/crosscheck_attacks.py --norm l1 --eps 2000 --images 100 --seeds 3
 
 Compares robust accuracy, images sent through the model forward, and seconds with pyautoattack (the official AutoAttack,
 pip install part_robust[aa]) and with adv-lib (written independently), as far as they are installed.
+
+With --head parts: our attacks on dense parts and those of others' checkouts, on a trained model (crosscheck_parts.py).
+
+python tools/crosscheck_attacks.py --head parts --config-file part_shapes/deeplab_segmenter_adv.yaml --eps 8 \
+    --peers DIR/Robust-Segmentation-Evaluation DIR/adversarial-library --opts MODEL.WEIGHTS output/.../model_best.pth
 """
 
 import argparse
@@ -23,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from part_robust.attacks import attack_view, build_attack
+from part_robust.attacks.apgd import L1_RESTARTS
 from part_robust.config import attack_spec, get_part_robust_cfg
 
 CLASSES = 10
@@ -132,21 +138,24 @@ def ours(
     labels: Tensor,
     names: tuple[str, ...],
     clock: Callable[[], float] = time.process_time,
+    keys: Tensor | None = None,
     **overrides: object,
 ) -> Outcome:
-    """Our attacks one after the other, each on the images that still stand."""
+    """Our attacks one after the other, each on the images that still stand; `keys` (N,) are 0 to N - 1 by default."""
     specs = get_part_robust_cfg()
     start = clock()
     standing = torch.arange(len(images), device=images.device)
+    keys = standing if keys is None else keys
     forwards = 0
     with attack_view(net) as inner:
         for name in names:
-            attack = build_attack(attack_spec(specs, name), **overrides)
+            several = {"RESTARTS": L1_RESTARTS} if name == "apgd_ce" and overrides.get("NORM") == "l1" else {}
+            attack = build_attack(attack_spec(specs, name), **overrides, **several)
             if name != names[0] and attack.targets is None:
                 attack.offer_original = False  # the first one found out who is right
             if not len(standing):
                 break
-            result = attack(inner, images[standing], labels[standing], keys=standing)
+            result = attack(inner, images[standing], labels[standing], keys=keys[standing])
             forwards += result.forwards
             standing = standing[~result.success]
     robust = torch.zeros_like(labels, dtype=torch.bool).index_fill(0, standing, True)
@@ -175,7 +184,7 @@ def autoattack(
         model, norm=official, eps=eps / 255, seed=seed, version="custom", attacks=attacks, device=device
     )
     # What version="standard" sets.
-    adversary.apgd.n_restarts = 5 if norm == "l1" else 1
+    adversary.apgd.n_restarts = L1_RESTARTS if norm == "l1" else 1
     adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = 5 if norm == "l1" else 9
     adversary.apgd.use_largereps = adversary.apgd_targeted.use_largereps = norm == "l1"
@@ -225,8 +234,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="runs of each implementation (default 2)")
     parser.add_argument("--attacks", nargs="+", default=STANDARD, help="names in ATTACK.SPECS, run one after the other")
     parser.add_argument("--nets", nargs="+", default=list(architectures()))
+    parser.add_argument("--head", choices=("class", "parts"), default="class")
+    parser.add_argument("--config-file", help="with --head parts: of the model")
+    parser.add_argument("--peers", nargs="+", default=(), metavar="DIR", help="with --head parts: checkouts of others")
+    parser.add_argument("--opts", nargs="+", default=(), help="with --head parts: KEY VALUE pairs, MODEL.WEIGHTS first")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.head == "parts":
+        from crosscheck_parts import crosscheck_parts
+
+        attacks = () if args.attacks is STANDARD else args.attacks
+        crosscheck_parts(args.config_file, args.opts, args.peers, attacks=attacks, eps=args.eps, images=args.images)
+        return
     others = {"pyautoattack": autoattack, "adv_lib": adv_lib}
     missing = [name for name in others if find_spec(name) is None]
     if missing:

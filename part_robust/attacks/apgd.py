@@ -36,6 +36,8 @@ L1_SPARSER = 0.95
 L1_DIVISOR = 1.5
 L1_SMALLEST_STEP = 0.1
 L1_CHECKPOINTS = 0.04
+# Of APGD on the cross-entropy in AutoAttack's L1 version.
+L1_RESTARTS = 5
 
 
 @dataclass

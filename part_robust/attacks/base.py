@@ -5,6 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; T target classes; S steps.
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -104,6 +105,8 @@ class Attack(ABC):
         self.objective = objective
         self.steps = steps
         self.restarts = restarts
+        # Index of the first run; see `at_restart`.
+        self.first_restart = 0
         self.seed = seed
         self.offer_original = offer_original
         self.early_stop = early_stop
@@ -133,11 +136,11 @@ class Attack(ABC):
         node.NAME = cls.__name__
         # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and
         # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
-        # "balanced_cross_entropy", "jensen_shannon", "segpgd", "cospgd". Detectors: "part_loss" (matched anew at every
-        # step), "part_loss_fixed" (matched on the image before the attack), or "joint" and "joint_fixed": class and
-        # part loss as in training. These four take dense parts too, with their pixel loss. Of a detector's part loss
-        # also "part_class_loss", "part_box_loss" and their "_fixed", one term alone, and "hide_parts": every score
-        # below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
+        # "balanced_cross_entropy", "jensen_shannon", "soft_wrong_pixels", "segpgd", "cospgd". Detectors: "part_loss"
+        # (matched anew at every step), "part_loss_fixed" (matched on the image before the attack), or "joint" and
+        # "joint_fixed": class and part loss as in training. These four take dense parts too, with their pixel loss. Of
+        # a detector's part loss "part_class_loss", "part_box_loss" and their "_fixed", one term alone; "hide_parts":
+        # every score below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
         node.OBJECTIVE = "cross_entropy"
         # Threat model: "linf", "l2" or "l1", radius in 0..255 units (in 0..1 units, 3.0 is 765.0 here).
         node.NORM = "linf"
@@ -276,6 +279,21 @@ class Attack(ABC):
             distance=best.distance,
         )
 
+    def at_restart(self, restart: int) -> Attack:
+        """Return the same attack with one run alone, that which RESTARTS = `restart` + 1 adds to RESTARTS = `restart`.
+
+        Args:
+            restart: index of the run, from 0.
+
+        Raises:
+            ValueError: the runs of the attack do not start at random, or it is not ours.
+        """
+        if not self.starts_randomly or self.backend != "own":
+            raise ValueError(f"restart {restart} of {type(self).__name__} must have a random start of its own")
+        one = copy.copy(self)
+        one.restarts, one.first_restart = 1, restart
+        return one
+
     def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
         """Run the attack for each restart and each target class.
 
@@ -290,7 +308,7 @@ class Attack(ABC):
             The worst result of each image of the whole batch.
         """
         batch = len(problem) if best is None else len(best.images)
-        for restart in range(self.restarts):
+        for restart in range(self.first_restart, self.first_restart + self.restarts):
             for index in range(1 if problem.target_classes is None else problem.target_classes.shape[1]):
                 if not len(problem):
                     break

@@ -149,6 +149,7 @@ OBJECTIVES: dict[str, AttackObjective] = {
         _pixels("masked_cross_entropy", part_losses.masked_cross_entropy),
         _pixels("balanced_cross_entropy", part_losses.balanced_cross_entropy),
         _pixels("jensen_shannon", part_losses.jensen_shannon),
+        _pixels("soft_wrong_pixels", part_losses.soft_wrong_pixels),
         _pixels("segpgd", part_losses.seg_pgd, scheduled=True),
         _pixels("cospgd", part_losses.cos_pgd),
         *(

@@ -15,8 +15,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser
-
 from part_robust.engine import end_process_group, evaluate, launch
 from part_robust.engine.external import describe_images, external_options
 from part_robust.engine.setup import setup_run
@@ -26,17 +24,9 @@ logger = logging.getLogger("part_robust.cli.evaluate_model")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = default_argument_parser()
-    parser.description, parser.epilog = __doc__, None
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for action in parser._actions:
-        if action.dest in ("config_file", "eval_only"):
-            action.help = argparse.SUPPRESS
-        elif action.dest == "resume":
-            action.help = "continue an interrupted evaluation in OUTPUT_DIR"
-        elif action.dest == "opts":
-            action.help = "KEY VALUE pairs that change the config"
-    parser.set_defaults(eval_only=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # What the config and the launch of a run read beside the flags below.
+    parser.set_defaults(config_file="", eval_only=True)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--torchscript", metavar="FILE", help="of torch.jit.save")
     model.add_argument("--exported", metavar="FILE", help="of torch.export.save; reading one can run code in it")
@@ -63,6 +53,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--output", default="", metavar="NAME", help="the logits among several outputs: key or index")
     output.add_argument("--probabilities", action="store_true", help="it returns probabilities: attack their logarithm")
     output.add_argument("--batch", type=int, default=0, help="number of images that its graph is fixed to")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in OUTPUT_DIR")
+    processes = parser.add_argument_group("processes, as of part-robust evaluate (docs/scaling.md)")
+    processes.add_argument("--num-gpus", type=int, default=1, help="processes on each machine")
+    processes.add_argument("--num-machines", type=int, default=1)
+    processes.add_argument("--machine-rank", type=int, default=0)
+    processes.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first of several machines")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     return parser.parse_args(arguments)
 
 

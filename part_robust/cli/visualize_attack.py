@@ -60,7 +60,9 @@ def draw(cfg: CfgNode, attack_name: str, count: int, output: str) -> str:
         for image, batch_output, when in ((clean, outputs[0], "clean"), (attacked, outputs[1], "attacked")):
             found = batch_output[index]
             if when == "attacked":
-                panels.append(Panel(amplify(attacked - clean, attack.threat_model.eps), "perturbation"))
+                delta, threat = attacked - clean, attack.threat_model
+                reach = threat.eps if threat.norm == "linf" else float(abs(delta).max())
+                panels.append(Panel(amplify(delta, reach), "perturbation"))
             picture = image.round().astype("uint8")
             if "sem_seg" in found:
                 prediction = found["sem_seg"].argmax(dim=0).cpu().numpy()

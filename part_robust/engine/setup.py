@@ -37,6 +37,7 @@ from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
 from part_robust.evaluation.siblings import sibling_folders
 from part_robust.modeling.counts import check_counts
+from part_robust.modeling.external.head import reads_own_file
 from part_robust.modeling.part_classifier import training_objective
 from part_robust.run_config import load_config
 from part_robust.utils.devices import check_device
@@ -264,12 +265,13 @@ def _evaluate(cfg: CfgNode, resume: bool, attacks: PlannedAttacks | None) -> Ord
             check_evaluation(cfg, attacks)
         model = PartTrainer.build_model(cfg)
     checkpointer = PartCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
-    weights, weights_of = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    weights, weights_of, external = cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS", reads_own_file(model)
     interrupted = resumed_weights(cfg) if resume else None
-    if resume and checkpointer.has_checkpoint() and interrupted != "MODEL.WEIGHTS":
+    if resume and not external and checkpointer.has_checkpoint() and interrupted != "MODEL.WEIGHTS":
         weights, weights_of = checkpointer.get_checkpoint_file(), "last_checkpoint"
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: these are the results of a random model")
+    if not weights or external:  # a callable's weights may be random
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""

@@ -25,10 +25,10 @@ from part_robust.evaluation.breakdown import share
 from part_robust.evaluation.certificate_trials import run_trials
 from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.journal import BatchArrays, Journal
-from part_robust.evaluation.named_arrays import ClassArrays, CurveArrays, VoteArrays
+from part_robust.evaluation.named_arrays import CurveArrays, VoteArrays
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.progress import Progress
-from part_robust.evaluation.record import image_list_sha256
+from part_robust.evaluation.record import holds, image_list_sha256, right
 from part_robust.evaluation.smoothing import (
     PIXEL_RANGE,
     Certificates,
@@ -174,15 +174,13 @@ def describe_certification(
         merged: what came out of the attacks.
     """
     rows = np.searchsorted(merged.image.image_id, votes.image_id)
-    curves = {eps: attack for eps, attack in plan.curve.items() if attack.threat_model.norm == "l2"}
-    attacked = {eps: merged.read(CurveArrays, f"{eps:g}").curve[rows] for eps in sorted(curves)}
+    attacked = {eps: standing[rows] for eps, standing in _right_under_l2(plan, merged).items()}
     sure = certificates.certified == votes.label
-    clean = merged.read(ClassArrays, "clean").prediction[rows] == votes.label
     return {
         **smoothing.describe(),
         "num_images": len(votes.image_id),
         "image_list_sha256": image_list_sha256(votes.image_id.tolist()),
-        "clean": share(clean),
+        "clean": share(right(merged, "clean")[rows]),
         "accuracy": share(certificates.prediction == votes.label),
         "abstained": int((certificates.prediction < 0).sum()),
         "without_radius": int((certificates.certified < 0).sum()),
@@ -192,11 +190,32 @@ def describe_certification(
             {"eps": eps, "eps_01": eps / PIXEL_RANGE, **share(certificates.holds(votes.label, eps))}
             for eps in curve_radii(smoothing, list(attacked))
         ],
-        "attacked": [{"eps": eps, **share(right)} for eps, right in attacked.items()],
+        "attacked": [{"eps": eps, **share(standing)} for eps, standing in attacked.items()],
         "forwards": len(votes.image_id) * (smoothing.selection + smoothing.samples),
         "seconds": float(votes.seconds.sum()),
         "attacked_norms": sorted({attack.threat_model.norm for attack in plan.attacks().values()}),
     }
+
+
+def _right_under_l2(plan: Plan, merged: Merged) -> dict[float, np.ndarray]:
+    """Return by eps bool (N,), whether the class of the model itself is right after all attacks within the L2 radius.
+
+    An image that is wrong at a radius is wrong at every larger one. Empty without attacks under L2.
+    """
+    found = {
+        eps: merged.read(CurveArrays, f"{eps:g}").curve
+        for eps, attack in plan.curve.items()
+        if attack.threat_model.norm == "l2"
+    }
+    for tier in plan.tiers:
+        if tier.measures_class and tier.kind != "local" and tier.threat_model.norm == "l2":
+            eps = tier.threat_model.eps
+            found[eps] = found.get(eps, np.True_) & holds(merged, tier)
+    curve, still = {}, right(merged, "clean")
+    for eps in sorted({0.0, *found}) if found else ():
+        still = still & found.get(eps, np.True_)
+        curve[eps] = still
+    return curve
 
 
 def certify_dataset(data: EvaluatedData, smoothing: Smoothing, votes: VoteArrays) -> dict[str, Any]:

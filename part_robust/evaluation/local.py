@@ -42,13 +42,14 @@ class LocalTier(Tier):
         patch_sides: pixels.
         patch_positions: places that are tried for each patch: the first attack runs at all of them, the others at the
             one where it got farthest.
-        grey: RGB, 0..255, with which regions are covered to see what carries the class.
+        grey: RGB, 0..255, with which regions are covered to see what carries the class: the mean of ImageNet's images,
+            for every model alike.
     """
 
     regions: Sequence[str] = REGIONS
     patch_sides: Sequence[int] = ()
     patch_positions: int = 4
-    grey: Sequence[float] = (127.5, 127.5, 127.5)
+    grey: Sequence[float] = (123.675, 116.28, 103.53)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, name: str, specs: Mapping[str, CfgNode]) -> LocalTier:
@@ -87,7 +88,6 @@ class LocalTier(Tier):
             regions=tuple(node.REGIONS),
             patch_sides=tuple(sides),
             patch_positions=node.PATCH_POSITIONS,
-            grey=tuple(cfg.MODEL.PIXEL_MEAN),
         )
 
     @property

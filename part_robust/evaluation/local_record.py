@@ -125,8 +125,7 @@ def _sorted(tier: LocalTier, merged: Merged) -> RegionArrays:
 
 def _chosen(pictures: RegionPictureArrays) -> np.ndarray:
     """Rows of one picture of each region, a broken one if there is one, then of second ones, at most PICTURES."""
-    lost = (pictures.after != pictures.label) & (pictures.before == pictures.label)
-    order = np.lexsort((pictures.image_id, ~lost, pictures.region))
+    order = np.lexsort((pictures.image_id, pictures.after == pictures.label, pictures.region))
     regions = pictures.region[order]
     place = np.arange(len(order)) - np.searchsorted(regions, regions)
     first = [row for turn in (0, 1) for row in order[place == turn]][:PICTURES]

@@ -8,7 +8,7 @@ A folder for each data set (docs/predictions.md):
     results/<row>/boxes.json    COCO's results; masks.json of models with instance masks
     results/<row>/classes.json  predicted classes
     results/<row>/labels/       predicted label maps
-    by_image/<image id>.json    what the other json files are merged from
+    by_image/<image id>.json    what the other json files are merged from; by_image/<row>/ replaces a row of it
 
 A row is "clean", a tier or an attack on the parts.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.evaluation.image_parts import ImageParts
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.merged import partials_of
 from part_robust.evaluation.part_detection import PartDetectionEvaluator, parts_of, run_lengths
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import read_json, replacing, write_text
@@ -66,21 +68,59 @@ def save_predictions(
         if batch.num_parts:
             _write_labels(folder / "labels" / f"{item['image_id']}.png", item["sem_seg"].numpy(), batch.num_parts)
     for row, outputs in rows:
-        parts = {name: _parts(kind, row, arrays, evaluators) for name, kind in PARTS.items()}
-        for item, entry, output in zip(batch.items, entries, host_outputs(outputs), strict=True):
-            found: dict[str, Any] = {}
-            if "class_logits" in output:
-                score, prediction = output["class_logits"].double().softmax(dim=0).max(dim=0)
-                found["class"] = {"prediction": int(prediction), "score": float(score)}
-            for name, images in parts.items():
-                if images is not None:
-                    found[name] = _results(images.get(item["image_id"]))
-            if batch.has_parts:
-                labels = predicted_labels(output, batch.num_parts, tuple(item["sem_seg"].shape)).cpu().numpy()
-                _write_labels(folder / "results" / row / "labels" / f"{item['image_id']}.png", labels, batch.num_parts)
+        for entry, found in zip(entries, _row(folder, batch, row, outputs, arrays, evaluators), strict=True):
             entry["rows"][row] = found
     for item, entry in zip(batch.items, entries, strict=True):
         write_text(_entry_path(folder, item["image_id"]), json.dumps(entry))
+
+
+def replace_predictions(
+    folder: Path,
+    batch: AttackedBatch,
+    row: str,
+    outputs: Sequence[Mapping],
+    arrays: BatchArrays,
+    evaluators: DatasetEvaluators,
+) -> None:
+    """Write predictions of a row that take the place of those of `save_predictions`, also of those written later.
+
+    Args:
+        folder: of the data set.
+        batch: the images whose predictions change.
+        row: name of the tier.
+        outputs: of the model, by image.
+        arrays: as for `save_predictions`.
+        evaluators: as for `save_predictions`.
+    """
+    found = _row(folder, batch, row, outputs, arrays, evaluators, replaces=True)
+    for item, own in zip(batch.items, found, strict=True):
+        write_text(_entry_path(folder, item["image_id"], row), json.dumps(own))
+
+
+def _row(
+    folder: Path,
+    batch: AttackedBatch,
+    row: str,
+    outputs: Sequence[Mapping],
+    arrays: BatchArrays,
+    evaluators: DatasetEvaluators,
+    replaces: bool = False,
+) -> list[dict[str, Any]]:
+    """Write the label maps of a row, and return its other predictions, by image."""
+    parts = {name: _parts(kind, row, arrays, evaluators) for name, kind in PARTS.items()}
+    entries = []
+    for item, output in zip(batch.items, host_outputs(outputs), strict=True):
+        image_id = item["image_id"]
+        found: dict[str, Any] = {}
+        if "class_logits" in output:
+            score, prediction = output["class_logits"].double().softmax(dim=0).max(dim=0)
+            found["class"] = {"prediction": int(prediction), "score": float(score)}
+        found |= {name: _results(images.get(image_id)) for name, images in parts.items() if images is not None}
+        if batch.has_parts and (replaces or not _entry_path(folder, image_id, row).exists()):
+            labels = predicted_labels(output, batch.num_parts, tuple(item["sem_seg"].shape)).cpu().numpy()
+            _write_labels(folder / "results" / row / "labels" / f"{image_id}.png", labels, batch.num_parts)
+        entries.append(found)
+    return entries
 
 
 def merge_predictions(
@@ -112,7 +152,8 @@ def merge_predictions(
             images.append(entry["image"])
             annotations += entry["annotations"]
             for row in rows:
-                found = entry["rows"][row]
+                replaced = _entry_path(folder, image_id, row)
+                found = _read(replaced, ()) if replaced.exists() else entry["rows"][row]
                 if "class" in found:
                     classes[row].append({"image_id": image_id, "label": entry["image"]["class"], **found["class"]})
                 for name in PARTS.keys() & found.keys():
@@ -213,9 +254,9 @@ def _parts(kind: str, row: str, arrays: BatchArrays, evaluators: DatasetEvaluato
     """Return the parts that an average precision counts, by image; None where none is computed."""
     for number, evaluator in enumerate(evaluators._evaluators):
         if isinstance(evaluator, PartDetectionEvaluator):
-            prefix = f"evaluators.{row}.{number}."
-            partial = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-            return parts_of(partial, kind)
+            found = [parts_of(partial, kind) for partial in partials_of(arrays, row, number)]
+            known = [parts for parts in found if parts is not None]
+            return dict(ChainMap(*known)) if known else None
     return None
 
 
@@ -245,15 +286,16 @@ def _text(mask: Mapping) -> dict[str, Any]:
     return {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()}
 
 
-def _entry_path(folder: Path, image_id: int) -> Path:
-    return folder / "by_image" / f"{image_id}.json"
+def _entry_path(folder: Path, image_id: int, row: str = "") -> Path:
+    """Path of all predictions of an image, or of those that replace the ones of a row."""
+    return folder / "by_image" / row / f"{image_id}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, keys: Sequence[str] = ("image", "annotations", "rows")) -> dict[str, Any]:
     remedy = "the predictions of finished batches are gone, evaluate anew without --resume"
     if not path.is_file():
         raise UserError(f"{path} must be there for --resume, got no such file: {remedy}")
-    return read_json(path, remedy, keys=("image", "annotations", "rows"))
+    return read_json(path, remedy, keys)
 
 
 def _write_labels(path: Path, labels: np.ndarray, num_parts: int) -> None:

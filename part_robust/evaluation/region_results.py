@@ -129,11 +129,12 @@ class WorstOfImages:
 
 
 class RegionPictures:
-    """The attacked images of the pairs of a few images."""
+    """The attacked images of the pairs of a few images that are right without attack."""
 
     def __init__(self, batch: AttackedBatch, pairs: RegionPairs, pictured: Collection[int]) -> None:
         """`pictured` are image ids."""
-        chosen = [pair for pair, image_id in enumerate(batch.keys[pairs.rows].tolist()) if image_id in pictured]
+        attacked = pairs.attacked.nonzero()[:, 0].tolist()
+        chosen = [pair for pair in attacked if int(batch.keys[pairs.rows[pair]]) in pictured]
         self.batch, self.pairs, self.chosen = batch, pairs, torch.tensor(chosen, dtype=torch.int64)
         self.place = torch.full_like(pairs.rows, -1).index_copy(0, self.chosen, torch.arange(len(chosen)))
         self.attacked = batch.images[batch.on_device(pairs.rows[self.chosen])]

@@ -50,7 +50,10 @@ def test_being_fooled_beats_any_loss():
 # What its objectives read of a model, and whether they are aimed at its parts.
 NEEDS = {
     "cross_entropy margin dlr targeted_margin targeted_dlr": ("class",),
-    "pixel_cross_entropy masked_cross_entropy balanced_cross_entropy jensen_shannon segpgd cospgd": ("parts", "pixels"),
+    "pixel_cross_entropy masked_cross_entropy balanced_cross_entropy jensen_shannon soft_wrong_pixels segpgd cospgd": (
+        "parts",
+        "pixels",
+    ),
     "part_loss part_loss_fixed": ("parts",),
     "part_class_loss part_class_loss_fixed part_box_loss part_box_loss_fixed hide_parts": ("parts",),
     "joint joint_fixed": ("class", "parts"),

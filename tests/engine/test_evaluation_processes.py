@@ -138,7 +138,11 @@ def test_the_runs_differ_in_what_they_write(folders):
     assert set(evaluations["detector"]["tiers"]) == {"standard", "parts"} and evaluations["detector"]["eps_curve"]
     assert list(evaluations["random_weights"]["tiers"]) == ["thesis"]
     smoothed = evaluations["smoothed"]["smoothing"]
-    assert smoothed["num_images"] == 4 and smoothed["trials"] and [p["eps"] for p in smoothed["attacked"]] == [3.0]
+    assert (
+        smoothed["num_images"] == 4
+        and smoothed["trials"]
+        and [p["eps"] for p in smoothed["attacked"]] == [0.0, 3.0, 9.0]
+    )
     assert any(name.endswith("radius") for name in images_and_flags(folders[1] / "smoothed"))
     audited = evaluations["audit_and_sibling"]
     assert "C21" in {check["id"] for check in audited["checks"]}

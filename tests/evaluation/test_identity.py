@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import yaml
 from torch import nn
@@ -11,12 +9,11 @@ from torch import nn
 from part_robust.config import default_cfg
 from part_robust.evaluation import identity
 from part_robust.evaluation.identity import LATER_KEYS, evaluation_identity
-
-PLAN = SimpleNamespace(tiers=[], curve={}, save_adversarials="", attacks=dict)
+from tests.evaluation.tier_fixture import make_plan
 
 
 def config_hash(cfg) -> str:
-    return evaluation_identity(cfg, PLAN, nn.Linear(2, 2), "", "MODEL.WEIGHTS", [{"image_id": 1}])["config"]
+    return evaluation_identity(cfg, make_plan(), nn.Linear(2, 2), "", "MODEL.WEIGHTS", [{"image_id": 1}])["config"]
 
 
 @pytest.mark.parametrize("name", [f"{node}.{key}" for node, keys in LATER_KEYS.items() for key in keys])

@@ -19,40 +19,16 @@ from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
 from part_robust.evaluation.named_arrays import ClassArrays
-from part_robust.evaluation.pictures import picture_sample
 from part_robust.evaluation.plan import build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, holds, metrics_of, write_files
 from part_robust.evaluation.regions import labelled_regions, patch_regions, region_names, region_numbers
 from part_robust.modeling.counts import with_counts
 from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
-from tests.evaluation.tier_fixture import PARTS, SIZE, SmallPartModel, attack, evaluators, make_items, make_plan, run
+from tests.evaluation.local_fixture import local_plan, local_tier, some_items
+from tests.evaluation.tier_fixture import PARTS, SIZE, SmallPartModel, evaluators, make_items, run
 from tests.processes import start_two
 from tests.toy import tiny_cfg
-
-RADIUS = 30.0
-
-
-def local_tier(**values) -> LocalTier:
-    attacks = {
-        "ce_local": attack(eps=RADIUS),
-        "square_local": attack("margin", "Square", eps=RADIUS, STEPS=15),
-    }
-    return LocalTier("local", "local", attacks, **{"patch_sides": (3,), "patch_positions": 3, **values})
-
-
-def local_plan(items, **values):
-    sample = picture_sample([item["image_id"] for item in items])
-    return make_plan(tiers=[make_plan().tiers[0], local_tier(**values)], sample=sample, curve={})
-
-
-def some_items():
-    """Those of the fixture; the last but one has incomplete labels, the last has complete ones and no part."""
-    items = make_items(SmallPartModel())
-    items[-2] = {**items[-2], "part_supervision": "partial"}
-    items[-2]["sem_seg"] = torch.where(items[-2]["sem_seg"] == 0, 0, 255)
-    items[-1] = {**items[-1], "sem_seg": torch.full((SIZE, SIZE), len(PARTS))}
-    return items
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +105,12 @@ def test_regions_of_an_image_are_those_of_its_labels():
         expected = {key: mask for key, mask in expected.items() if mask.any()}
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_data_without_parts_has_patches_alone():
+    items = [{**item, "sem_seg": torch.zeros(SIZE, SIZE, dtype=torch.long)} for item in some_items()[:2]]
+    assert not list(labelled_regions(items, 0, ("parts", "object", "background"), torch.device("cpu")))
+    assert region_numbers(("parts", "patch"), 0, 1) == [2] and region_names((), (4,))[2] == "patch:4px"
 
 
 def test_names_and_numbers_of_regions():

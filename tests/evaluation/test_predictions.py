@@ -23,7 +23,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.evaluation import ClassificationEvaluator, PartDetectionEvaluator
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import describe_batch, evaluated_rows
-from part_robust.evaluation.predictions import category_id, merge_predictions, save_predictions
+from part_robust.evaluation.predictions import category_id, merge_predictions, replace_predictions, save_predictions
 from part_robust.utils.errors import UserError
 from tests.toy import CLASSES, PARTS, SIZE, tiny_cfg
 
@@ -55,6 +55,14 @@ class Approximate:
         found.pred_classes = torch.cat([truth.gt_classes, torch.tensor([item["image_id"] % len(PARTS)])])
         found.scores = torch.rand(len(found.pred_classes), generator=generator)
         return {"instances": found, "class_logits": torch.randn(len(CLASSES), generator=generator)}
+
+
+class Other(Approximate):
+    """The same with one part of each image and another class."""
+
+    def predict(self, item):
+        output = super().predict(item)
+        return {"instances": output["instances"][:1], "class_logits": -output["class_logits"]}
 
 
 def written(folder, model, items, batch_size):
@@ -163,6 +171,26 @@ def test_batches_of_any_size_and_order_write_the_same_files(predictions, items, 
     names = {path.relative_to(folder) for path in folder.rglob("*.*")}
     assert names == {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")} and len(names) > 4 * len(items)
     assert all((folder / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+
+
+def test_what_replaces_a_row_stays(items, tmp_path):
+    """Also when the first predictions of the image are written once more."""
+    written(tmp_path, Approximate(items), items, 5)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results" / "clean").glob("*.json")}
+    (item,) = [item for item in items if item["image_id"] == 3]
+    evaluators = DatasetEvaluators([ClassificationEvaluator(CLASSES), PartDetectionEvaluator(PARTS)])
+    batch = AttackedBatch(Other(items), [item], len(PARTS))
+    arrays = describe_batch(batch, {}, {}, evaluators, ())
+    replace_predictions(tmp_path, batch, "clean", batch.clean, arrays, evaluators)
+    labels = (tmp_path / "results" / "clean" / "labels" / "3.png").read_bytes()
+    written(tmp_path, Approximate(items), items, 4)
+    assert (tmp_path / "results" / "clean" / "labels" / "3.png").read_bytes() == labels
+    for name, key in (("boxes.json", None), ("classes.json", "predictions")):
+        now = json.loads((tmp_path / "results" / "clean" / name).read_text())
+        then = json.loads(before[name])
+        now, then = (now, then) if key is None else (now[key], then[key])
+        assert [one for one in now if one["image_id"] != 3] == [one for one in then if one["image_id"] != 3]
+        assert [one for one in now if one["image_id"] == 3] != [one for one in then if one["image_id"] == 3] != []
 
 
 def test_a_missing_or_cut_file_of_an_image_is_named(items, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,8 @@ def test_every_tier_on_the_class_runs_under_every_threat(toy_data):
         assert all(name.endswith(f"_{norm}") for name in tier.attacks)
     assert all(tier.threat_model.eps == 4.0 for tier in attacks.tiers[6:]), "the others are as TEST.EPS says"
     assert attacks.tiers[2].attacks["apgd_ce_l1"].describe()["radius_schedule"][0] == [3.0, 0.3]
+    restarts = {name: attack.restarts for tier in attacks.tiers[:3] for name, attack in tier.attacks.items()}
+    assert {name for name, number in restarts.items() if number == 5} == {"apgd_ce_l1"}, "as AutoAttack's L1 version"
 
 
 def test_steps_of_pgd_keep_their_length_in_radii(toy_data):
@@ -243,3 +246,20 @@ def test_audit_finds_a_masked_gradient_under_each_threat(kind, found):
     failed = {check.id for check in checks if check.status == "fail"}
     wanted = {"C12", "C13", "C15", "C16"}
     assert wanted <= failed if found else not wanted & failed
+
+
+def test_perturbations_of_other_norms_are_shown_by_their_largest_change(tmp_path):
+    """A change of one value by 50 has an L1 norm of 50, and no picture of it is grey."""
+    clean = np.full((1, 3, 8, 8), 100, dtype=np.uint8)
+    attacked = clean.astype(np.float32)
+    attacked[0, 0, 2, 2] += 50.0
+    arrays = {"image_id": [1], "clean": clean, "attacked": attacked}
+    arrays |= dict.fromkeys(["label", "clean_prediction", "attacked_prediction"], [0])
+    np.savez(tmp_path / "pictures.npz", **arrays)
+    pages = []
+    for norm, eps in (("linf", 50.0), ("l1", 2000.0), ("linf", 200.0)):
+        tiers = {"screen": {"norm": norm, "eps": eps, "attacks": []}}
+        entry = {"num_images": 1, "tiers": tiers, "files": {"pictures": "pictures.npz"}}
+        page = render_html(build_report({"evaluation": {"toy": entry}}, tmp_path))
+        pages.append(re.findall(r'src="(data:[^"]*)"', page))
+    assert pages[0] == pages[1] != pages[2] and pages[0]

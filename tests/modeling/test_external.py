@@ -190,6 +190,18 @@ def test_what_is_evaluated_in_part(callables):
     assert next(found.function.parameters()).dtype == torch.float32
 
 
+def test_graphs_run_without_optimisation():
+    """Which replaces kernels after the first passes, and rounding with them."""
+    seen = []
+
+    def function(images):
+        seen.append(torch._C._get_graph_executor_optimize())
+        return trained()(images)
+
+    tried(function)
+    assert seen and not any(seen) and torch._C._get_graph_executor_optimize()
+
+
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """Readings of exported graphs by the numbers of images they take."""

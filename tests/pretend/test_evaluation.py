@@ -54,7 +54,8 @@ AUDIT = [
 
 def test_audit(toy_data, tmp_path):
     def case(device: str) -> str:
-        return evaluation(tmp_path / device, "deeplab_two_headed", device, toy_data, *AUDIT)
+        opts = [*AUDIT, "TEST.THREATS", "linf:8/255 l1:2"]
+        return evaluation(tmp_path / device, "deeplab_two_headed", device, toy_data, *opts)
 
     assert '"C21"' in assert_same_as_on_cpu(case)
 

@@ -58,7 +58,7 @@ def _comparison(smoothing: Mapping[str, Any]) -> str:
             "smoothed model from below. They are bounds of two models, so either line may be the higher one."
         )
     norms = ", ".join(smoothing.get("attacked_norms") or ())
-    ran = f"the attacks ran under {norms}, or without TEST.EPS_CURVE" if norms else "no attack ran"
+    ran = f"the attacks on the class ran under {norms}" if norms else "no attack ran"
     return (
         f"There is no accuracy under attack by L2 radius: {ran}. A "
         "radius under L2 and one under another norm are not comparable; TEST.NORM l2 and TEST.EPS_CURVE give the curve."

@@ -72,7 +72,7 @@ def local_examples(entry: Mapping[str, Any], folder: Path) -> Section:
     if not len(arrays.get("picture_region", ())):
         return Section(title)
     classes = entry.get("classes") or []
-    note = "On the left the attacker may change what is not dark, and on the right is the image under attack."
+    note = "The attacker may change what is not grey on the left; on the right is the image under attack."
     examples = [_example(arrays, index, classes) for index in range(len(arrays["picture_region"]))]
     return Section(title, texts=[Text(note, "note")], examples=examples)
 
@@ -80,14 +80,14 @@ def local_examples(entry: Mapping[str, Any], folder: Path) -> Section:
 def _example(arrays: Mapping[str, np.ndarray], index: int, classes: Sequence[str]) -> Example:
     values = {name: arrays[f"picture_{name}"][index] for name in ("region", "image_id", "label", "before", "after")}
     clean, attacked = (np.moveaxis(arrays[f"picture_{name}"][index], 0, 2) for name in ("clean", "attacked"))
-    dimmed = np.where(arrays["picture_mask"][index][:, :, None], clean, clean // 4)
+    greyed = np.where(arrays["picture_mask"][index][:, :, None], clean, clean // 4 + 96).astype(np.uint8)
     label, before, after = (int(values[name]) for name in ("label", "before", "after"))
-    outcome = "held" if after == label else ("broken" if before == label else "wrong before the attack")
+    outcome = "held" if after == label else "broken"
     return Example(
         title=f"{arrays['names'][values['region']]}: image {int(values['image_id'])}, {outcome}",
-        tone={"held": "good", "broken": "bad"}.get(outcome, ""),
+        tone={"held": "good", "broken": "bad"}[outcome],
         pictures=[
-            encode_picture(dimmed, "may change"),
+            encode_picture(greyed, "may change"),
             encode_picture(attacked, "attacked"),
         ],
         lines=[

@@ -82,8 +82,9 @@ def _of_timm(name: str) -> Preprocessing:
         raise UserError(f"--timm must be a model of timm {import_timm().__version__}, got {name!r}")
     _, height, width = config.input_size
     size = _square(height, width, name)
+    crop = "" if config.crop_mode == "center" else f", whose crop_mode {config.crop_mode} is taken as center"
     return Preprocessing(
-        source=f"timm's pretrained_cfg of {name}",
+        source=f"timm's pretrained_cfg of {name}{crop}",
         size=size,
         resize=math.floor(size / config.crop_pct),
         interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
