@@ -162,7 +162,7 @@ def add_test(cfg: CfgNode) -> None:
     tiers.black_box = ["square"]
     tiers.parts = [
         *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
-        *("apgd_part_loss", "apgd_part_loss_fixed"),
+        *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
     # Attacks that tier "bounded" runs on a random sample of the images that its other attacks left. The sample grows
     # until, with 95 % confidence, they would break at most BOUND points more of all images if they ran on the rest
