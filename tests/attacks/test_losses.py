@@ -15,6 +15,7 @@ from scipy.special import softmax
 
 from part_robust.attacks import get_objective
 from part_robust.attacks.objective import OBJECTIVES
+from part_robust.attacks.part_losses import SHARPNESS
 
 PARTS = [name for name in OBJECTIVES if OBJECTIVES[name].needs_pixels]
 
@@ -35,8 +36,16 @@ def pixels(logits, labels, row):
     return labels[row].numpy()[counted], probabilities
 
 
-def expected(name, label, p, present):
-    """The loss of one pixel; `present` are the labelled pixels of each label in the image."""
+def margin(p, label):
+    """Best wrong logit minus the right one."""
+    return math.log(np.delete(p, label).max() / p[label])
+
+
+def expected(name, label, p, present, unit):
+    """The loss of one pixel of an image.
+
+    `present` are the image's labelled pixels by label, and `unit` is their mean absolute margin.
+    """
     entropy = -math.log(p[label])
     right = p.argmax() == label
     if name == "pixel_cross_entropy":
@@ -48,7 +57,7 @@ def expected(name, label, p, present):
     if name == "jensen_shannon":
         return jensenshannon(p, np.eye(4)[label]) ** 2  # scipy's is the distance, the root of the divergence
     if name == "soft_wrong_pixels":
-        return 1 / (1 + p[label] / np.delete(p, label).max())  # the margin is the difference of log-probabilities
+        return 1 / (1 + math.exp(-SHARPNESS * margin(p, label) / unit))
     if name == "segpgd":  # at progress 0.5
         return entropy * (0.75 if right else 0.25)
     if name == "cospgd":
@@ -64,7 +73,8 @@ def test_part_losses(name):
     for row in (0, 2):
         truth, probabilities = pixels(logits, labels, row)
         present = {label: int((truth == label).sum()) for label in set(truth.tolist())}
-        single = [expected(name, int(y), p, present) for y, p in zip(truth, probabilities, strict=True)]
+        unit = np.mean([abs(margin(p, int(y))) for y, p in zip(truth, probabilities, strict=True)])
+        single = [expected(name, int(y), p, present, unit) for y, p in zip(truth, probabilities, strict=True)]
         assert float(loss[row]) == pytest.approx(np.mean(single), rel=1e-4), name
     assert float(loss[1]) == 0.0
     found = objective.score(logits, labels, loss)
@@ -82,6 +92,13 @@ def test_part_losses_stay_finite_and_their_gradients_too(name):
         (slope,) = torch.autograd.grad(loss.sum(), scaled)
         assert torch.isfinite(loss).all() and torch.isfinite(slope).all(), factor
         assert not slope[1].any() and not slope[0, :, :2].any(), "labels that count nowhere pull nowhere"
+
+
+def test_a_factor_of_the_logits_does_not_change_the_soft_share():
+    logits, labels = part_case()
+    loss = get_objective("soft_wrong_pixels").value
+    for factor in (1e-3, 1e3):
+        torch.testing.assert_close(loss(factor * logits, labels), loss(logits, labels))
 
 
 def test_weights_of_segpgd_move_from_right_to_wrong_pixels():

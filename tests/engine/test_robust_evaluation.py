@@ -254,7 +254,8 @@ def test_tiers_of_the_config(toy_data):
     tiers = {tier.name: tier for tier in build_tiers(cfg)}
     assert list(tiers["standard"].attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"], "AutoAttack's order"
     assert [tiers[name].kind for name in ("standard", "mine", "thesis", "parts")] == ["class", "class", "full", "parts"]
-    assert list(tiers["parts"].attacks) == ["apgd_part_loss", "apgd_part_loss_fixed"]
+    of_parts = ["apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"]
+    assert list(tiers["parts"].attacks) == of_parts
     for tier in tiers.values():
         assert (tier.threat_model.norm, tier.threat_model.eps) == ("l2", 99.0)
     assert tiers["thesis"].attacks["pgd100x5"].restarts == 5
