@@ -160,7 +160,7 @@ def add_test(cfg: CfgNode) -> None:
     # For models without a gradient; far weaker than the others, so the number is a loose bound.
     tiers.black_box = ["square"]
     tiers.parts = [
-        *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
+        *("sea_masked", "sea_balanced", "sea_js", "apgd_soft_pixels"),
         *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
