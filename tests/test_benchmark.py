@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,20 @@ def test_attack(benchmark, capsys):
         broken, differ, early, full = map(int, row[1:5])
         assert 0 < broken < 4 and differ == 0 and early < full
         assert float(row[5]) == pytest.approx(early / full, abs=0.01)
+
+
+def test_bounded(benchmark):
+    """The sample is a part of what stands, and what falls in it counts."""
+    module = sys.modules["benchmarks.bounded"]
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(module.architectures()["perceptron"]()).requires_grad_(False)
+    images, _ = module.toy_images(60, seed=1)
+    labels = net(images).argmax(dim=1)
+    outcome = module.bounded(net, images, labels, 20.0, time.process_time, EPS=0.5, STEPS=4)
+    whole = module.ours(net, images, labels, module.STANDARD[:2], EPS=0.5, STEPS=4)
+    assert outcome.stood == int(whole.robust.sum()) and 0 < outcome.drawn < outcome.stood
+    assert int((whole.robust & ~outcome.robust).sum()) <= outcome.drawn and outcome.at_most_more <= 12
+    assert outcome.forwards > whole.forwards
 
 
 def test_pyautoattack_that_is_missing_is_named(benchmark, monkeypatch):

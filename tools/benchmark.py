@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     attacks.add_argument("--long-steps", type=int, default=100, help="of the attacks that images leave")
     attacks.add_argument("--eps", type=float, default=0.0, help="0..255; default: about half of the images break")
     attacks.add_argument("--pyautoattack", action="store_true", help="also time its standard set beside ours")
+    attacks.add_argument("--bound", type=float, default=0.0, help="points: also time tier bounded beside standard")
+    attacks.add_argument("--bound-images", type=int, default=1000, help="of the small nets that it is timed on")
     attacks.set_defaults(run=attack)
     loading = commands.add_parser("data", help=data.__doc__)
     loading.add_argument("--json", type=Path, help="part json; default: drawn pictures")

@@ -138,12 +138,14 @@ def ours(
     labels: Tensor,
     names: tuple[str, ...],
     clock: Callable[[], float] = time.process_time,
+    keys: Tensor | None = None,
     **overrides: object,
 ) -> Outcome:
-    """Our attacks one after the other, each on the images that still stand."""
+    """Our attacks one after the other, each on the images that still stand; `keys` (N,) are 0 to N - 1 by default."""
     specs = get_part_robust_cfg()
     start = clock()
     standing = torch.arange(len(images), device=images.device)
+    keys = standing if keys is None else keys
     forwards = 0
     with attack_view(net) as inner:
         for name in names:
@@ -153,7 +155,7 @@ def ours(
                 attack.offer_original = False  # the first one found out who is right
             if not len(standing):
                 break
-            result = attack(inner, images[standing], labels[standing], keys=standing)
+            result = attack(inner, images[standing], labels[standing], keys=keys[standing])
             forwards += result.forwards
             standing = standing[~result.success]
     robust = torch.zeros_like(labels, dtype=torch.bool).index_fill(0, standing, True)

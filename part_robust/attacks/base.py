@@ -5,6 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; T target classes; S steps.
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from part_robust.attacks import noise
 from part_robust.attacks.arguments import shared_arguments as shared_arguments  # for users' attacks
+from part_robust.attacks.arguments import shared_keys
 from part_robust.attacks.objective import AttackObjective, Score
 from part_robust.attacks.problem import Forward, PlainForward, Problem, perturbable_pixels
 from part_robust.attacks.state import AttackResult, Run, State, worst_of
@@ -104,6 +106,8 @@ class Attack(ABC):
         self.objective = objective
         self.steps = steps
         self.restarts = restarts
+        # Index of the first run; see `at_restart`.
+        self.first_restart = 0
         self.seed = seed
         self.offer_original = offer_original
         self.early_stop = early_stop
@@ -128,42 +132,7 @@ class Attack(ABC):
         A subclass adds its own keys to what its parent returns. They can then be set in ATTACK.SPECS and ATTACK.TRAIN,
         and have the type of their default.
         """
-        node = CfgNode()
-        # Name in ATTACK_REGISTRY: "PGD", "APGD", "FAB", "Square", "RandomNoise", or "NFGSM" for training.
-        node.NAME = cls.__name__
-        # What the attack maximises, a name of attacks/objective.py. Class logits: "cross_entropy", "margin", "dlr", and
-        # for APGD "targeted_margin" and "targeted_dlr". Dense parts: "pixel_cross_entropy", "masked_cross_entropy",
-        # "balanced_cross_entropy", "jensen_shannon", "soft_wrong_pixels", "segpgd", "cospgd". Detectors: "part_loss"
-        # (matched anew at every step), "part_loss_fixed" (matched on the image before the attack), or "joint" and
-        # "joint_fixed": class and part loss as in training. These four take dense parts too, with their pixel loss. Of
-        # a detector's part loss "part_class_loss", "part_box_loss" and their "_fixed", one term alone; "hide_parts":
-        # every score below the threshold at which a part counts as found. FAB has a built-in loss and ignores this.
-        node.OBJECTIVE = "cross_entropy"
-        # Threat model: "linf", "l2" or "l1", radius in 0..255 units (in 0..1 units, 3.0 is 765.0 here).
-        node.NORM = "linf"
-        node.EPS = 8.0
-        # Steps of a run: gradient steps, queries of Square, samples of RandomNoise.
-        node.STEPS = 10
-        # Independent runs; the worst result of each image is kept.
-        node.RESTARTS = 1
-        # Random numbers depend on this seed, the image id, the restart and the target only.
-        node.SEED = 0
-        # Follow the whole gradient, also where a model detaches it in training (boxes between DINO's decoder layers).
-        # False repeats the published evaluation, which overestimates robustness.
-        node.FULL_GRADIENT = True
-        # Detectors that read the class from object queries, which are chosen among the image's pixels: take the
-        # gradient of so many times the queries, or of all pixels, while the outputs stay the model's own. Otherwise
-        # pixels that are not chosen get no gradient. 1: the model's own; 4 as in check C21, for one more forward pass
-        # at each step.
-        node.QUERY_FACTOR = 1
-        # Remove images from the batch whose result cannot get worse: those whose class is wrong (with part objectives,
-        # those without a right pixel). Which attacks succeed is the same as without. PGD needs KEEP best for it.
-        # COMPACT_EVERY: steps between two removals.
-        node.EARLY_STOP = False
-        node.COMPACT_EVERY = 10
-        # Keep the loss of every step, for convergence plots and checks.
-        node.RECORD_HISTORY = False
-        return node
+        return shared_keys(cls.__name__)
 
     def start(self, problem: Problem, restart: int) -> State:
         """Return the state at the start of a run; `problem.keys` are those of the run."""
@@ -276,6 +245,21 @@ class Attack(ABC):
             distance=best.distance,
         )
 
+    def at_restart(self, restart: int) -> Attack:
+        """Return the same attack with one run alone, that which RESTARTS = `restart` + 1 adds to RESTARTS = `restart`.
+
+        Args:
+            restart: index of the run, from 0.
+
+        Raises:
+            ValueError: the runs of the attack do not start at random, or it is not ours.
+        """
+        if not self.starts_randomly or self.backend != "own":
+            raise ValueError(f"restart {restart} of {type(self).__name__} must have a random start of its own")
+        one = copy.copy(self)
+        one.restarts, one.first_restart = 1, restart
+        return one
+
     def search(self, problem: Problem, best: Run | None, scored: bool, history: list[Tensor]) -> Run:
         """Run the attack for each restart and each target class.
 
@@ -290,7 +274,7 @@ class Attack(ABC):
             The worst result of each image of the whole batch.
         """
         batch = len(problem) if best is None else len(best.images)
-        for restart in range(self.restarts):
+        for restart in range(self.first_restart, self.first_restart + self.restarts):
             for index in range(1 if problem.target_classes is None else problem.target_classes.shape[1]):
                 if not len(problem):
                     break

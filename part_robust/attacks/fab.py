@@ -50,6 +50,9 @@ class FAB(Attack):
     eps does not change the search; it decides which of the images found are allowed, and so a success.
     """
 
+    # The first run starts at the image.
+    starts_randomly = False
+
     def __init__(
         self,
         *,

@@ -157,12 +157,22 @@ def add_test(cfg: CfgNode) -> None:
     tiers.thesis = ["pgd100x5"]
     tiers.screen = ["apgd_ce", "apgd_t"]
     tiers.standard = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    tiers.bounded = ["apgd_ce", "apgd_t", "fab_t", "square"]
     # For models without a gradient; far weaker than the others, so the number is a loose bound.
     tiers.black_box = ["square"]
     tiers.parts = [
         *("sea_masked", "sea_balanced", "sea_js", "apgd_soft_pixels"),
         *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
+    # Attacks that tier "bounded" runs on a random sample of the images that its other attacks left. The sample grows
+    # until, with 95 % confidence, they would break at most BOUND points more of all images if they ran on the rest
+    # (evaluation/sequential_bound.py); 0..100.
+    cfg.TEST.SAMPLED_ATTACKS = ["fab_t", "square"]
+    cfg.TEST.BOUND = 1.0
+    # Tiers on the class, except "thesis", start their gradient attacks again from other random points until a further
+    # restart breaks less than this many points of all images, 0..100: 0.2 for models that choose, such as detectors
+    # that read the class from chosen queries. 0: no restarts, so that "standard" stays AutoAttack's set.
+    cfg.TEST.RESTART_GAIN = 0.0
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
     # each region of each image, so these are few and short.
     tiers.local = ["apgd_ce", "apgd_t", "square1000"]

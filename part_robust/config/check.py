@@ -102,6 +102,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
         ("ATTACK.EVAL", cfg.ATTACK.EVAL),
         ("ATTACK.EVAL_DURING_TRAINING", cfg.ATTACK.EVAL_DURING_TRAINING),
         ("TEST.EPS_CURVE_ATTACK", [test.EPS_CURVE_ATTACK]),
+        ("TEST.SAMPLED_ATTACKS", test.SAMPLED_ATTACKS),
         *((f"TEST.TIERS.{tier}", names) for tier, names in test.TIERS.items()),
     ):
         if key.startswith("TEST.TIERS.") and (problem := wrong(key, names, _TIER)):

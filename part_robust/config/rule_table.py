@@ -94,6 +94,9 @@ _EVALUATION: dict[str, Rule] = {
         "-1 (what each attack says) or a number of at least 0", lambda value: value == -1 or WEIGHT.holds(value)
     ),
     "TEST.BACKEND": one_of("own", "autoattack"),
+    "TEST.SAMPLED_ATTACKS": NAMES,
+    "TEST.BOUND": number(0, 100),
+    "TEST.RESTART_GAIN": number(0, 100),
     "TEST.LOCAL.REGIONS": list_of(
         one_of("parts", "object", "background", "patch"), "of parts, object, background and patch", least=1
     ),

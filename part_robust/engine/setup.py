@@ -31,7 +31,7 @@ from part_robust.engine.resume import check_resumed
 from part_robust.engine.run_log import seed_and_tune, start_log
 from part_robust.engine.trainer import PartTrainer, share_weights
 from part_robust.evaluation.external import describe_external, describe_preprocessing, source_sha256
-from part_robust.evaluation.plan import PlannedAttacks, metric_rows, plan_attacks
+from part_robust.evaluation.plan import PlannedAttacks, full_tiers, metric_rows, plan_attacks
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.run import evaluate_tiers, resumed_weights
 from part_robust.evaluation.run_record import build_record, parameter_counts, results_table
@@ -113,7 +113,7 @@ def complete_run(args: argparse.Namespace) -> tuple[CfgNode, PlannedAttacks | No
         check_training(cfg)
         check_best_metric(cfg)
         # A wrong name must not come up after the first epoch.
-        build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)
+        PlannedAttacks(full_tiers(build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)))
     else:
         if not cfg.DATASETS.TEST:
             raise UserError("DATASETS.TEST must name one or more data sets to evaluate on, got none")

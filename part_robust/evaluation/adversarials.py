@@ -2,13 +2,14 @@
 
 A folder for each tier holds `batch_<hash>.npz` with `image_id`, `label`, `eps`, `norm`, what the model said about
 exactly the saved images (`prediction`, `pixels_right`, where the model has classes, parts), and the images: `images`
-float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each.
+float32 (N, 3, H, W), or one 8-bit `<image id>.png` for each. `round_<number>_<hash>.npz` are the same of images that a
+later round broke; they replace those in `batch_<hash>.npz`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,13 @@ def round_into_ball(attacked: Tensor, images: Tensor, threat_model: ThreatModel)
 
 
 def save_adversarials(
-    folder: Path, mode: str, batch: AttackedBatch, images: Tensor, outputs: list[dict], threat_model: ThreatModel
+    folder: Path,
+    mode: str,
+    batch: AttackedBatch,
+    images: Tensor,
+    outputs: list[dict],
+    threat_model: ThreatModel,
+    name: str = "batch",
 ) -> np.ndarray | None:
     """Writes a batch's attacked images, each file whole or not at all.
 
@@ -61,6 +68,7 @@ def save_adversarials(
         images: (N, 3, H, W), attacked.
         outputs: the model's, of `images`.
         threat_model: of the tier.
+        name: beginning of the file's name, "batch" or "round_<number>", whose images replace the same ones of "batch".
 
     Returns:
         Mode "png": predicted classes int64 (N,) of the rounded images, None for models without classes or other modes.
@@ -82,7 +90,7 @@ def save_adversarials(
         arrays["images"] = images.float().cpu().numpy()
     arrays.update(outputs_to_compare(outputs, batch.items, batch.num_parts))
     digest = hashlib.sha256(arrays["image_id"].tobytes()).hexdigest()[:16]
-    path = folder / f"batch_{digest}.npz"
+    path = folder / f"{name}_{digest}.npz"
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     return arrays.get("prediction") if mode == "png" else None
@@ -106,16 +114,20 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
         FileNotFoundError: there are none, or a picture is missing.
         UserError: a file is damaged or cut off.
     """
-    paths = sorted(folder.glob("batch_*.npz"))
-    if not paths:
+    later = sorted(folder.glob("round_*.npz"))
+    paths = [*later, *sorted(folder.glob("batch_*.npz"))]
+    if len(paths) == len(later):
         raise FileNotFoundError(
             f"{folder} holds no adversarial images: evaluate with TEST.SAVE_ADVERSARIALS npz or png"
         )
+    seen: set[int] = set()
     for path in paths:
-        arrays = read_arrays(path, "attacked images")
+        arrays = _without(read_arrays(path, "attacked images"), seen)
         missing = [name for name in ("image_id", "label", "eps", "norm") if name not in arrays]
         if missing:
             raise UserError(f"{path} must be a whole file of attacked images, got one without {missing[0]}")
+        if not len(arrays["image_id"]):
+            continue
         if "images" not in arrays:
             arrays["images"] = _load_pngs(folder, arrays["image_id"].tolist())
         number, images = len(arrays["image_id"]), arrays["images"]
@@ -124,7 +136,19 @@ def load_adversarials(folder: Path) -> Iterator[dict[str, np.ndarray]]:
                 f"{path} must hold {number} images (3, H, W) of float32, got {images.dtype} {images.shape}: evaluate "
                 "again"
             )
+        if path in later:
+            seen.update(arrays["image_id"].tolist())
         yield arrays
+
+
+def _without(arrays: dict[str, np.ndarray], image_ids: Collection[int]) -> dict[str, np.ndarray]:
+    """The arrays without the images of these ids."""
+    if not image_ids or "image_id" not in arrays:
+        return arrays
+    kept = ~np.isin(arrays["image_id"], list(image_ids))
+    return {
+        name: array[kept] if np.ndim(array) and len(array) == len(kept) else array for name, array in arrays.items()
+    }
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

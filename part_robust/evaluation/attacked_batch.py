@@ -5,6 +5,7 @@ Letters: N images of (3, H, W), RGB, 0..255; C classes; P parts, K = P + 1 label
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,16 @@ class AttackedBatch:
         self.forwards += len(rows)
         padding = None if self.padding is None else self.padding[self.on_device(rows)]
         return self.inner.class_logits(images, padding=padding).cpu()
+
+    def select(self, rows: Tensor) -> AttackedBatch:
+        """The images at `rows`, int64 (M,) on the host, before any attack."""
+        chosen, index = copy.copy(self), self.on_device(rows)
+        chosen.items = [self.items[row] for row in rows.tolist()]
+        chosen.clean = [self.clean[row] for row in rows.tolist()]
+        chosen.images, chosen.padding = self.images[index], None if self.padding is None else self.padding[index]
+        chosen.labels, chosen.keys = self.labels[rows], self.keys[rows]
+        chosen.outcomes, chosen.forwards = {}, 0
+        return chosen
 
     def on_device(self, values: Tensor) -> Tensor:
         """Indices or flags of the host beside the images."""

@@ -1,14 +1,15 @@
-"""A finished batch as a flat dict of arrays, which is all that the evaluation's numbers are computed from; and back.
+"""A finished batch as a flat dict of arrays, which is all that the evaluation's numbers are computed from.
 
 Fields and names of the arrays: part_robust/evaluation/named_arrays.py. Besides, `evaluators.<row>.<number>.<name>` are
-what each evaluator saw, its `partial`.
+what each evaluator saw, its `partial`. Images that a later round may break have partials of their own, with
+`<row>@<image id>` in place of the row, so that their results can be replaced.
 
 Letters: N images, C classes, K = P + 1 labels (background last).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -24,18 +25,16 @@ from part_robust.evaluation.attacked_batch import (
     sum_of_losses,
 )
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.merged import Merged as Merged
 from part_robust.evaluation.named_arrays import (
     AttackArrays,
     ClassArrays,
     CostArrays,
     CurveArrays,
     ImageArrays,
-    Kind,
     LabelArrays,
-    PictureArrays,
     PixelArrays,
     TierArrays,
-    TotalCost,
 )
 from part_robust.evaluation.pictures import picture_arrays
 from part_robust.evaluation.tiers import Tier, TierResult
@@ -62,7 +61,7 @@ def describe_batch(
     arrays = CostArrays(forwards=np.array(batch.forwards)).write("evaluation")
     counts: dict[str, LabelCounts] = {}
     for row, outputs in evaluated_rows(batch, results):
-        arrays |= _evaluated(row, outputs, batch, evaluators)
+        arrays |= _evaluated_in_parts(row, outputs, batch, results, evaluators)
         if batch.has_classes:
             logits = torch.stack([output["class_logits"] for output in outputs])
             margin, _ = margins(logits, batch.labels)
@@ -83,14 +82,14 @@ def describe_batch(
         arrays |= CurveArrays(right.cpu().numpy()).write(f"{eps:g}")
     for name, flags in fooled.items():
         arrays |= AttackArrays(fooled=flags).write(name)
-    arrays |= _attacks(batch)
+    arrays |= attack_arrays(batch)
     if results:
         arrays |= picture_arrays(batch, next(iter(results.values())), sample)
     return {**images.write(), **arrays}
 
 
-def _attacks(batch: AttackedBatch) -> BatchArrays:
-    """Arrays of each attack on the whole batch, and its cost."""
+def attack_arrays(batch: AttackedBatch) -> BatchArrays:
+    """Return arrays of each attack on the whole batch, and its cost."""
     arrays: BatchArrays = {}
     measured = to_host(_measured_on_device(batch))
     for name, outcome in batch.outcomes.items():
@@ -126,9 +125,30 @@ def evaluated_rows(batch: AttackedBatch, results: Mapping[Tier, TierResult]) -> 
         seen.update(result.outputs_by_attack)
 
 
-def _evaluated(row: str, outputs: list[dict], batch: AttackedBatch, evaluators: DatasetEvaluators) -> BatchArrays:
+def _evaluated_in_parts(
+    row: str,
+    outputs: list[dict],
+    batch: AttackedBatch,
+    results: Mapping[Tier, TierResult],
+    evaluators: DatasetEvaluators,
+) -> BatchArrays:
+    """Return what the evaluators saw of a row: one partial of the images that stay as they are, one of each other."""
+    broken_by = next((result.broken_by for tier, result in results.items() if tier.rounds and tier.name == row), None)
+    if broken_by is None:
+        return _evaluated(row, outputs, batch.items, evaluators)
+    pairs = list(zip(batch.items, outputs, strict=True))
+    alone = (broken_by < 0).tolist()
+    final = [pair for pair, may_change in zip(pairs, alone, strict=True) if not may_change]
+    arrays = _evaluated(row, [output for _, output in final], [item for item, _ in final], evaluators) if final else {}
+    for (item, output), may_change in zip(pairs, alone, strict=True):
+        if may_change:
+            arrays |= _evaluated(f"{row}@{item['image_id']}", [output], [item], evaluators)
+    return arrays
+
+
+def _evaluated(row: str, outputs: list[dict], items: list[dict], evaluators: DatasetEvaluators) -> BatchArrays:
     evaluators.reset()
-    evaluators.process(batch.items, outputs)
+    evaluators.process(items, outputs)
     arrays = {
         f"evaluators.{row}.{number}.{name}": array
         for number, evaluator in enumerate(evaluators._evaluators)
@@ -145,102 +165,3 @@ def _occurring(counts: LabelCounts, image_ids: np.ndarray) -> LabelArrays:
         values[image, label].cpu().numpy() for values in (counts.hits, counts.truth, counts.predicted)
     )
     return LabelArrays(image_ids[image.cpu().numpy()], label.cpu().numpy(), hits, truth, predicted)
-
-
-class Merged:
-    """All batches of an evaluation together."""
-
-    def __init__(self, batches: Sequence[BatchArrays]) -> None:
-        """Merge the arrays of all batches.
-
-        Raises:
-            ValueError: there are none, so the data set is empty; an image occurs twice.
-        """
-        if not batches:
-            raise ValueError("no image was evaluated: is the data set empty?")
-        self.batches = batches
-        ids = np.concatenate([batch["images.image_id"] for batch in batches])
-        if len(np.unique(ids)) < len(ids):
-            raise ValueError("an image was evaluated twice: is its image_id that of another image, too?")
-        order = np.argsort(ids)
-        names = [name for name in batches[0] if name.startswith("images.")]
-        names += sorted({name for batch in batches for name in batch if name.startswith("images.")} - set(names))
-        # Sorted by image id: the same for any number of processes and any order.
-        self._arrays = {name: self._stacked(name)[order] for name in names}
-        self.images = {name.removeprefix("images."): array for name, array in self._arrays.items()}
-
-    def _stacked(self, name: str) -> np.ndarray:
-        """Batches in which an attack had nothing to do have no entry for it."""
-        example = next(batch[name] for batch in self.batches if name in batch)
-        absent = np.nan if example.dtype.kind == "f" else 0
-        return np.concatenate(
-            [
-                batch.get(name, np.full((len(batch["images.image_id"]), *example.shape[1:]), absent, example.dtype))
-                for batch in self.batches
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images["image_id"])
-
-    @property
-    def image(self) -> ImageArrays:
-        """The images, ascending image ids, as all results of images."""
-        return ImageArrays.read(self._arrays)
-
-    def find(self, kind: type[Kind], name: str) -> Kind | None:
-        """Results of images, of a row, tier, attack or radius; None where there are none.
-
-        Args:
-            kind: of the results.
-            name: of the row, tier, attack or radius.
-        """
-        return kind.find(self._arrays, name)
-
-    def read(self, kind: type[Kind], name: str) -> Kind:
-        """Same as `find`.
-
-        Raises:
-            KeyError: there are none.
-        """
-        return kind.read(self._arrays, name)
-
-    def labels(self, row: str) -> LabelArrays:
-        """Pixels of the images of a row by label, one batch after the other."""
-        return LabelArrays.read(self._concatenated(LabelArrays.names(row).values()), row)
-
-    def together(self, kind: type[Kind], name: str = "") -> Kind | None:
-        """Arrays of pairs of an image and something in it, one batch after the other; None where there are none."""
-        return kind.find(self._concatenated(kind.names(name).values()), name)
-
-    def pictures(self) -> PictureArrays | None:
-        """Images that may become pictures, one batch after the other; None where there are none."""
-        return self.together(PictureArrays)
-
-    def cost(self, name: str) -> TotalCost:
-        """Cost of an attack, or of everything else as "evaluation"."""
-        totals = {field: self.total(key) for field, key in CostArrays.names(name).items()}
-        history, seconds = totals.pop("history"), totals.pop("seconds")
-        numbers = {field: int(total) for field, total in totals.items()}
-        return TotalCost(**numbers, seconds=float(seconds), history=history if np.ndim(history) else None)
-
-    def _concatenated(self, names: Iterable[str]) -> BatchArrays:
-        """The arrays of these names that any batch has, one batch after the other."""
-        found = {name: [batch[name] for batch in self.batches if name in batch] for name in names}
-        return {name: np.concatenate(arrays) for name, arrays in found.items() if arrays}
-
-    def total(self, name: str) -> np.ndarray:
-        """Sum over the batches; 0 where none has it."""
-        return np.sum([batch[name] for batch in self.batches if name in batch], axis=0)
-
-    def score(self, row: str, evaluators: DatasetEvaluators) -> dict[str, dict[str, float]]:
-        """Task -> metrics of a row, computed without any collective, as rank 0 has all batches."""
-        results: dict[str, dict[str, float]] = {}
-        for number, evaluator in enumerate(evaluators._evaluators):
-            prefix = f"evaluators.{row}.{number}."
-            partials = [
-                {name.removeprefix(prefix): batch[name] for name in batch if name.startswith(prefix)}
-                for batch in self.batches
-            ]
-            results |= evaluator.score_merged(partials)
-        return results

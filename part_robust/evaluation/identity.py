@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,6 +19,7 @@ from part_robust.evaluation.external import source_sha256
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import image_list_sha256
+from part_robust.evaluation.tiers import Tier
 from part_robust.utils.devices import module_device
 from part_robust.utils.files import file_sha256
 
@@ -62,11 +64,7 @@ def evaluation_identity(
     if source := source_sha256(cfg):
         decisive["callable"] = [source, _weights_sha256(model)]
     attacks = {
-        "tiers": [
-            {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
-            | (tier.describe() if isinstance(tier, LocalTier) else {})
-            for tier in plan.tiers
-        ],
+        "tiers": [_describe_tier(tier) for tier in plan.tiers],
         "attacks": {name: attack.describe() for name, attack in plan.attacks().items()},
         "curve": sorted(map(curve_attack_name, plan.curve)),
     }
@@ -90,6 +88,13 @@ def evaluation_identity(
         "device": module_device(model).type,
         "part_robust": part_robust.__version__,
     }
+
+
+def _describe_tier(tier: Tier) -> dict[str, Any]:
+    described = {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
+    # Tiers without rounds have the identity that earlier versions gave them.
+    described |= tier.describe() if isinstance(tier, LocalTier) else {}
+    return described | ({"rounds": asdict(tier.rounds)} if tier.rounds else {})
 
 
 def _sha256(value: Any) -> str:

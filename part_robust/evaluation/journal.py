@@ -35,6 +35,7 @@ class JournalMismatch(UserError):
 class Journal:
     """A folder with `journal.json`, the identity of the evaluation, and a file for each batch.
 
+    `batch_<hash>.npz` are those of the pass over all images, `round_<number>_<hash>.npz` those of later rounds.
     Every batch holds a hash of the identity, so that batches of two evaluations that write into one folder do not mix.
     """
 
@@ -98,22 +99,28 @@ class Journal:
             raise UserError(f"{path} must be a json object, got a {type(found).__name__}: {remedy}")
         return found
 
-    def write(self, batch: BatchArrays, image_ids: Sequence[int]) -> None:
-        """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file."""
+    def write(self, batch: BatchArrays, image_ids: Sequence[int], name: str = "batch") -> None:
+        """Adds a batch; the file's name comes from its images and the identity, so no two processes write one file.
+
+        Args:
+            batch: its arrays.
+            image_ids: of its images.
+            name: beginning of the file's name.
+        """
         digest = _hash(",".join(map(str, image_ids)) + (self._key or ""))[:16]
         key = {} if self._key is None else {KEY: np.array(self._key)}
-        path = self.folder / f"batch_{digest}.npz"
+        path = self.folder / f"{name}_{digest}.npz"
         with replacing(path, flushed=True) as temporary, open(temporary, "wb") as file:
             np.savez(file, **batch, **key)  # type: ignore[arg-type]  # no array is called allow_pickle
 
-    def batches(self) -> list[BatchArrays]:
-        """All batches of this evaluation, in a fixed order.
+    def batches(self, name: str = "batch") -> list[BatchArrays]:
+        """All batches of this evaluation whose files' names begin so, in a fixed order.
 
         A file that cannot be read is deleted, so its images are evaluated again. Batches of another identity are left
         out; those that an earlier version wrote have none and are taken, as `open` has compared journal.json.
         """
         found, others = [], 0
-        for path in sorted(self.folder.glob("batch_*.npz")):
+        for path in sorted(self.folder.glob(f"{name}_*.npz")):
             try:
                 check_file(path)
                 with np.load(path, allow_pickle=False) as file:

@@ -75,6 +75,11 @@ class ImageArrays(NamedArrays):
     object_share: np.ndarray
     pixels: np.ndarray | None = None
 
+    @classmethod
+    def ids(cls, arrays: Mapping[str, np.ndarray]) -> list[int]:
+        """Return the ids of a batch's images."""
+        return arrays[cls.names()["image_id"]].tolist()
+
 
 @dataclass
 class ClassArrays(NamedArrays):

@@ -18,13 +18,13 @@ from part_robust.evaluation.adversarials import MODES
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.pictures import picture_sample
-from part_robust.evaluation.tiers import Tier
+from part_robust.evaluation.tiers import RoundSettings, Tier
 from part_robust.modeling import PART_SEGMENTER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
 # Strongest first: breakdowns and pictures show the first tier that ran.
-STRENGTH = ("standard", "screen")
+STRENGTH = ("standard", "bounded", "screen")
 BACKENDS = ("own", "autoattack")
 
 
@@ -207,8 +207,9 @@ def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
             raise ValueError(f"tier {name!r} attacks the class and this model has no class head: use TEST.TIER parts")
         kind = "full" if name in cfg.TEST.FULL_TIERS else "class"
         end = f"_{threat.name}" if threat else ""
+        rounds = _round_settings(cfg, name, end) if kind == "class" else None
         attacks = {f"{attack}{end}": _build(cfg, attack, spec, threat=threat) for attack, spec in specs.items()}
-        return Tier(f"{name}{end}", kind, attacks)
+        return Tier(f"{name}{end}", kind, attacks, rounds)
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
     segmenter = PART_SEGMENTER_REGISTRY.get(node.SEGMENTER)
@@ -221,6 +222,28 @@ def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
     if left_out := sorted(set(specs) - set(fitting)):
         logger.info("Tier %s leaves out %s: not for a %s", name, ", ".join(left_out), node.SEGMENTER)
     return Tier(name, "parts", {attack: _build(cfg, attack, spec) for attack, spec in fitting.items()})
+
+
+def _round_settings(cfg: CfgNode, tier: str, end: str) -> RoundSettings | None:
+    """Return what a tier on the class does after its first pass; its attacks' names have the `end`."""
+    sampled: tuple[str, ...] = ()
+    if tier == "bounded":
+        names = tuple(cfg.TEST.TIERS.bounded)
+        sampled = tuple(name for name in names if name in cfg.TEST.SAMPLED_ATTACKS)
+        if not 0 < len(sampled) < len(names):
+            raise ValueError(
+                f"TEST.SAMPLED_ATTACKS must name some, not all, of the attacks of TEST.TIERS.bounded {names}, got "
+                f"{tuple(cfg.TEST.SAMPLED_ATTACKS)}. TEST.TIER standard runs all attacks on all images"
+            )
+    if not sampled and not cfg.TEST.RESTART_GAIN:
+        return None
+    if cfg.TEST.BACKEND != "own":
+        raise ValueError(
+            f"TEST.BACKEND must be own for tier {tier!r}, which attacks in rounds, got {cfg.TEST.BACKEND}: its results "
+            "depend on the batch. Use TEST.TIER standard with TEST.RESTART_GAIN 0"
+        )
+    sampled = tuple(f"{name}{end}" for name in sampled)
+    return RoundSettings(restart_gain=float(cfg.TEST.RESTART_GAIN), sampled=sampled, bound=float(cfg.TEST.BOUND))
 
 
 def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None, threat: Threat | None = None) -> Attack:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,6 +35,7 @@ from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.conversion import host_outputs, predicted_labels
 from part_robust.evaluation.image_parts import ImageParts
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.merged import partials_of
 from part_robust.evaluation.part_detection import PartDetectionEvaluator, parts_of, run_lengths
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import read_json, replacing, write_text
@@ -252,9 +254,9 @@ def _parts(kind: str, row: str, arrays: BatchArrays, evaluators: DatasetEvaluato
     """Return the parts that an average precision counts, by image; None where none is computed."""
     for number, evaluator in enumerate(evaluators._evaluators):
         if isinstance(evaluator, PartDetectionEvaluator):
-            prefix = f"evaluators.{row}.{number}."
-            partial = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-            return parts_of(partial, kind)
+            found = [parts_of(partial, kind) for partial in partials_of(arrays, row, number)]
+            known = [parts for parts in found if parts is not None]
+            return dict(ChainMap(*known)) if known else None
     return None
 
 

@@ -24,7 +24,7 @@ class Progress:
         done: int = 0,
         processes: int = 1,
         period: float = 5.0,
-        what: str = "Robust evaluation",
+        what: str = "Evaluation",
     ) -> None:
         """Set what is counted.
 

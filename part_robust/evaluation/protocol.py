@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from torch import nn
 from part_robust.attacks import attack_view
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
-from part_robust.evaluation.batch_arrays import Merged, describe_batch, evaluated_rows
+from part_robust.evaluation.batch_arrays import describe_batch, evaluated_rows
 from part_robust.evaluation.eps_curve import run_curve
 from part_robust.evaluation.journal import BatchArrays, Journal
+from part_robust.evaluation.merged import Merged, Round
 from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArrays
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.predictions import save_predictions
 from part_robust.evaluation.progress import Progress
+from part_robust.evaluation.rounds import describe_round, next_round, run_round_batch
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def run_plan(
     """
     prepare_to_wait()
     earlier = journal.batches() if journal is not None and comm.is_main_process() else []
-    finished = {int(image_id) for batch in earlier for image_id in ImageArrays.read(batch).image_id}
+    finished = {image_id for batch in earlier for image_id in ImageArrays.ids(batch)}
     done: set[int] = comm.all_gather(finished)[0]
     if done and journal is not None:
         logger.info("Continuing: %d of %d images are done (%s)", len(done), num_images, journal.folder)
@@ -69,24 +72,92 @@ def run_plan(
     progress = Progress(num_images, shown, done=len(done), processes=comm.get_world_size())
     for batch in earlier:
         progress.count(batch)
+
+    def attack(items: list[dict]) -> BatchArrays:
+        arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
+        progress.count(arrays)
+        return arrays
+
+    found = _run_share(make_loader(done) if len(done) < num_images else (), attack, journal, "batch", progress)
+    merged = Merged([*earlier, *found]) if comm.is_main_process() else None
+    if all(tier.rounds is None for tier in plan.tiers):
+        return merged
+    return _run_rounds(plan, model, make_loader, evaluators, journal, adversarials, predictions, merged)
+
+
+def _run_share(
+    loader: Iterable[list[dict]],
+    attack: Callable[[list[dict]], BatchArrays],
+    journal: Journal | None,
+    name: str,
+    progress: Progress,
+) -> list[BatchArrays]:
+    """Runs this process's batches and keeps each in the journal; returns those of all processes on the main one."""
     own: list[BatchArrays] = []
     try:
-        for items in make_loader(done) if len(done) < num_images else ():
-            arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
+        for items in loader:
+            arrays = attack(items)
             if journal is not None:
-                journal.write(arrays, ImageArrays.read(arrays).image_id.tolist())
+                journal.write(arrays, [item["image_id"] for item in items], name)
             own.append(arrays)
-            progress.count(arrays)
             progress.update(len(items))
     except KeyboardInterrupt:
         if journal is not None:
             logger.warning("Stopped; what is done is in %s: the same command with --resume continues", journal.folder)
         raise
     wait_for_all()
-    gathered = comm.gather(own, dst=0)
-    if not comm.is_main_process():
-        return None
-    return Merged([*earlier, *(batch for part in gathered for batch in part)])
+    return [batch for part in comm.gather(own, dst=0) for batch in part]
+
+
+def _run_rounds(
+    plan: Plan,
+    model: nn.Module,
+    make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
+    evaluators: DatasetEvaluators,
+    journal: Journal | None,
+    adversarials: Path | None,
+    predictions: Path | None,
+    merged: Merged | None,
+) -> Merged | None:
+    """Runs one round after the other, as the main process decides from all results before it.
+
+    Args:
+        plan: as `run_plan`.
+        model: as `run_plan`.
+        make_loader: as `run_plan`.
+        evaluators: as `run_plan`.
+        journal: as `run_plan`.
+        adversarials: as `run_plan`.
+        predictions: as `run_plan`.
+        merged: all images after the first pass, on the main process.
+    """
+    everything: set[int] = comm.all_gather(set(merged.image.image_id.tolist()) if merged else set())[0]
+    while True:
+        current: Round | None = comm.all_gather(next_round(plan, merged) if merged else None)[0]
+        if current is None:
+            return merged
+        name, ids = f"round_{current.number}", set(current.image_ids)
+        # Files of images that are not of the round are from before something changed that the identity does not hold.
+        kept = journal.batches(name) if journal is not None and merged else []
+        earlier = [batch for batch in kept if ids.issuperset(ImageArrays.ids(batch))]
+        done: set[int] = comm.all_gather({image_id for batch in earlier for image_id in ImageArrays.ids(batch)})[0]
+        what = f"Round {current.number} of tier {current.tier}"
+        progress = Progress(len(ids), current.tier, len(done), comm.get_world_size(), what=what)
+        attack = partial(
+            run_round_batch,
+            current,
+            plan,
+            model,
+            evaluators=evaluators,
+            adversarials=adversarials,
+            predictions=predictions,
+            progress=progress,
+        )
+        loader = make_loader(everything - ids | done) if len(done) < len(ids) else ()
+        found = _run_share(loader, attack, journal, name, progress)
+        if merged:
+            merged = merged.after(current, [*earlier, *found])
+            logger.info("%s: %s", what, describe_round(current, merged))
 
 
 def _run_batch(

@@ -14,8 +14,9 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluators
 
 from part_robust.attacks import Attack
+from part_robust.evaluation.attack_rows import attack_rows, labelled_pixels
 from part_robust.evaluation.batch_arrays import Merged
-from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, percent, pixel_share, share
+from part_robust.evaluation.breakdown import by_class, by_part, by_size, clean_to_attacked, pixel_share, share
 from part_robust.evaluation.eps_curve import curve_attack_name
 from part_robust.evaluation.greedy_miou import greedy_worst_miou
 from part_robust.evaluation.local import LocalTier
@@ -24,6 +25,8 @@ from part_robust.evaluation.lost_parts import box_parts, count_lost_parts
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CurveArrays, PixelArrays, TierArrays
 from part_robust.evaluation.pictures import choose_pictures
 from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.rounds import executed_attacks
+from part_robust.evaluation.rounds_record import cost_names, describe_rounds, flags_of_sample, result_names
 from part_robust.evaluation.tiers import Tier
 from part_robust.evaluation.unions import describe_unions, union_flags
 from part_robust.utils.files import replacing
@@ -56,7 +59,7 @@ def describe_evaluation(plan: Plan, merged: Merged, results: Results, device: st
         device: its name.
     """
     image, headline = merged.image, find_headline(plan, merged)
-    costs = {name: merged.cost(name) for name in plan.attacks()}
+    costs = {name: merged.cost(name) for name in cost_names(plan, merged)}
     rest = merged.cost("evaluation")
     record: dict[str, Any] = {
         "num_images": len(merged),
@@ -124,13 +127,12 @@ def find_headline(plan: Plan, merged: Merged) -> Tier | None:
 
 def right(merged: Merged, row: str) -> np.ndarray:
     """Return bool (N,), whether the class is right on a row's images."""
-    return merged.read(ClassArrays, row).prediction == merged.image.label
+    return merged.right(row)
 
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
-    final = right(merged, tier.name)
-    return final & (merged.read(TierArrays, tier.name).broken_by < 0) if tier.kind in ("class", "local") else final
+    return merged.stands(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
 
 
 def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.ndarray:
@@ -145,15 +147,15 @@ def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.nd
             rows = [tier.name, *(tier.attacks if tier.kind == "parts" else ())]
             for row in rows:
                 result &= right(merged, row)
-            for name in tier.attacks:
-                fooled = merged.read(AttackArrays, name).fooled
+            for run in executed_attacks(tier, merged):
+                fooled = merged.read(AttackArrays, run.arrays).fooled
                 if fooled is not None:
                     result &= ~fooled
     return result
 
 
 def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
-    image, costs = merged.image, {name: merged.cost(name) for name in tier.attacks}
+    image = merged.image
     record: dict[str, Any] = {
         "objective": tier.objective,
         "eps": tier.threat_model.eps,
@@ -163,17 +165,8 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
             if isinstance(tier, LocalTier)
             else {}
         ),
-        "attacks": [
-            {
-                "name": name,
-                "backend": attack.backend,
-                **_accuracies(tier, index, name, merged),
-                "forwards": costs[name].forwards,
-                "backwards": costs[name].backwards,
-                "seconds": costs[name].seconds,
-            }
-            for index, (name, attack) in enumerate(tier.attacks.items())
-        ],
+        "attacks": attack_rows(tier, merged),
+        **describe_rounds(tier, merged),
     }
     if tier.measures_class:
         record["robust"] = share(holds(merged, tier))
@@ -181,7 +174,7 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         if saved is not None:
             record["robust_8bit"] = share(saved == image.label)
         return record
-    record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, _pixels(merged))
+    record["robust"] = pixel_share(merged.read(PixelArrays, tier.name).pixels_right, labelled_pixels(merged))
     if tier.kind == "full":
         return record
     counts = [vars(merged.labels(row)) for row in ("clean", *tier.attacks)]
@@ -191,42 +184,6 @@ def _tier(tier: Tier, plan: Plan, merged: Merged) -> dict[str, Any]:
         rows = {row: box_parts(merged.batches, row) for row in (tier.name, *tier.attacks)}
         record["lost_parts"] = [{"attack": row, **count_lost_parts(clean, found)} for row, found in rows.items()]
     return record
-
-
-def _pixels(merged: Merged) -> np.ndarray:
-    pixels = merged.image.pixels
-    assert pixels is not None, "the model predicts no parts"
-    return pixels
-
-
-def _accuracies(tier: Tier, index: int, name: str, merged: Merged) -> dict[str, Any]:
-    """Percent after the first attacks of a tier and after one alone, where that is known of all images."""
-    broken_by = merged.read(TierArrays, tier.name).broken_by
-    attack = merged.read(AttackArrays, name)
-    done = np.zeros(len(merged), dtype=bool) if attack.done is None else attack.done
-    if not tier.measures_class:
-        # A tier of kind full is one attack, with which nothing competes.
-        rows = [tier.name] if tier.kind == "full" else ["clean", *list(tier.attacks)[: index + 1]]
-        pixels = _pixels(merged)
-        worst = np.min([merged.read(PixelArrays, row).pixels_right for row in rows], axis=0)
-        return {
-            "attacked_images": int(done.sum()),
-            "accuracy_alone": percent(merged.read(PixelArrays, rows[-1]).pixels_right.sum(), pixels.sum()),
-            "accuracy_after": percent(worst.sum(), pixels.sum()),
-        }
-    before = np.ones(len(merged), dtype=bool) if tier.kind == "full" else right(merged, "clean")
-    assert attack.fooled is not None
-    attacked = before if tier.kind == "full" else before & ((broken_by < 0) | (broken_by >= index))
-    if tier.kind == "local":  # every region of an image is attacked, whether another one broke it or not
-        attacked = done
-    after = before & ~((broken_by >= 0) & (broken_by <= index))
-    # What was skipped because an earlier attack broke it is unknown of this one.
-    alone = percent((before & ~attack.fooled).sum(), len(merged)) if done[before].all() else None
-    return {
-        "attacked_images": int(attacked.sum()),
-        "accuracy_alone": alone,
-        "accuracy_after": percent(after.sum(), len(merged)),
-    }
 
 
 def _attack_matrix(plan: Plan, results: Results) -> list[dict[str, Any]]:
@@ -267,8 +224,8 @@ def _attacked_head(attack: Attack) -> str:
 def _convergence(plan: Plan, merged: Merged) -> dict[str, list[float]]:
     """Mean loss at each step of the first run, by attack; images that left keep the last loss they had."""
     curves = {}
-    for name in plan.attacks():
-        cost = merged.cost(name)
+    for name, arrays in result_names(plan).items():
+        cost = merged.cost(arrays)
         if cost.images and cost.history is not None:
             curves[name] = (cost.history / cost.images).tolist()
     return curves
@@ -284,7 +241,7 @@ def _per_part(plan: Plan, merged: Merged, headline: Tier | None) -> list[dict]:
 
 def _distances(plan: Plan, merged: Merged) -> list[float]:
     """Smallest perturbations that were found, ascending, from the first attack that looks for them."""
-    for name in plan.attacks():
+    for name in result_names(plan).values():
         if (found := merged.read(AttackArrays, name).distance) is not None:
             return np.sort(found[np.isfinite(found)]).tolist()
     return []
@@ -301,8 +258,9 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
             "better under it than under ours"
         )
     local = {name for tier in plan.tiers if tier.kind == "local" for name in tier.attacks}
-    for name, attack in plan.attacks().items():
-        cost = merged.cost(name)
+    attacks = plan.attacks()
+    for name, arrays in result_names(plan).items():
+        attack, cost = attacks[name], merged.cost(arrays)
         if cost.blind and attack.uses_gradient:
             what = "regions of images" if name in local else "images"
             sentences.append(
@@ -340,10 +298,11 @@ def flags_of(plan: Plan, merged: Merged) -> dict[str, np.ndarray]:
             flags[f"{prefix}_{tier.name}"] = holds(merged, tier)
             flags[f"margin_{tier.name}"] = merged.read(ClassArrays, tier.name).margin
             flags[f"broken_by_{tier.name}"] = merged.read(TierArrays, tier.name).broken_by
-            for name in tier.attacks:
+            for name in tier.first_pass:
                 fooled = merged.read(AttackArrays, name).fooled
                 assert fooled is not None
                 flags[f"fooled_{name}"] = fooled
+            flags |= flags_of_sample(tier, merged)
         flags |= union_flags(plan.unions, flags)
     for eps in plan.curve:
         flags[f"robust_{curve_attack_name(eps)}"] = merged.read(CurveArrays, f"{eps:g}").curve

@@ -14,6 +14,23 @@ from part_robust.utils.files import read_json
 NUMBER, TEXT, FLAG = "a number", "text", "true or false"
 _TYPES = {NUMBER: (int, float), TEXT: (str,), FLAG: (bool,)}
 _SCORE = {"correct": NUMBER, "accuracy": NUMBER, "interval": ([NUMBER],)}
+_ROUNDS = {
+    "restarts": ({"number": NUMBER, "broke": [NUMBER], "gain": NUMBER},),
+    "bound": (
+        {
+            "points": NUMBER,
+            "images": NUMBER,
+            "confidence": NUMBER,
+            "asked_for": NUMBER,
+            "attacks": [TEXT],
+            "stood": NUMBER,
+            "drawn": NUMBER,
+            "fell": NUMBER,
+            "at_least": NUMBER,
+            "order_seed": NUMBER,
+        },
+    ),
+}
 _EVALUATION = {
     "num_images": NUMBER,
     "classes": [TEXT],
@@ -30,6 +47,7 @@ _EVALUATION = {
             "norm": TEXT,
             "attacks": [{"name": TEXT}],
             "robust": (_SCORE,),
+            **_ROUNDS,
             "lost_parts": ([{"attack": TEXT, "*": NUMBER}],),
         }
     },

@@ -19,6 +19,22 @@ from part_robust.evaluation.journal import BatchArrays
 KINDS = ("full", "class", "parts", "local")
 
 
+@dataclass(frozen=True)
+class RoundSettings:
+    """Settings of the rounds that follow a tier's first pass over all images (evaluation/rounds.py).
+
+    Attributes:
+        restart_gain: points of all images; attacks with random starts restart until a further restart breaks less. 0:
+            they do not restart.
+        sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
+        bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
+    """
+
+    restart_gain: float = 0.0
+    sampled: tuple[str, ...] = ()
+    bound: float = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Tier:
     """A set of attacks whose worst case is reported.
@@ -29,17 +45,21 @@ class Tier:
             the class; only images that are still right are attacked further. "parts": the worst case per image for
             pixel accuracy, every attack on every image with part labels. "local": of a `LocalTier`.
         attacks: by name, cheap ones first.
+        rounds: what follows the first pass, for tier "class" alone; None for nothing.
     """
 
     name: str
     kind: str
     attacks: Mapping[str, Attack]
+    rounds: RoundSettings | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"tier {self.name!r}: kind must be one of {KINDS}, is {self.kind!r}")
         if not self.attacks:
             raise ValueError(f"tier {self.name!r} has no attacks: give TEST.TIERS.{self.name} at least one")
+        if self.rounds and self.kind != "class":
+            raise ValueError(f"tier {self.name!r} must attack the class worst case per image to have rounds")
         if self.kind == "full" and len(self.attacks) > 1 and not self.measures_class:
             raise ValueError(f"tier {self.name!r} is of kind full: of attacks on the parts it can have only one")
         radii = {(attack.threat_model.norm, attack.threat_model.eps) for attack in self.attacks.values()}
@@ -53,6 +73,12 @@ class Tier:
     def threat_model(self) -> ThreatModel:
         """Threat model of the tier, which all its attacks share."""
         return next(iter(self.attacks.values())).threat_model
+
+    @property
+    def first_pass(self) -> Mapping[str, Attack]:
+        """Attacks on all images, by name; the others are on a sample."""
+        sampled = self.rounds.sampled if self.rounds else ()
+        return {name: attack for name, attack in self.attacks.items() if name not in sampled}
 
     @property
     def measures_class(self) -> bool:
@@ -71,9 +97,11 @@ class Tier:
     def objective(self) -> str:
         """Return the description of the objective for the record."""
         measured = "class accuracy" if self.measures_class else "pixel accuracy"
-        if self.kind != "full":
-            return f"{measured}, worst case per image"
-        return f"{measured}, every attack on every image, last word to the worst restart"
+        if self.kind == "full":
+            return f"{measured}, every attack on every image, last word to the worst restart"
+        sampled = self.rounds.sampled if self.rounds else ()
+        on_sample = f", {' and '.join(sampled)} on a random sample alone" if sampled else ""
+        return f"{measured}, worst case per image{on_sample}"
 
     def run(self, batch: AttackedBatch, note: Callable[[str], None], sample: Collection[int]) -> TierResult:
         """Same as `run_tier`; `sample` are ids of images that may become pictures."""
@@ -143,7 +171,7 @@ def _worst_class(tier: Tier, batch: AttackedBatch, note: Callable[[str], None]) 
     broken = torch.zeros_like(wrong) if everything else wrong
     images, broken_by = batch.images, torch.full_like(batch.labels, -1)
     verdicts = {name: torch.zeros_like(wrong) for name in tier.attacks}
-    for index, (name, attack) in enumerate(tier.attacks.items()):
+    for index, (name, attack) in enumerate(tier.first_pass.items()):
         rows = remaining.nonzero()[:, 0]
         if not len(rows):
             break

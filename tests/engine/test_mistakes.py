@@ -94,6 +94,15 @@ def test_evaluations_that_cannot_be(opts, words, toy_data, tmp_path):
         complete_config(arguments(tmp_path, *opts, model="resnet", eval_only=True))
 
 
+@pytest.mark.parametrize(("eval_only", "key"), [(False, "ATTACK.EVAL_DURING_TRAINING"), (True, "ATTACK.EVAL")])
+def test_an_attack_with_the_name_of_other_results(eval_only, key, toy_data, tmp_path):
+    args = arguments(tmp_path, key, "['clean']", model="resnet", eval_only=eval_only)
+    config = Path(args.config_file)
+    config.write_text(config.read_text().replace("  SPECS:", "  SPECS:\n    clean: {NAME: PGD}", 1))
+    with pytest.raises(ValueError, match="tiers and attacks need names of their own; used twice: .'clean'"):
+        complete_config(args)
+
+
 @pytest.mark.parametrize("eval_only", [False, True])
 def test_expected_results_of_no_task(eval_only, toy_data, tmp_path):
     opts = ["TEST.EXPECTED_RESULTS", "[['clasification', 'accuracy', 50, 1]]", "ATTACK.EVAL", ()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from part_robust.attacks import attack_view
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.attacked_batch import AttackedBatch
+from part_robust.evaluation.checks.add import describe_numbers
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.local_record import describe_local, local_arrays, local_warnings
@@ -22,11 +24,12 @@ from part_robust.evaluation.named_arrays import ClassArrays
 from part_robust.evaluation.plan import build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, holds, metrics_of, write_files
 from part_robust.evaluation.regions import labelled_regions, patch_regions, region_names, region_numbers
+from part_robust.evaluation.siblings import transfer
 from part_robust.modeling.counts import with_counts
 from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
 from tests.evaluation.local_fixture import local_plan, local_tier, some_items
-from tests.evaluation.tier_fixture import PARTS, SIZE, SmallPartModel, evaluators, make_items, run
+from tests.evaluation.tier_fixture import PARTS, SIZE, SmallPartModel, evaluators, make_items, make_plan, run
 from tests.processes import start_two
 from tests.toy import tiny_cfg
 
@@ -225,6 +228,17 @@ def test_worst_case_of_the_tier_is_over_the_regions(whole):
     robust = dict(zip(flags["image_id"].tolist(), holds(merged, plan.tiers[1]).tolist(), strict=True))
     clean = dict(zip(flags["image_id"].tolist(), flags["clean_correct"].tolist(), strict=True))
     assert robust == {image_id: clean[image_id] and image_id not in broken for image_id in robust}
+
+
+def test_alone_it_is_the_headline_and_takes_no_images_of_others(tmp_path):
+    """Images that other models' attackers made keep to no mask."""
+    items = some_items()[:3]
+    plan = make_plan(tiers=[local_tier(patch_sides=())], sample=(), curve={})
+    merged, _ = run(tmp_path, items, plan=plan)
+    record = describe_evaluation(plan, merged, metrics_of(plan, merged, evaluators()), "CPU")
+    assert record["headline"] == "local" and record["worst_case"] == record["tiers"]["local"]["robust"]
+    assert transfer(SimpleNamespace(plan=plan, merged=merged), "checkpoint") is None
+    assert "inside one region" in describe_numbers("toy", record)
 
 
 def test_what_a_part_loses_the_object_loses(whole):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import part_robust.modeling  # noqa: F401  (registration)
+from benchmarks.bounded import compare, compare_toys
 from benchmarks.timing import CLOCKS, best_times, peak_memory
 from part_robust.attacks import attack_view, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
@@ -112,6 +113,13 @@ def attack(args: argparse.Namespace) -> None:
         rows = _beside_autoattack(model, images, labels, eps, clock)
         print(f"\nAutoAttack's standard set ({' '.join(STANDARD)}) on the same images, one after the other")
         print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f"))
+    if args.bound:
+        rows = compare_toys(args.bound_images, args.bound, clock)
+        if args.weights:
+            name = short(args.attacked_config)
+            rows.insert(0, compare(name, ClassPath(model).eval(), images, labels, args.bound, clock, eps))
+        print(f"\nTier bounded, {args.bound:g} points, beside the standard set on all images; {args.clock} clock")
+        print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2f", missingval="-"))
 
 
 def short(config_file: str) -> str:

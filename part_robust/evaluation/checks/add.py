@@ -31,6 +31,7 @@ from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.local import LocalTier
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.record import find_headline, flags_of
+from part_robust.evaluation.rounds_record import bound_text
 from part_robust.evaluation.tiers import Tier
 from part_robust.evaluation.unions import one_tier_per_threat
 
@@ -80,8 +81,9 @@ def describe_numbers(dataset: str, evaluation: dict[str, Any]) -> str:
     threat = f"{evaluation['norm']}, eps {evaluation['eps']:g}/255"
     if name == (evaluation.get("local") or {}).get("tier"):
         threat += " inside one region"
+    bound = bound_text(evaluation["tiers"][name])
     return (
-        f"{dataset}: {robust} {what} are right under tier {name} ({threat}), "
+        f"{dataset}: {robust} {what} are right under tier {name} ({threat}), {bound + ', ' if bound else ''}"
         f"{_describe_unions(evaluation)}{clean} without attack; {evaluation['num_images']} images"
     )
 

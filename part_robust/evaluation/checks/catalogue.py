@@ -187,7 +187,7 @@ _CHECKS = (
         "C10",
         "attack converged",
         WARNING,
-        "raise STEPS or RESTARTS until the number stops falling",
+        "raise STEPS until the number stops falling; TEST.RESTART_GAIN 0.2 restarts as long as that helps",
         audit=(lambda e: strength.check_convergence(e.context, e.settings.long_steps, e.settings.restarts),),
         record=(lambda e: record.check_curves(e.evaluation),),
     ),

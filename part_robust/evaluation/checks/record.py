@@ -54,8 +54,11 @@ def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> Findin
         if standing is None:
             continue
         broken = np.zeros(len(standing), dtype=bool)
+        # Another tier may have run the attacks on images outside of this one's sample.
+        sampled, drawn = (values.get("bound") or {}).get("attacks", ()), flags.get(f"sampled_{tier}", broken)
         for attack in values.get("attacks") or ():
-            broken |= flags.get(f"fooled_{attack['name']}", broken).astype(bool)
+            fooled = flags.get(f"fooled_{attack['name']}", broken).astype(bool)
+            broken |= fooled & drawn if attack["name"] in sampled else fooled
         both = int((standing.astype(bool) & broken).sum())
         if both:
             findings.append(f"{both} images count as robust in {tier} although an attack of it broke them")
@@ -86,7 +89,7 @@ def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> 
         if all(values.get(key, E.get(key)) == E.get(key) for key in ("norm", "eps"))
     ]
     for row in (row for values in tiers for row in values.get("attacks") or ()):
-        if _is_black_box(row["name"], attacks):
+        if _is_black_box(row["name"], attacks) or row.get("restart"):
             continue
         words = str(attacks.get(row["name"], {}).get("objective", row["name"])).lower().replace("-", "_")
         blind = words == "cross_entropy" or "ce" in words.split("_")
@@ -178,16 +181,18 @@ def check_curves(E: Mapping[str, Any]) -> Finding | None:
 
 
 def check_square(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> Finding | None:
-    """C13: black-box attacks at the end of a tier break at most 0.2 points more."""
+    """C13: black-box attacks at the end of a tier break at most 0.2 points more; of a sample, the share counts."""
     worst, name = None, ""
     for values in class_tiers(E).values():
-        before = None
+        before, bound = None, values.get("bound") or {}
         for row in values.get("attacks") or ():
             after = row.get("accuracy_after")
             if after is None:
                 continue
             if _is_black_box(row["name"], attacks) and before is not None:
                 gain = before - after
+                if row["name"] in bound.get("attacks", ()):
+                    gain *= bound["stood"] / max(bound["drawn"], 1)
                 if worst is None or gain > worst:
                     worst, name = gain, row["name"]
             before = after

@@ -19,6 +19,7 @@ Result = Mapping[str, Any]
 class Entry:
     """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable.
 
+    `bound` is that of the record's tier bounded.
     `several` are the results under several threat models (TEST.THREATS) by tier, and under all of them by union.
     """
 
@@ -30,6 +31,8 @@ class Entry:
     clean: Result | None
     thesis: Result | None
     standard: Result | None
+    bounded: Result | None
+    bound: Mapping[str, Any] | None
     lowest: Result | None
     lowest_name: str
     problem: str
@@ -58,9 +61,10 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
                 entries.setdefault(dataset, []).append(entry)
     note = Text(
         "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
-        "under any class attack. A union counts images that are right under all threat models before it. Intervals are "
-        "Wilson's, 95 %. Compare two models by McNemar's test on the same images, not by overlapping intervals. "
-        "Unreliable results come last, with the reason."
+        "under any class attack. Tier bounded runs its expensive attacks on a sample; with 95 % confidence its number "
+        "would be lower by so many points at most if they ran on all images. A union counts images that are right "
+        "under all threat models before it. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the "
+        "same images, not by overlapping intervals. Unreliable results come last, with the reason."
     )
     sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
     how = Section("How to read it", texts=[note])
@@ -100,6 +104,8 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
         clean=evaluation.get("clean"),
         thesis=tiers.get("thesis") or _thesis(evaluation, record.get("attacks") or {}, attacked),
         standard=tiers.get("standard"),
+        bounded=tiers.get("bounded"),
+        bound=((evaluation.get("tiers") or {}).get("bounded") or {}).get("bound"),
         lowest=attacked.get(lowest),
         lowest_name=lowest,
         problem=problem,
@@ -144,6 +150,8 @@ def _table(entries: Sequence[Entry]) -> Table:
             "thesis PGD %": accuracy(entry.thesis),
             "standard %": accuracy(entry.standard),
             "95 % interval": (entry.standard or {}).get("interval"),
+            "bounded %": accuracy(entry.bounded),
+            "at most lower by": (entry.bound or {}).get("points"),
             **{f"{name} %": accuracy(entry.several.get(name)) for name in several},
             "lowest %": accuracy(entry.lowest),
             "by": entry.lowest_name,

@@ -36,6 +36,7 @@ from part_robust.evaluation.report.records import (
     load_arrays,
     threat_model_text,
 )
+from part_robust.evaluation.report.rounds import bound_cell, rounds_section
 from part_robust.evaluation.report.unions import union_section
 
 Entry = Mapping[str, Any]
@@ -88,6 +89,7 @@ def build_report(record: Mapping[str, Any], folder: Path) -> Page:
             _checks(entry),
             union_section(entry),
             _tiers(entry),
+            rounds_section(entry),
             local_section(entry),
             _matrix(entry),
             _lost_parts(entry),
@@ -125,7 +127,7 @@ def _accuracy_tiles(entry: Entry) -> list[Tile]:
     # Of the headline's threat model.
     results["worst case over all"] = None if entry.get("unions") else entry.get("worst_case")
     return [
-        Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry))
+        Tile(str(name), f"{result['accuracy']:.1f} %", _tile_detail(result, entry) + bound_cell(entry, name))
         for name, result in results.items()
         if result and result.get("accuracy") is not None
     ]

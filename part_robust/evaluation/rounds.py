@@ -1,0 +1,230 @@
+"""Rounds of a tier after its first pass over all images: restarts, and expensive attacks on a random sample.
+
+Which round follows is decided from the merged results of all images before it, so it is the same for any batch size,
+number of processes and after any interruption.
+
+Letters: N images, M of them stand (are right, and not broken).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluators
+from torch import nn
+
+from part_robust.attacks import Attack, attack_view
+from part_robust.attacks.noise import make_keys
+from part_robust.evaluation.adversarials import save_adversarials
+from part_robust.evaluation.attacked_batch import AttackedBatch
+from part_robust.evaluation.batch_arrays import attack_arrays, describe_batch
+from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.merged import BROKEN, Merged, Round
+from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CostArrays, TierArrays
+from part_robust.evaluation.plan import Plan
+from part_robust.evaluation.predictions import replace_predictions
+from part_robust.evaluation.progress import Progress
+from part_robust.evaluation.sequential_bound import SequentialSample
+from part_robust.evaluation.tiers import Tier, TierResult, run_tier
+
+# Of the order in which images are drawn into samples; fixed, so that a sample cannot be drawn until it pleases.
+ORDER_SEED = 1
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An attack of a tier, in the order in which they ran; `TierArrays.broken_by` counts them.
+
+    Attributes:
+        name: in the record.
+        arrays: name of its results among the arrays of batches.
+        attack: that ran.
+        restart: 1 for the first restart after the first pass; 0: none.
+        sampled: it ran on a sample alone.
+    """
+
+    name: str
+    arrays: str
+    attack: Attack
+    restart: int = 0
+    sampled: bool = False
+
+
+def next_round(plan: Plan, merged: Merged) -> Round | None:
+    """Return the round that follows those of `merged.rounds`; None if none does."""
+    for tier in plan.tiers:
+        if tier.rounds:
+            found = _next_restart(tier, merged) or _next_sample(tier, merged)
+            if found:
+                return replace(found, number=len(merged.rounds) + 1)
+    return None
+
+
+def restarting(tier: Tier) -> dict[str, Attack]:
+    """Return the attacks of a tier that restart, by name: those of the first pass that follow a gradient from random.
+
+    A black box's random search is no start that a gradient hangs on, and costs thousands of queries.
+    """
+    return {name: attack for name, attack in tier.first_pass.items() if attack.uses_gradient and attack.starts_randomly}
+
+
+def executed_attacks(tier: Tier, merged: Merged) -> list[Executed]:
+    """Return the attacks of a tier in the order in which they ran, those on a sample last."""
+    found = [Executed(name, name, attack) for name, attack in tier.first_pass.items()]
+    for restart in range(1, len(_restarts(tier, merged)) + 1):
+        found += [
+            Executed(f"{name}_restart_{restart}", f"{tier.name}.{name}.restart_{restart}", attack, restart)
+            for name, attack in _restarted(tier, restart).items()
+        ]
+    sampled = tier.rounds.sampled if tier.rounds else ()
+    return found + [Executed(name, f"{tier.name}.{name}", tier.attacks[name], sampled=True) for name in sampled]
+
+
+def sequential_sample(tier: Tier, merged: Merged) -> tuple[SequentialSample, np.ndarray, int, int]:
+    """Return the sample of a tier with attacks on one: its plan, images, how many of these were drawn, and fell.
+
+    The images, int64 (M,) ids, are those that stood before the first was drawn, in the order in which they are drawn.
+    """
+    assert tier.rounds
+    first = _first_sampled(tier, merged)
+    standing = np.array(merged.stands(tier.name) | (merged.read(TierArrays, tier.name).broken_by >= first))
+    ids = np.sort(merged.image.image_id[standing])
+    tolerated = int(tier.rounds.bound / 100 * len(merged) + 1e-9)
+    rounds = [done for done in merged.rounds if done.tier == tier.name and not done.restart]
+    drawn, fallen = sum(len(done.image_ids) for done in rounds), sum(map(merged.broken_in, rounds))
+    return SequentialSample(len(ids), tolerated, CONFIDENCE), random_order(ids), drawn, fallen
+
+
+def random_order(ids: np.ndarray) -> np.ndarray:
+    """Return image ids, int64 (M,) ascending, in the order in which they are drawn, which depends on the ids alone."""
+    return ids[make_keys(ORDER_SEED, torch.from_numpy(ids)).argsort(stable=True).numpy()]
+
+
+def describe_round(finished: Round, merged: Merged) -> str:
+    """Return a line for the log."""
+    kind = f"restart {finished.restart}" if finished.restart else "a sample"
+    return f"{kind} of {len(finished.image_ids)} images broke {merged.broken_in(finished)}"
+
+
+def _next_restart(tier: Tier, merged: Merged) -> Round | None:
+    assert tier.rounds
+    names, done = restarting(tier), _restarts(tier, merged)
+    enough = done and 100 * merged.broken_in(done[-1]) < tier.rounds.restart_gain * len(merged)
+    ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
+    if not names or not tier.rounds.restart_gain or enough or not len(ids):
+        return None
+    first = len(tier.first_pass) + len(names) * len(done)
+    return Round(tier.name, tuple(ids.tolist()), first, len(names), restart=len(done) + 1)
+
+
+def _next_sample(tier: Tier, merged: Merged) -> Round | None:
+    assert tier.rounds
+    if not tier.rounds.sampled:
+        return None
+    sample, ids, drawn, fallen = sequential_sample(tier, merged)
+    size = sample.next_size(drawn, fallen)
+    if size is None:
+        return None
+    return Round(tier.name, tuple(ids[drawn:size].tolist()), _first_sampled(tier, merged), len(tier.rounds.sampled))
+
+
+def _restarts(tier: Tier, merged: Merged) -> list[Round]:
+    return [done for done in merged.rounds if done.tier == tier.name and done.restart]
+
+
+def _first_sampled(tier: Tier, merged: Merged) -> int:
+    return len(tier.first_pass) + len(restarting(tier)) * len(_restarts(tier, merged))
+
+
+def _restarted(tier: Tier, restart: int) -> dict[str, Attack]:
+    return {name: attack.at_restart(attack.restarts - 1 + restart) for name, attack in restarting(tier).items()}
+
+
+def run_round_batch(
+    current: Round,
+    plan: Plan,
+    model: nn.Module,
+    items: list[dict],
+    evaluators: DatasetEvaluators,
+    adversarials: Path | None,
+    predictions: Path | None,
+    progress: Progress,
+) -> BatchArrays:
+    """Run the attacks of a round on a batch of its images.
+
+    Returns:
+        Arrays of all images under the names of the round's attacks; and, behind the prefix `BROKEN`, those of the
+        newly broken images as results of the tier, which replace earlier ones.
+    """
+    start = time.perf_counter()
+    tier = next(tier for tier in plan.tiers if tier.name == current.tier)
+    attacks = _attacks_of(current, tier)
+    with attack_view(model, full_gradient=False) as inner:
+        batch = AttackedBatch(inner, items, len(plan.part_names))
+        result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
+        arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch)}
+        for name, fooled in result.fooled.items():
+            arrays |= AttackArrays(fooled=fooled.numpy()).write(name)
+        rows = (result.broken_by >= 0).nonzero()[:, 0]
+        forwards = batch.forwards
+        if len(rows):
+            part, broken = batch.select(rows), _select(result, rows, batch, current.first)
+            replacement = _replacement(part, broken, tier, plan, evaluators)
+            arrays |= {BROKEN + name: array for name, array in replacement.items()}
+            if predictions is not None:
+                replace_predictions(predictions, part, tier.name, broken.outputs, replacement, evaluators)
+            if plan.save_adversarials:
+                assert adversarials is not None, "the plan keeps images"
+                prediction = save_adversarials(
+                    adversarials / tier.name,
+                    plan.save_adversarials,
+                    part,
+                    broken.images,
+                    broken.outputs,
+                    tier.threat_model,
+                    name=f"round_{current.number}",
+                )
+                if prediction is not None:
+                    saved = TierArrays(broken.broken_by.numpy(), prediction).write(tier.name)
+                    arrays |= {BROKEN + name: array for name, array in saved.items()}
+            forwards += part.forwards
+    cost = CostArrays(forwards=np.array(forwards), seconds=np.array(time.perf_counter() - start))
+    return arrays | cost.write("evaluation")
+
+
+def _attacks_of(current: Round, tier: Tier) -> dict[str, Attack]:
+    """The attacks of a round, by the name of their arrays."""
+    if current.restart:
+        restarted = _restarted(tier, current.restart)
+        return {f"{tier.name}.{name}.restart_{current.restart}": attack for name, attack in restarted.items()}
+    assert tier.rounds
+    return {f"{tier.name}.{name}": tier.attacks[name] for name in tier.rounds.sampled}
+
+
+def _select(result: TierResult, rows: torch.Tensor, batch: AttackedBatch, first: int) -> TierResult:
+    """The result of the images at `rows`; attacks are counted from `first`."""
+    outputs = [result.outputs[row] for row in rows.tolist()]
+    return TierResult(result.images[batch.on_device(rows)], outputs, result.broken_by[rows] + first, {}, {}, {})
+
+
+def _replacement(
+    part: AttackedBatch, broken: TierResult, tier: Tier, plan: Plan, evaluators: DatasetEvaluators
+) -> BatchArrays:
+    """Arrays of the newly broken images as results of the tier, on the curve, and as pictures."""
+    threat = tier.threat_model
+    radii = [eps for eps, attack in plan.curve.items() if attack.threat_model.norm == threat.norm and eps >= threat.eps]
+    curve = {eps: torch.zeros(len(part), dtype=torch.bool) for eps in radii}
+    pictures = plan.sample if tier is plan.first else ()
+    found = describe_batch(part, {tier: broken}, curve, evaluators, pictures)
+    return {name: array for name, array in found.items() if _is_replaced(name, tier.name)}
+
+
+def _is_replaced(name: str, tier: str) -> bool:
+    of_images = {*ClassArrays.names(tier).values(), *TierArrays.names(tier).values(), f"images.pixels_right.{tier}"}
+    prefixes = ("images.curve.", f"counts.{tier}.", f"evaluators.{tier}.", "pictures.")
+    return name == "images.image_id" or name in of_images or name.startswith(prefixes)
