@@ -161,7 +161,7 @@ def add_test(cfg: CfgNode) -> None:
     # For models without a gradient; far weaker than the others, so the number is a loose bound.
     tiers.black_box = ["square"]
     tiers.parts = [
-        *("sea_masked", "sea_balanced", "sea_js", "apgd_segpgd", "apgd_soft_pixels"),
+        *("sea_masked", "sea_balanced", "sea_js", "apgd_soft_pixels"),
         *("apgd_part_loss", "apgd_part_loss_fixed", "apgd_part_class", "apgd_part_box"),
     ]
     # Attacks that tier "bounded" runs on a random sample of the images that its other attacks left. The sample grows
