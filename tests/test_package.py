@@ -35,6 +35,7 @@ SOURCES = [
 ]
 # Imported where it is needed, by the extra that brings it.
 OPTIONAL = {"timm": "timm", "pyautoattack": "aa", "onnxruntime": "onnx", "imagecorruptions": "corruptions"}
+OPTIONAL |= {"safetensors": "timm"}  # timm requires it
 # No package registry has detectron2 (README.md); torch brings typing_extensions, and triton where it uses it.
 UNDECLARED = {"detectron2", "triton", "typing_extensions"}
 # Every config loads, and the command finds one by its name: it goes as far as the data, which are not there.
@@ -155,7 +156,7 @@ def test_everything_imported_is_declared_and_nothing_else(wheel):
     # Python 3.10 knows only distributions that list their modules.
     assert {distributions.get(name, [name])[0].lower() for name in found} == needed
     extras = {extra for _, extra in optional}
-    assert OPTIONAL.keys() <= imported and extras == {*OPTIONAL.values(), "test"}
+    assert OPTIONAL.keys() <= imported and extras == {*OPTIONAL.values(), "pretrained", "test"}
 
 
 def third_party_imports() -> set[str]:

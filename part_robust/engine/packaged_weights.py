@@ -10,8 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
+from detectron2.utils.file_io import PathHandler, PathManager
 
 PREFIX = "package://"
 # Name after the prefix -> package.

@@ -155,8 +155,8 @@ def test_the_runs_differ_in_what_they_write(folders):
     assert any("local_toy_val.npz, broken_by" in name for name in images_and_flags(folders[1] / "local"))
     names = images_and_flags(folders[1] / "detector")
     assert len([name for name in names if name.startswith("adversarials") and name.endswith(".png")]) == 2 * 6
-    # Clean, two tiers and two attacks on the parts.
-    assert len([name for name in names if "/results/" in name and name.endswith(".png")]) == 5 * 6
+    # Clean, two tiers and four attacks on the parts.
+    assert len([name for name in names if "/results/" in name and name.endswith(".png")]) == 7 * 6
     assert "predictions_toy_val/results/parts/boxes.json" in names
 
 
