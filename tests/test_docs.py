@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_view, build_attack
+from part_robust.attacks import ATTACK_REGISTRY, OBJECTIVES, attack_mode, build_attack
 from part_robust.config import attack_spec, find_config, get_part_robust_cfg
 from part_robust.engine import train
 from part_robust.engine.trainer import PartTrainer
@@ -79,7 +79,7 @@ def test_the_attack_is_one(my_parts, tmp_path, objective):
     (tier,) = build_tiers(cfg)
     assert list(tier.attacks) == ["apgd_ce", "momentum"] and type(tier.attacks["momentum"]).__name__ == "MomentumPGD"
     assert build_attack({"NAME": "DecayingMomentumPGD", "DECAY": 0.5}).decay == 0.5
-    with attack_view(Honest()) as view, torch.no_grad():
+    with attack_mode(Honest()) as view, torch.no_grad():
         images = make_images(12)
         labels = view(images).argmax(dim=1)
         found = {}

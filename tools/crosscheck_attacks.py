@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from part_robust.attacks import attack_view, build_attack
+from part_robust.attacks import attack_mode, build_attack
 from part_robust.attacks.apgd import L1_RESTARTS
 from part_robust.config import attack_spec, get_part_robust_cfg
 
@@ -124,7 +124,7 @@ def train(build: Callable[[], nn.Module], norm: str, eps: float, steps: int = 15
     for step in range(steps):
         attack.scale = min(1.5 * step / steps, 1.0)
         images, labels = toy_images(64, seed=1000 + step)
-        with attack_view(net) as inner:
+        with attack_mode(net) as inner:
             images = attack(inner, images, labels, keys=torch.arange(64) + 64 * step).images
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
@@ -147,7 +147,7 @@ def ours(
     standing = torch.arange(len(images), device=images.device)
     keys = standing if keys is None else keys
     forwards = 0
-    with attack_view(net) as inner:
+    with attack_mode(net) as inner:
         for name in names:
             several = {"RESTARTS": L1_RESTARTS} if name == "apgd_ce" and overrides.get("NORM") == "l1" else {}
             attack = build_attack(attack_spec(specs, name), **overrides, **several)

@@ -28,7 +28,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from part_robust import load_config
-from part_robust.attacks import Attack, attack_batch, attack_view, get_objective
+from part_robust.attacks import Attack, attack_batch, attack_mode, get_objective
 from part_robust.config import attack_spec
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper
@@ -174,11 +174,11 @@ class Comparison:
 
         Args:
             name: of the outcome.
-            attack: (model inside `attack_view`, items, images (N, 3, H, W) in 0..255, padding (N, H, W) or None) ->
+            attack: (model inside `attack_mode`, items, images (N, 3, H, W) in 0..255, padding (N, H, W) or None) ->
                 attacked images, forwards.
         """
         start, forwards, counts = time.process_time(), 0, []
-        with attack_view(self.model) as inner:
+        with attack_mode(self.model) as inner:
             for own in self.batches:
                 images, padding = inner.preprocess(own)
                 attacked, number = attack(inner, own, images, padding)

@@ -6,7 +6,7 @@ from part_robust.attacks.build import attack_defaults, build_attack
 from part_robust.attacks.divergence import KL_DIVERGENCE, attack_training_batch
 from part_robust.attacks.eot import EotView
 from part_robust.attacks.fab import FAB
-from part_robust.attacks.model_view import ModelView, attack_batch, attack_view
+from part_robust.attacks.model_view import ModelView, attack_batch, attack_mode, attack_view
 from part_robust.attacks.nfgsm import NFGSM, training_radius
 from part_robust.attacks.objective import (
     OBJECTIVES,
@@ -60,6 +60,7 @@ __all__ = [
     "attack_batch",
     "attack_defaults",
     "attack_training_batch",
+    "attack_mode",
     "attack_view",
     "build_attack",
     "get_objective",

@@ -74,7 +74,7 @@ class AttackInputs:
     """One batch of the mapper's dicts, and the model that is attacked.
 
     Attributes:
-        model: an `Attackable`, inside `attack_view`.
+        model: an `Attackable`, inside `attack_mode`.
         batched_inputs: with `class_id`, and `sem_seg` or `instances` for objectives of the parts.
         images: (N, 3, H, W) before the attack.
         padding: bool (N, H, W), True on letterbox padding.

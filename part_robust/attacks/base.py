@@ -115,7 +115,7 @@ class Attack(ABC):
         self.targets = targets if objective.targeted else None
         self.record_history = record_history
         self.scale = 1.0
-        # Follow the gradient that a model detaches in training; see `attack_view`.
+        # Follow the gradient that a model detaches in training; see `attack_mode`.
         self.full_gradient = True
         # Gradients past a detector's choice of object queries; see `ExpandedQueries`.
         self.query_factor = 1
@@ -172,7 +172,7 @@ class Attack(ABC):
         attackable: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> AttackResult:
-        """Attack one batch. The model behind `forward` should be inside `attack_view`.
+        """Attack one batch. The model behind `forward` should be inside `attack_mode`.
 
         Args:
             forward: differentiable, (N, 3, H, W) -> outputs that the objective takes, mostly class logits. A callable

@@ -33,7 +33,7 @@ class ExpandedQueries:
         """Wrap a view of a model that chooses object queries.
 
         Args:
-            view: the model inside `attack_view`, a `ChoosesQueries`.
+            view: the model inside `attack_mode`, a `ChoosesQueries`.
             padding: bool (N, H, W) or None.
             factor: ratio of the number of object queries to the model's own.
         """

@@ -26,7 +26,7 @@ def attack_gradient(inner: Any, full_gradient: bool) -> AbstractContextManager[N
 
 
 @contextmanager
-def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
+def attack_mode(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
     """The module inside DistributedDataParallel, in eval mode, parameters frozen, gradients on, autocast and TF32 off.
 
     On exit, also after an error, everything is as before: the training flag of every submodule, `requires_grad` of
@@ -59,6 +59,9 @@ def attack_view(model: nn.Module, full_gradient: bool = True) -> Iterator[Any]:
             parameter.requires_grad_(flag)
 
 
+attack_view = attack_mode  # the name of earlier versions
+
+
 class ModelView:
     """Images -> the outputs that an objective reads, for one batch of the mapper's dicts; a `Forward`."""
 
@@ -74,7 +77,7 @@ class ModelView:
         """Prepare the outputs for an objective.
 
         Args:
-            inner: the model, inside `attack_view`; an `Attackable`.
+            inner: the model, inside `attack_mode`; an `Attackable`.
             objective: decides which outputs of the model are read.
             batched_inputs: see `AttackInputs`.
             images: see `AttackInputs`.
@@ -130,7 +133,7 @@ def attack_batch(
 
     Args:
         attack: the attack; its objective is a loss of the class, of the parts or of both.
-        inner: the model, inside `attack_view`; an `Attackable`.
+        inner: the model, inside `attack_mode`; an `Attackable`.
         batched_inputs: with `class_id`, and `sem_seg` or `instances` for part objectives.
         keys: int64 (N,).
         scored: see `Attack.__call__`.

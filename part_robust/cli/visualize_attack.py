@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from part_robust import load_config
-from part_robust.attacks import attack_batch, attack_view
+from part_robust.attacks import attack_batch, attack_mode
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
@@ -46,7 +46,7 @@ def draw(cfg: CfgNode, attack_name: str, count: int, output: str) -> str:
     model = build_model(cfg)
     PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     keys = torch.tensor([item["image_id"] for item in batch])
-    with attack_view(model, attack.full_gradient) as inner, torch.no_grad():
+    with attack_mode(model, attack.full_gradient) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
         with torch.enable_grad():
             result, _ = attack_batch(attack, inner, batch, keys)

@@ -18,7 +18,7 @@ from part_robust.attacks import (
     AttackResult,
     ThreatModelViolation,
     attack_batch,
-    attack_view,
+    attack_mode,
     training_radius,
 )
 from part_robust.attacks.noise import make_keys
@@ -140,7 +140,7 @@ class AdversarialLoader:
         device = next(self.model.parameters()).device
         try:
             with (
-                attack_view(self.model, self.attack.full_gradient) as inner,
+                attack_mode(self.model, self.attack.full_gradient) as inner,
                 torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
                 tf32(self.precision == "tf32"),
             ):

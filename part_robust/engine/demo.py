@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
-from part_robust.attacks import Attack, attack_batch, attack_view
+from part_robust.attacks import Attack, attack_batch, attack_mode
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import get_taxonomy
 from part_robust.data.image_file import ImageFileMapper
@@ -137,7 +137,7 @@ class Demo:
         attacked, after = images, outputs
         if attack is not None:
             truths = [self._as_truth(item, found, label) for item, found in zip(batch, outputs, strict=True)]
-            with attack_view(self.model, attack.full_gradient) as inner:
+            with attack_mode(self.model, attack.full_gradient) as inner:
                 result, _ = attack_batch(attack, inner, truths, torch.tensor([item["image_id"] for item in batch]))
             attacked = result.images.detach()
             attack.threat_model.verify(attacked, images)

@@ -15,7 +15,7 @@ from part_robust.attacks import (
     Attack,
     ThreatModel,
     attack_batch,
-    attack_view,
+    attack_mode,
     get_objective,
     training_radius,
 )
@@ -121,7 +121,7 @@ class OverfittingGuard(HookBase):
     def _accuracies(self) -> tuple[float, float]:
         """Percent correct under the training's attack and under PGD, over all processes."""
         right = torch.zeros(3, dtype=torch.float64)
-        with attack_view(self.model, self.attack.full_gradient) as inner:
+        with attack_mode(self.model, self.attack.full_gradient) as inner:
             for index, batch in enumerate(self.batches):
                 labels = torch.tensor([item["class_id"] for item in batch])
                 place = torch.arange(len(batch)) + 1_000_003 * index

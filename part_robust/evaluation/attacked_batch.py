@@ -65,7 +65,7 @@ class AttackOutcome:
 
 
 class AttackedBatch:
-    """A batch inside `attack_view(model, full_gradient=False)`: each attack adds the gradient that it follows.
+    """A batch inside `attack_mode(model, full_gradient=False)`: each attack adds the gradient that it follows.
 
     Images stay on the model's device; outputs and whatever is decided by them are on the host, by one copy for each set
     of outputs.
@@ -84,7 +84,7 @@ class AttackedBatch:
         """Predict the clean images.
 
         Args:
-            inner: the model, inside `attack_view(model, full_gradient=False)`.
+            inner: the model, inside `attack_mode(model, full_gradient=False)`.
             items: the mapper's dicts.
             num_parts: P.
         """

@@ -79,7 +79,7 @@ def attack_smoothed(
     Images of a model without a gradient stay as they are.
 
     Args:
-        class_logits: images (B, 3, H, W) and padding -> (B, C), inside `attack_view`.
+        class_logits: images (B, 3, H, W) and padding -> (B, C), inside `attack_mode`.
         images: float (N, 3, H, W), 0..255.
         labels: int64 (N,), classes to leave.
         radii: N of them, L2, 0..255 units; every image has a ball of its own.

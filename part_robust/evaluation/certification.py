@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.data.sample import sample_records
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import share
@@ -139,7 +139,7 @@ def _votes_of(
     """Yield the votes of one image after the other, each by one copy from the device."""
     first = range(smoothing.selection)
     others = range(smoothing.selection, smoothing.selection + smoothing.samples)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         images, padding = inner.preprocess(items)
         keys = torch.tensor([item["image_id"] for item in items], device=images.device)
         for row, item in enumerate(items):
@@ -260,7 +260,7 @@ def _trials(
         logger.info("Trials of the certified radii on %d images", len(chosen))
         image_ids = [record["image_id"] for record in chosen]
         rows = np.array([place[image_id] for image_id in image_ids])
-        with attack_view(data.model) as inner:
+        with attack_mode(data.model) as inner:
             images, padding = inner.preprocess(data.items(image_ids))
             device = images.device
             entries = run_trials(

@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import describe_batch, evaluated_rows
@@ -171,7 +171,7 @@ def _run_batch(
 ) -> BatchArrays:
     start = time.perf_counter()
     rounded = {}
-    with attack_view(model, full_gradient=False) as inner:
+    with attack_mode(model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         results = {}
         for tier in plan.tiers:

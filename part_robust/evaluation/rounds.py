@@ -17,7 +17,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluators
 from torch import nn
 
-from part_robust.attacks import Attack, attack_view
+from part_robust.attacks import Attack, attack_mode
 from part_robust.attacks.noise import make_keys
 from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
@@ -164,7 +164,7 @@ def run_round_batch(
     start = time.perf_counter()
     tier = next(tier for tier in plan.tiers if tier.name == current.tier)
     attacks = _attacks_of(current, tier)
-    with attack_view(model, full_gradient=False) as inner:
+    with attack_mode(model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
         arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch)}

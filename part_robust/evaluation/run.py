@@ -220,7 +220,7 @@ def _attack_dataset(
         return build_test_loader(cfg, dataset, [record for record in wanted if record["image_id"] not in done])
 
     _log_attacks(plan)
-    # Of the module that `attack_view` gives.
+    # Of the module that `attack_mode` gives.
     before = tensor_hashes(getattr(model, "module", model)) if comm.is_main_process() else {}
     merged = run_plan(plan, model, remaining, len(records), evaluators, journal, adversarials, predictions)
     votes = None

@@ -17,7 +17,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
+from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_mode
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.record import find_headline, flags_of
@@ -157,7 +157,7 @@ def _try(
 ) -> tuple[int, set[int]]:
     """Return how many images were tried, and the ids of those that are misclassified."""
     tried, broken, most = 0, set(), data.cfg.DATALOADER.TEST_BATCH_SIZE
-    with attack_view(data.model) as inner, torch.no_grad():
+    with attack_mode(data.model) as inner, torch.no_grad():
         for arrays in load_adversarials(sibling.images):
             ids = arrays["image_id"].tolist()
             rows = [row for row, image_id in enumerate(ids) if image_id in remaining]

@@ -150,7 +150,7 @@ def count_predictions(
     """Return int64 (N, C), how often each class is predicted on an image with noise; on the images' device.
 
     Args:
-        class_logits: images (B, 3, H, W) and padding -> (B, C), inside `attack_view`.
+        class_logits: images (B, 3, H, W) and padding -> (B, C), inside `attack_mode`.
         images: see `noisy_batches`.
         keys: see `noisy_batches`.
         draws: see `noisy_batches`.

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_view
+from part_robust.attacks import ThreatModel, ThreatModelViolation, attack_mode
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.evaluation.adversarials import load_adversarials, outputs_to_compare
@@ -153,7 +153,7 @@ def _score(
 ) -> None:
     """Adds a batch to the result."""
     ids = arrays["image_id"].tolist()
-    with attack_view(model) as inner, torch.no_grad():
+    with attack_mode(model) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
         attacked = torch.from_numpy(arrays["images"]).to(images.device)
         if attacked.shape != images.shape:

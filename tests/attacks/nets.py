@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from part_robust.attacks import PGD, Attack, AttackResult, attack_view, build_attack
+from part_robust.attacks import PGD, Attack, AttackResult, attack_mode, build_attack
 
 ATTACKS = {
     "pgd": {"NAME": "PGD", "STEP_SIZE": 1.0, "KEEP": "best", "STEPS": 8},
@@ -83,9 +83,9 @@ def pictures(count: int = 6, side: int = 5, seed: int = 1) -> Tensor:
 
 
 def run(model: nn.Module, attack: Attack | dict, images: Tensor, labels: Tensor, keys=None, **options) -> AttackResult:
-    """Attacks inside `attack_view`; keys count up unless given."""
+    """Attacks inside `attack_mode`; keys count up unless given."""
     attack = build_attack(attack) if isinstance(attack, dict) else attack
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         return attack(inner, images, labels, keys=torch.arange(len(images)) if keys is None else keys, **options)
 
 

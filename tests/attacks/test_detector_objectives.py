@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.attacks.part_losses import all_hidden, hidden_scores
 from part_robust.configured_attacks import build_attacks
 from part_robust.layers.mask_box import FOUND_SCORE
@@ -23,7 +23,7 @@ def attacked(objective, items, **changes):
     """Images before and after an attack of eight steps, the model, and its result."""
     model = build_toy_detector()
     node = {"NAME": "APGD", "OBJECTIVE": objective, "EPS": 12.0, "STEPS": 8, "RANDOM_START": False, **changes}
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, padding = attack_batch(build_attack(node), inner, items, torch.tensor([i["image_id"] for i in items]))
         images, _ = inner.preprocess(items)
     return model, images, result, padding

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.attacks import ModelView, attack_batch, attack_view, build_attack, get_objective
+from part_robust.attacks import ModelView, attack_batch, attack_mode, build_attack, get_objective
 from part_robust.engine import PartTrainer
 from tests.toy import tiny_cfg
 
@@ -36,7 +36,7 @@ def targets(view: ModelView) -> torch.Tensor:
 )
 def test_a_selection_sees_what_the_whole_sees(toy_data, name, objective):
     batch = batch_of(name)
-    with attack_view(model_of(name)) as inner, torch.no_grad():
+    with attack_mode(model_of(name)) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
         padding = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.bool)
         padding[2:4, :, 24:] = True
@@ -55,7 +55,7 @@ def test_detectors_inside_apgd(toy_data, objective):
     """The detection loss grows, with the matching solved anew at each step or frozen."""
     batch, model = batch_of("dino_two_headed"), model_of("dino_two_headed")
     attack = build_attack({"NAME": "APGD", "OBJECTIVE": objective, "STEPS": 4, "EPS": 8.0, "EARLY_STOP": True})
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, padding = attack_batch(attack, inner, batch, torch.arange(6))
         images, _ = inner.preprocess(batch)
         view = ModelView(inner, attack.objective, batch, images, padding)
@@ -73,7 +73,7 @@ def test_parts_of_a_batch_inside_sea(toy_data):
     batch, model = batch_of("deeplab_segmenter"), model_of("deeplab_segmenter")
     schedule = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
     node = {"NAME": "APGD", "OBJECTIVE": "masked_cross_entropy", "STEPS": 10, "EPS": 16.0, "RADIUS_SCHEDULE": schedule}
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, padding = attack_batch(build_attack(node), inner, batch, torch.arange(6))
         images, _ = inner.preprocess(batch)
         view = ModelView(inner, get_objective("masked_cross_entropy"), batch, images, padding)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from part_robust.attacks import OBJECTIVES, Objective, attack_batch, attack_view, build_attack
+from part_robust.attacks import OBJECTIVES, Objective, attack_batch, attack_mode, build_attack
 from part_robust.attacks.objective import better, get_objective
 from tests.attacks.nets import Linear, pictures
 
@@ -87,7 +87,7 @@ def test_an_objective_written_the_old_way_attacks(monkeypatch, steps):
     batch = [{"image": image, "class_id": index % 5} for index, image in enumerate(pictures())]
     found = []
     for name in ("mine", "margin", margin):
-        with attack_view(OnlyClasses()) as inner:
+        with attack_mode(OnlyClasses()) as inner:
             attack = build_attack({"OBJECTIVE": name, "STEPS": steps, "KEEP": "best"})
             found.append(attack_batch(attack, inner, batch, torch.arange(6))[0])
     assert all(torch.equal(found[0].images, other.images) for other in found[1:])

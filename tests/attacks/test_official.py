@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from part_robust.attacks import AttackError, Official, ThreatModel, attack_view, build_attack
+from part_robust.attacks import AttackError, Official, ThreatModel, attack_mode, build_attack
 from part_robust.attacks.model_view import attack_batch
 from part_robust.config import attack_spec, get_part_robust_cfg
 from tests.attacks.nets import Curved, pictures
@@ -52,7 +52,7 @@ def case(count: int = 16, classes: int = 5):
 
 def run(attack, model, images, labels, **given):
     keys = torch.arange(len(images))
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         return attack(inner, images, labels, keys=keys, **given)
 
 
@@ -70,7 +70,7 @@ def test_the_same_images_as_by_its_own_entry_point(name, norm):
     theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 2
     theirs.apgd.use_largereps = theirs.apgd_targeted.use_largereps = norm == "l1"
     theirs.square.n_queries, theirs.fab.n_iter = 60, 15
-    with attack_view(theirs.model), torch.random.fork_rng():
+    with attack_mode(theirs.model), torch.random.fork_rng():
         expected, _ = theirs.run_standard_evaluation(images / 255, labels, batch_size=len(images))
     counting = Counting(net)
     steps = {"square": 60, "fab_t": 15}.get(name, 100)  # its APGD has a hundred
@@ -148,7 +148,7 @@ def test_padding_stays_and_goes_with_its_images(name, norm):
     for item, label in zip(items, model.class_logits(images, padding).argmax(dim=1), strict=True):
         item["class_id"] = int(label)
     model.batches.clear()
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, _ = attack_batch(Official(own(name, norm, EPS=3 * EPS[norm])), inner, items, torch.arange(12))
         labels = torch.tensor([item["class_id"] for item in items])
         assert torch.equal(result.success, inner.class_logits(result.images, padding).argmax(dim=1) != labels)
@@ -180,7 +180,7 @@ def test_what_tells_images_apart_gives_each_a_batch_of_its_own():
     told = Told(net, torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0, -3.0]), sizes)
     right = told(images).argmax(dim=1)
     sizes.clear()
-    with attack_view(net):
+    with attack_mode(net):
         found = attack(told, images, right, keys=torch.arange(6))
         assert sizes[0] == 6 and set(sizes[1:]) == {1}
         for row in range(6):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from part_robust.attacks import PGD, attack_view, build_attack
+from part_robust.attacks import PGD, attack_mode, attack_view, build_attack
 from part_robust.attacks.base import ATTACK_REGISTRY
 from part_robust.attacks.problem import gradient
 from part_robust.attacks.state import State
@@ -45,7 +45,7 @@ class OldPGD(PGD):
 def test_old_names_give_the_same_result(monkeypatch):
     monkeypatch.setitem(ATTACK_REGISTRY._obj_map, "OldPGD", OldPGD)
     model, images = Curved(), pictures()
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         labels = inner(images).argmax(dim=1)
         old, new = (
             build_attack({"NAME": name, "STEPS": 4, "KEEP": "best"})(inner, images, labels, keys=torch.arange(6))
@@ -53,3 +53,7 @@ def test_old_names_give_the_same_result(monkeypatch):
         )
     assert torch.equal(old.images, new.images) and torch.equal(old.fooled, new.success)
     assert old.forwards == new.forwards + 4 * 6, "`problem.ask` counts, too"
+
+
+def test_the_old_name_of_the_context_of_attacks():
+    assert attack_view is attack_mode

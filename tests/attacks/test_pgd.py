@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from part_robust.attacks import PGD, AttackError, ThreatModel, attack_view, build_attack, get_objective
+from part_robust.attacks import PGD, AttackError, ThreatModel, attack_mode, build_attack, get_objective
 
 
 class Linear(nn.Module):
@@ -37,7 +37,7 @@ def test_reaches_the_optimum_of_a_two_class_linear_model(norm):
     images, _ = batch()
     labels = torch.zeros(6, dtype=torch.long)
     threat = ThreatModel(norm, 8.0)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result = pgd(threat_model=threat)(inner, images, labels, keys=torch.arange(6))
     slope = (model.weight[1] - model.weight[0]).detach()
     gain = 8.0 * slope.norm(p=1 if norm == "linf" else 2)
@@ -51,7 +51,7 @@ def test_closed_form_of_one_fgsm_step():
     model = Linear()
     images, labels = batch()
     attack = build_attack({"NAME": "PGD", "STEPS": 1, "STEP_SIZE": 8.0, "RANDOM_START": False})
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result = attack(inner, images, labels, keys=torch.arange(6))
     probability = model(images).softmax(dim=1).detach()
     probability[torch.arange(6), labels] -= 1.0
@@ -70,7 +70,7 @@ def test_leaves_no_trace():
     before_flags = [module.training for module in model.modules()]
     before_grad = [parameter.requires_grad for parameter in model.parameters()]
     before_rng, original = torch.get_rng_state(), images.clone()
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         assert not any(module.training for module in inner.modules())
         pgd(restarts=2)(inner, images, labels, keys=torch.arange(6))
     assert [module.training for module in model.modules()] == before_flags
@@ -84,7 +84,7 @@ def test_leaves_no_trace():
 
 def test_state_comes_back_after_an_error():
     model = Linear()
-    with pytest.raises(RuntimeError, match="boom"), attack_view(model):
+    with pytest.raises(RuntimeError, match="boom"), attack_mode(model):
         raise RuntimeError("boom")
     assert model.training and model.weight.requires_grad
 
@@ -93,10 +93,10 @@ def test_works_inside_no_grad_and_inference_mode():
     model = Linear()
     images, labels = batch()
     attack = pgd()
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         expected = attack(inner, images, labels, keys=torch.arange(6)).images
     for context in (torch.no_grad(), torch.inference_mode()):
-        with context, attack_view(model) as inner:
+        with context, attack_mode(model) as inner:
             assert torch.equal(attack(inner, images, labels, keys=torch.arange(6)).images, expected)
 
 
@@ -105,7 +105,7 @@ def test_result_does_not_depend_on_the_batch():
     images, labels = batch()
     keys = torch.tensor([40, 3, 77, 12, 5, 6])
     attack = pgd(steps=3, restarts=2, keep="best")
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         together = attack(inner, images, labels, keys=keys).images
         for order in ([0], [5, 2], [3, 1, 4]):
             part = attack(inner, images[order], labels[order], keys=keys[order]).images
@@ -130,7 +130,7 @@ def test_best_iterate_and_restarts_never_lose():
         "best": {"steps": 5, "keep": "best"},
         "restarts": {"steps": 5, "keep": "best", "restarts": 4},
     }.items():
-        with attack_view(model) as inner:
+        with attack_mode(model) as inner:
             attack = pgd(**values, step_size=3.0)
             adversarial = attack(inner, images, labels, keys=torch.arange(6)).images
         losses[name] = get_objective("margin").loss(model(adversarial), labels)
@@ -155,7 +155,7 @@ def test_an_image_that_is_wrong_already_stays_wrong():
 
     success = get_objective("margin").success
     for keep, expected in (("best", True), ("last", False)):
-        with attack_view(Trap()) as inner:
+        with attack_mode(Trap()) as inner:
             result = pgd(keep=keep, steps=3)(inner, images, labels, keys=torch.arange(6))
             assert not result.zero_gradient.any()
             assert bool(success(inner(result.images), labels).all()) == expected
@@ -172,7 +172,7 @@ def test_zero_gradient_is_reported(caplog, monkeypatch):
     images, _ = batch()
     model = Saturated()
     labels = model(images).argmax(dim=1)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result = pgd(objective=get_objective("cross_entropy"), step_size=0.01)(
             inner, images, labels, keys=torch.arange(6)
         )
@@ -193,7 +193,7 @@ def test_padding_stays():
     padding = torch.zeros(6, 4, 4, dtype=torch.bool)
     padding[:, :, 3] = True
     for norm in ("linf", "l2"):
-        with attack_view(Linear()) as inner:
+        with attack_mode(Linear()) as inner:
             attack = pgd(threat_model=ThreatModel(norm, 8.0), restarts=2)
             result = attack(inner, images, labels, keys=torch.arange(6), padding=padding).images
         assert torch.equal(result[..., 3], images[..., 3])
@@ -204,11 +204,11 @@ def test_scale_shrinks_radius_and_step():
     images, labels = batch()
     attack = pgd(steps=1, random_start=False, step_size=4.0)
     attack.scale = 0.25
-    with attack_view(Linear()) as inner:
+    with attack_mode(Linear()) as inner:
         result = attack(inner, images, labels, keys=torch.arange(6)).images
     torch.testing.assert_close((result - images).abs().amax(), torch.tensor(1.0))
     attack.scale = 0.0
-    with attack_view(Linear()) as inner:
+    with attack_mode(Linear()) as inner:
         assert torch.equal(attack(inner, images, labels, keys=torch.arange(6)).images, images)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.attacks import attack_batch, attack_view
+from part_robust.attacks import attack_batch, attack_mode
 from part_robust.configured_attacks import build_attacks
 from part_robust.engine import JournalMismatch, PartCheckpointer, PartTrainer, evaluate
 from part_robust.evaluation import build_evaluator, verification
@@ -77,7 +77,7 @@ def by_hand(cfg) -> tuple[dict, dict[str, dict[int, float]]]:
         evaluators.reset()
         for batch in PartTrainer.build_test_loader(cfg, "toy_val"):
             keys = torch.tensor([item["image_id"] for item in batch])
-            with attack_view(model, attack is None or attack.full_gradient) as inner:
+            with attack_mode(model, attack is None or attack.full_gradient) as inner:
                 attacked, padding = inner.preprocess(batch)
                 if attack is not None:
                     attacked = attack_batch(attack, inner, batch, keys)[0].images

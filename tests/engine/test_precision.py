@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.engine import PartCheckpointer, PartTrainer, evaluate, export, train
 from part_robust.evaluation import verification
 from part_robust.modeling.part_classifier import PartClassifier
@@ -90,7 +90,7 @@ def test_evaluation_record_export_and_verification(toy_data, tmp_path, seen):
 
 def test_attack_view_ends_with_what_was_before(toy_data):
     model = build_model(tiny_cfg("resnet"))
-    with pytest.raises(RuntimeError, match="inside"), attack_view(model):
+    with pytest.raises(RuntimeError, match="inside"), attack_mode(model):
         assert describe_precision() == EXACT
         raise RuntimeError("inside")
     assert describe_precision() == FAST

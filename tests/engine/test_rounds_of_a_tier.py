@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.data import PartDatasetMapper
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.adversarials import load_adversarials
@@ -77,7 +77,7 @@ def test_every_metric_is_that_of_the_saved_images(finished):
     model = build_model(cfg)
     model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
     judges.reset()
-    with attack_view(model) as inner, torch.no_grad():
+    with attack_mode(model) as inner, torch.no_grad():
         for saved in load_adversarials(folder / "adversarials_toy_val" / "bounded"):
             batch = [mapper(by_id[image_id]) for image_id in saved["image_id"].tolist()]
             _, padding = inner.preprocess(batch)

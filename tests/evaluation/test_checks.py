@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from part_robust.attacks import attack_view, build_attack
+from part_robust.attacks import attack_mode, build_attack
 from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.evaluation.checks import (
     CATALOGUE,
@@ -35,7 +35,7 @@ def by_id(results):
 
 
 def checked(model, images, audit=False, **values):
-    with attack_view(model) as view:
+    with attack_mode(model) as view:
         labels = torch.zeros(len(images), dtype=torch.long)
         return by_id(run_checks(view, images, labels, build_attack(ATTACK), audit, settings=SMALL, **values))
 
@@ -158,7 +158,7 @@ TWO_STAGES = ["MODEL.MASK_DINO.TWO_STAGE", True]
 def test_gradients_past_the_choice_of_queries(name, opts, chooses, toy_data):
     model = awake(build_model(tiny_cfg(name, *opts)))
     images = 255 * torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    with attack_view(model) as view:
+    with attack_mode(model) as view:
         expanded = expand_queries(view, None)
         assert (expanded is not None) == chooses
         if expanded is None:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.config import get_part_robust_cfg
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.checks.add import describe_numbers
@@ -167,7 +167,7 @@ class OneCorner(SmallPartModel):
 def test_the_patch_goes_where_the_class_is_read():
     model = OneCorner()
     items = make_items(model)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         batch = AttackedBatch(inner, items, len(PARTS))
         tier = local_tier(regions=("patch",), patch_sides=(2,), patch_positions=1)
         result = tier.run(batch, lambda _: None, ())

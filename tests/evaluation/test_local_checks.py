@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import Merged, describe_batch
 from part_robust.evaluation.checks import CheckSettings, merge_checks, record_checks, reportable, run_checks
@@ -33,7 +33,7 @@ def by_id(results):
 def evaluated(model, chosen):
     """`local` of the record of eight images."""
     items = models.with_objects(model, 8)
-    with attack_view(models.OnItems(model)) as view:
+    with attack_mode(models.OnItems(model)) as view:
         batch = AttackedBatch(view, items, 1)
         result = chosen.run(batch, lambda _: None, ())
         arrays = describe_batch(batch, {chosen: result}, {}, type(evaluators())([]), ())
@@ -43,7 +43,7 @@ def evaluated(model, chosen):
 def test_a_gradient_that_is_dead_inside_the_object_is_found():
     model = models.DeadInside().eval()
     items, chosen = models.with_objects(model, 8), tier()
-    with attack_view(models.OnItems(model)) as view:
+    with attack_mode(models.OnItems(model)) as view:
         inside = by_id(check_object(view, items, chosen, 1, False, SMALL))
         images, _ = view.preprocess(items)
         labels = torch.tensor([item["class_id"] for item in items])
@@ -65,7 +65,7 @@ def test_a_gradient_that_is_dead_inside_the_object_is_found():
 def test_an_honest_model_passes():
     model = models.Honest().eval()
     items, chosen = models.with_objects(model, 8), tier(queries=40)
-    with attack_view(models.OnItems(model)) as view:
+    with attack_mode(models.OnItems(model)) as view:
         results = by_id(check_object(view, items, chosen, 1, True, SMALL))
     assert set(results) == {"C6", "C7", "C8", "C9", "C13", "C16"}
     assert not [result for result in results.values() if result.status == "fail"]
@@ -79,7 +79,7 @@ def test_an_honest_model_passes():
 def test_the_audit_finds_what_a_black_box_breaks():
     model = models.DeadInside().eval()
     items, chosen = models.with_objects(model, 8), tier(queries=60)
-    with attack_view(models.OnItems(model)) as view:
+    with attack_mode(models.OnItems(model)) as view:
         results = by_id(check_object(view, items, chosen, 1, True, SMALL))
     assert results["C13"].status == "fail" and results["C13"].sentence.startswith("tier local, inside the object: ")
 
@@ -99,5 +99,5 @@ def test_images_without_an_object_are_not_checked():
         {**item, "part_supervision": "none", "sem_seg": torch.full((12, 12), 255)}
         for item in models.with_objects(model, 2)
     ]
-    with attack_view(models.OnItems(model)) as view:
+    with attack_mode(models.OnItems(model)) as view:
         assert check_object(view, items, tier(), 1, False, SMALL) == []

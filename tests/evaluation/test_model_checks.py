@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from part_robust.attacks import EotView, Square, ThreatModel, attack_batch, attack_view, build_attack, get_objective
+from part_robust.attacks import EotView, Square, ThreatModel, attack_batch, attack_mode, build_attack, get_objective
 from part_robust.attacks.expanded_queries import expand_queries
 from part_robust.evaluation.checks import (
     CATALOGUE,
@@ -71,7 +71,7 @@ def by_id(results: list[CheckResult]) -> dict[str, CheckResult]:
 
 
 def test_an_honest_model_passes_everything():
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         context = subject_of(view)
         attacked = context.run(context.attack)
         assert 0 < attacked.standing < len(context), "the checks must have something to compare"
@@ -105,7 +105,7 @@ CHEAP = [
 
 @pytest.mark.parametrize(("kind", "id"), CHEAP, ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_cheap_check_finds(kind, id):
-    with attack_view(kind()) as view:
+    with attack_mode(kind()) as view:
         results, _ = run_cheap_checks(subject_of(view, count=6), SMALL)
     result = by_id(results)[id]
     assert result.status == "fail" and result.level == CATALOGUE[id].level
@@ -113,12 +113,12 @@ def test_cheap_check_finds(kind, id):
 
 
 def test_large_logits_are_told_from_a_wrong_gradient():
-    with attack_view(models.LargeLogits()) as view:
+    with attack_mode(models.LargeLogits()) as view:
         assert by_id(run_cheap_checks(subject_of(view, count=6), SMALL)[0])["C6"].status == "pass"
 
 
 def test_the_same_model_without_the_cut_passes():
-    with attack_view(models.Detached(cut=False)) as view:
+    with attack_mode(models.Detached(cut=False)) as view:
         result = check_gradient(view, models.make_images(6), torch.arange(6))
     assert result.status == "pass" and result.value < 0.01
 
@@ -161,7 +161,7 @@ def test_quantised_input_is_found_in_float64_too():
 
 def test_randomness_leads_to_the_expectation():
     torch.manual_seed(0)
-    with attack_view(models.NoisyInput()) as view:
+    with attack_mode(models.NoisyInput()) as view:
         results, context = run_cheap_checks(subject_of(view, count=6), SMALL)
     assert isinstance(context.forward, EotView) and context.forward.draws == 4
     # Under common random numbers its gradient is right: randomness is one finding, not two.
@@ -199,7 +199,7 @@ def test_logits_of_a_wrong_shape_and_honest_ones_that_sum_to_one():
 @pytest.mark.parametrize("labels", [[0, 5], [-1, 2]])
 def test_labels_that_do_not_exist(labels):
     assert check_classes(torch.zeros(2, 5), torch.tensor(labels), pgd()).status == "fail"
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         context = CheckContext(view, models.make_images(2), torch.tensor(labels), pgd())
         results = by_id(run_cheap_checks(context, SMALL)[0])
     assert results["C17"].status == "fail" and results["C7"].status == "skipped"
@@ -258,16 +258,16 @@ STRONG = [
 
 @pytest.mark.parametrize(("kind", "check", "arguments", "values"), STRONG)
 def test_masked_models_are_found(kind, check, arguments, values):
-    with attack_view(kind()) as view:
+    with attack_mode(kind()) as view:
         result = check(subject_of(view, pgd(**values)), *arguments)
     assert result.status == "fail", result
 
 
 def test_images_of_the_undefended_sibling_break_the_masked_model():
     attack = pgd(EPS=8.0, STEP_SIZE=2.0)
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         transferred = subject_of(view, attack).run(attack).images
-    with attack_view(models.Quantised()) as view:
+    with attack_mode(models.Quantised()) as view:
         context = subject_of(view, attack)
         context.pgd(4, 0.25)
         assert competitors.check_transfer(context, transferred).status == "fail"
@@ -275,7 +275,7 @@ def test_images_of_the_undefended_sibling_break_the_masked_model():
 
 
 def test_one_step_that_beats_many():
-    with attack_view(models.Valley()) as view:
+    with attack_mode(models.Valley()) as view:
         context = subject_of(view, pgd(EPS=8.0), images=models.grey(5))
         result = strength.check_effort(context, 20)
     assert result.status == "fail" and result.value == 100.0
@@ -283,7 +283,7 @@ def test_one_step_that_beats_many():
 
 
 def test_attack_that_has_not_converged():
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         context = subject_of(view, pgd(EPS=4.0))
         assert strength.check_convergence(context, 2).status == "fail"
         assert strength.check_convergence(context, 32).status == "pass"
@@ -291,7 +291,7 @@ def test_attack_that_has_not_converged():
 
 def test_restarts_that_find_more():
     images = torch.full((24, 3, 4, 4), 128.0)
-    with attack_view(models.Watershed()) as view:
+    with attack_mode(models.Watershed()) as view:
         context = subject_of(view, pgd(EPS=8.0), images=images)
         result = strength.check_convergence(context, 16)
         assert context.pgd(32, 0.1).standing == 24, "more steps from the image itself do not help"
@@ -303,7 +303,7 @@ def test_restarts_that_find_more():
 
 @pytest.mark.parametrize(("lead", "status"), [(6.0, "fail"), (12.0, "pass")])
 def test_choice_of_queries_that_hides_a_path(lead, status):
-    with attack_view(models.Chooser()) as view:
+    with attack_mode(models.Chooser()) as view:
         context = subject_of(view, pgd(EPS=8.0), count=4, images=models.red_patches(4, lead))
         assert context.labels.tolist() == [0] * 4
         expanded = expand_queries(view, None)
@@ -324,7 +324,7 @@ def test_attack_past_the_choice_of_queries():
     model.register_forward_pre_hook(lambda module, arguments: sent.append(len(arguments[0])))
     for factor, success in ((1, False), (4, True)):
         attack = pgd(EPS=8.0, STEP_SIZE=1.0, QUERY_FACTOR=factor, RANDOM_START=False, EARLY_STOP=True, COMPACT_EVERY=3)
-        with attack_view(model) as view:
+        with attack_mode(model) as view:
             sent.clear()
             result, _ = attack_batch(attack, view, items, torch.arange(3))
         assert result.forwards == sum(sent)
@@ -348,7 +348,7 @@ def test_success_that_is_not_returned(keep, status):
             logits = super().forward(images)
             return torch.stack([logits[:, 0], logits[:, 1].detach() + d - d.detach()], dim=1)
 
-    with attack_view(Overshoot()) as view:
+    with attack_mode(Overshoot()) as view:
         result = strength.check_best_iterate(subject_of(view, attack, images=models.grey(4)))
     assert result.status == status, result
 
@@ -370,7 +370,7 @@ class LateSquare(Square):
 @pytest.mark.parametrize(("late", "status"), [(0, "pass"), (20, "fail")])
 def test_queries_that_break_late(late, status):
     # Blind to the gradient, so that the black box finds what is left.
-    with attack_view(models.Quantised()) as view:
+    with attack_mode(models.Quantised()) as view:
         context = subject_of(view, pgd(EPS=8.0))
         standing = len(competitors.white_box_survivors(context))
         attack = LateSquare(
@@ -392,7 +392,7 @@ def test_attack_that_misjudges_itself():
         def __call__(self, *arguments, **values):
             return SimpleNamespace(images=attack(*arguments, **values).images, success=torch.ones(10, dtype=torch.bool))
 
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         assert strength.check_verdicts(subject_of(view, Boaster())).status == "fail"
 
 
@@ -411,7 +411,7 @@ def test_watching_follows_a_shrinking_batch_and_the_ball():
 
 def test_losses_of_a_part_attack_are_judged_on_the_class():
     attack = pgd(OBJECTIVE="pixel_cross_entropy")
-    with attack_view(models.Honest()) as view:
+    with attack_mode(models.Honest()) as view:
         context = subject_of(view, attack, count=4)
         assert context.objective.name == "margin"
         assert check_losses(context).status == "pass"

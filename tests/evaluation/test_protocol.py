@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from part_robust.attacks import ThreatModel, attack_view
+from part_robust.attacks import ThreatModel, attack_mode
 from part_robust.attacks.class_losses import class_margin
 from part_robust.evaluation.adversarials import load_adversarials, round_into_ball
 from part_robust.evaluation.attacked_batch import label_counts
@@ -138,7 +138,7 @@ def test_worst_case_images_are_kept(items, tmp_path):
                 assert saved["pixels_right"].tolist() == expected
             elif tier.kind == "class":
                 standing = [row for row, item in enumerate(batch) if right[item["image_id"]]]
-                with attack_view(model) as inner:
+                with attack_mode(model) as inner:
                     for single in tier.attacks.values():
                         keys = torch.tensor([item["image_id"] for item in batch])
                         alone = single(inner.class_logits, clean, labels, keys=keys).images
@@ -221,7 +221,7 @@ def test_larger_radii_begin_where_smaller_ones_ended():
     keys = torch.arange(len(items))
     single = attack(name="PGD", STEPS=1, STEP_SIZE=0.0, KEEP="last", EARLY_STOP=False, RESTARTS=1)
     starts = (images + 4.0).clamp(0, 255)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result = single(inner.class_logits, images, labels, keys=keys, starts=starts)
         assert torch.equal(result.images, starts), "no step: it stays where it began"
         far = single(inner.class_logits, images, labels, keys=keys, starts=images + 100.0)

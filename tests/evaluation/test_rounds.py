@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.evaluation.adversarials import load_adversarials
 from part_robust.evaluation.checks import record_checks
 from part_robust.evaluation.journal import Journal
@@ -164,7 +164,7 @@ def test_a_restart_is_the_run_that_restarts_adds(items):
     images, labels = model.preprocess(items)[0], torch.tensor([item["class_id"] for item in items])
     keys = torch.tensor([item["image_id"] for item in items])
     for make in (lambda **values: attack("margin", STEPS=2, eps=2.0, **values), noisy):
-        with attack_view(model) as inner:
+        with attack_mode(model) as inner:
             totals = [make(RESTARTS=k + 1)(inner.class_logits, images, labels, keys=keys).success for k in range(3)]
             for k in (1, 2):
                 rest = (~totals[k - 1]).nonzero()[:, 0]

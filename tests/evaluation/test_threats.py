@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from part_robust.attacks import attack_view
+from part_robust.attacks import attack_mode
 from part_robust.config.threats import Threat, parse_threats
 from part_robust.evaluation.breakdown import share
 from part_robust.evaluation.checks import CheckSettings, record_checks
@@ -238,7 +238,7 @@ def test_audit_finds_a_masked_gradient_under_each_threat(kind, found):
     settings = CheckSettings(images=8, steps=10, long_steps=20, noise_draws=10, directions=2)
     values = {"NORM": "l1", "eps": 900.0}
     attacks = {"ce_l1": attack(STEPS=10, **values), "square_l1": attack("margin", "Square", STEPS=200, **values)}
-    with attack_view(kind()) as view:
+    with attack_mode(kind()) as view:
         labels = view.class_logits(images).argmax(dim=1)
         batch = [{"class_id": int(label), "image_id": row} for row, label in enumerate(labels)]
         checks = audit_threat(view, batch, images, None, Tier("screen_l1", "class", attacks), settings)

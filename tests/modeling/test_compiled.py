@@ -11,7 +11,7 @@ import torch
 from detectron2.modeling import build_model
 from torch._dynamo.backends.common import aot_autograd
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.engine import PartTrainer
 from part_robust.modeling.compiled import CompiledPath
 from tests.toy import tiny_cfg
@@ -31,7 +31,7 @@ def models_of(name: str) -> tuple[torch.nn.Module, torch.nn.Module, list[dict]]:
 
 def attacked(model: torch.nn.Module, batch: list[dict]) -> torch.Tensor:
     attack = build_attack({"NAME": "PGD", "STEPS": 3, "STEP_SIZE": 2.0, "EPS": 8.0})
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         return attack_batch(attack, inner, batch, torch.arange(len(batch)))[0].images
 
 

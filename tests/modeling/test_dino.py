@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.modeling.gradients import full_gradient
@@ -280,7 +280,7 @@ def test_attacks_take_the_gradient_the_config_says_and_leave_no_trace(batch, on)
     decoder = model.segmenter.decoder
     seen = []
     decoder.register_forward_hook(lambda *_: seen.append(decoder.detach_references))
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         attack_batch(build_attack({"STEPS": 2}), inner, batch, torch.arange(len(batch)))
     assert seen and set(seen) == {not on}
     assert decoder.detach_references and model.training
@@ -294,7 +294,7 @@ def test_attacks_on_the_detection_loss(batch, objective):
     calls = []
     matcher = model.segmenter.criterion.matcher
     model.segmenter.criterion.matcher = lambda *a: calls.append(1) or matcher(*a)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, _ = attack_batch(attack, inner, labelled, torch.arange(len(labelled)))
     assert len(calls) == (1 if objective.endswith("fixed") else 4 + 1)
     model.segmenter.criterion.matcher = matcher

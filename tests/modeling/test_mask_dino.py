@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.layers.mask_box import mask_bounds
@@ -373,7 +373,7 @@ def test_attacks_on_parts(batch, objective):
     model.segmenter.decoder.register_forward_hook(lambda m, *_: seen.append(m.detach_references))
     points = model.segmenter.criterion.mask_loss
     attack = build_attack({"OBJECTIVE": objective, "STEPS": 3, "RANDOM_START": False, "KEEP": "best"})
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, _ = attack_batch(attack, inner, labelled, torch.arange(len(labelled)))
     assert seen and not any(seen) and model.segmenter.decoder.detach_references and model.training
     assert points.batches == 0, "points are for training"

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.data import PartDatasetMapper
 from part_robust.losses.adversarial import TrainingObjective
 from part_robust.losses.part_segmentation import part_cross_entropy
@@ -68,7 +68,7 @@ def test_it_trains_and_its_pixels_are_attacked(batch):
     counts = model.part_label_counts(batch)
     assert int(counts["loss_part"].count) == sum(item["part_supervision"] != "none" for item in batch)
     attack = build_attack({"OBJECTIVE": model.segmenter.attack_objective, "STEPS": 2, "EPS": 8.0})
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         result, _ = attack_batch(attack, inner, batch, torch.arange(len(batch)))
     assert not torch.equal(result.images, model.preprocess(batch)[0])
 

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone import Backbone
 
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.data import PartDatasetMapper
 from part_robust.engine import train
 from part_robust.modeling.activation_checkpointing import checkpoint_activations
@@ -106,7 +106,7 @@ def test_every_segmenter(toy_data, kind, segmenter):
     sum(model(batch).values()).backward()
     reached = [name for name, p in model.backbone.named_parameters() if p.grad is not None and p.grad.any()]
     assert len(reached) > 0.8 * len(list(model.backbone.parameters()))
-    with attack_view(model.eval()) as inner:
+    with attack_mode(model.eval()) as inner:
         result, _ = attack_batch(build_attack({"STEPS": 1}), inner, batch, torch.arange(4))
     assert not result.zero_gradient.any()
     assert "class_logits" in model(batch)[0]

@@ -15,7 +15,7 @@ from part_robust.attacks import (
     AttackResult,
     Official,
     attack_batch,
-    attack_view,
+    attack_mode,
     build_attack,
 )
 from part_robust.engine import PartTrainer
@@ -109,7 +109,7 @@ def test_attacks_on_detectors(toy_data, model, values):
         built = PartTrainer.build_model(cfg)
         batch = next(iter(PartTrainer.build_test_loader(cfg, "toy_val")))[:4]
         attack = build_attack({"EPS": 4.0, "STEPS": 2, **values})
-        with attack_view(built, attack.full_gradient) as inner:
+        with attack_mode(built, attack.full_gradient) as inner:
             return given(attack_batch(attack, inner, batch, torch.arange(4), scored=True)[0])
 
     assert_same_as_on_cpu(case)

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import part_robust.modeling  # noqa: F401  (registration)
 from benchmarks.bounded import compare, compare_toys
 from benchmarks.timing import CLOCKS, best_times, peak_memory
-from part_robust.attacks import attack_view, build_attack
+from part_robust.attacks import attack_mode, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.data.part_shapes import CLASSES, PARTS, draw_part_shape
 
@@ -91,14 +91,14 @@ def attack(args: argparse.Namespace) -> None:
     rows = []
     for config_file in args.config_files:
         model, images = build(config_file, args.device), draw(args.images, args.size, args.device)
-        with attack_view(model) as inner:
+        with attack_mode(model) as inner:
             rows += _passes(short(config_file), inner, images, args.steps, args.repeats, device, clock)
     headers = ["model", "what", "this", "over", "ratio", "target"]
     print(tabulate(rows, headers, "github", floatfmt=("", "", ".1f", ".1f", ".3f"), disable_numparse=[5]))
 
     model = build(args.attacked_config, args.device, args.weights)
     images = draw(args.attacked_images, args.attacked_size, args.device)
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         # Every image starts out right, with whatever weights.
         labels = inner.class_logits(images).argmax(dim=1)
         eps = args.eps or half_way(inner.class_logits, images, labels)
@@ -137,7 +137,7 @@ def _passes(
     device: torch.device,
     clock: Callable[[], float],
 ) -> list[list]:
-    """Rows of the table, for a model inside `attack_view`."""
+    """Rows of the table, for a model inside `attack_mode`."""
     labels = torch.arange(len(images), device=device) % len(CLASSES)
     keys = torch.arange(len(images))
     pgd = build_attack({"NAME": "PGD", "STEPS": steps, "STEP_SIZE": 1.0, "EPS": 8.0})

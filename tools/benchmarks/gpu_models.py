@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.mask_dino import make_batch
-from part_robust.attacks import attack_batch, attack_view, build_attack
+from part_robust.attacks import attack_batch, attack_mode, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg
 from part_robust.configured_attacks import training_attack
 from part_robust.data.part_shapes import CLASSES, PARTS
@@ -152,7 +152,7 @@ class Case:
         changes = {"STEPS": steps, "RESTARTS": 1, "EARLY_STOP": False}
         attacks = [build_attack(attack_spec(self.cfg, name), **changes) for name in names]
         keys = torch.arange(len(self.batch))
-        with exact_kernels(), attack_view(self.model) as inner:
+        with exact_kernels(), attack_mode(self.model) as inner:
 
             def run() -> None:
                 for attack in attacks:
@@ -196,7 +196,7 @@ def _numbers(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         losses = torch.stack([loss.double() for loss in model(case.batch).values()])
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    with attack_view(model) as inner:
+    with attack_mode(model) as inner:
         images, padding = inner.preprocess(case.batch)
         images = images.to(dtype).requires_grad_(True)
         labels = torch.tensor([item["class_id"] for item in case.batch]).to(images.device)

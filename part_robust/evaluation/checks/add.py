@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from part_robust.attacks import Attack, attack_view
+from part_robust.attacks import Attack, attack_mode
 from part_robust.evaluation.checks import (
     CATALOGUE,
     CheckResult,
@@ -154,7 +154,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
     if not data.cfg.TEST.TIER and not data.cfg.TEST.AUDIT:
         images = min(images, int(SHARE_OF_PASSES * passes / PASSES))
     if not images:
-        with attack_view(data.model) as inner:
+        with attack_mode(data.model) as inner:
             untouched = CATALOGUE["C1"].result(check_untouched(inner, before))
         return [untouched, *(skipped(id, TOO_SHORT) for id in CHEAP)]
     rows = pictures.image_id.argsort()[:images]
@@ -163,7 +163,7 @@ def _check_model(data: EvaluatedData, before: dict[str, str], passes: int) -> li
     judged = next(of_gradient, attacks[0])
     same_ball = first.threat_model == judged.threat_model
     logger.info("Checks on %d images%s", len(batch), ", with the audit" if data.cfg.TEST.AUDIT else "")
-    with attack_view(data.model, judged.full_gradient) as inner:
+    with attack_mode(data.model, judged.full_gradient) as inner:
         originals, padding = inner.preprocess(batch)
         checks = run_checks(
             inner,

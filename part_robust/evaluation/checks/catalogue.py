@@ -20,7 +20,7 @@ from part_robust.evaluation.checks.result import ERROR, FAIL, PASS, SKIPPED, WAR
 
 @dataclass(frozen=True)
 class ModelEvidence:
-    """Input of the checks on the model, inside `attack_view`.
+    """Input of the checks on the model, inside `attack_mode`.
 
     Attributes:
         context: the model's class logits, images of an evaluation, and the attack whose numbers are checked.

@@ -93,7 +93,7 @@ class CheckContext:
         """Set up a batch and the attack on it that is checked.
 
         Args:
-            forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_view`.
+            forward: differentiable, images (N, 3, H, W) -> class logits (N, C), inside `attack_mode`.
             images: float (N, 3, H, W).
             labels: int64 (N,).
             attack: the one whose numbers are checked.

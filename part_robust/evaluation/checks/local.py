@@ -25,7 +25,7 @@ def check_object(
     """C6 and C7 and, in the audit, C8, C9, C13 and C16, of the tier's first attack with gradients, inside the object.
 
     Args:
-        view: the model, inside `attack_view`.
+        view: the model, inside `attack_mode`.
         items: the mapper's dicts; images without labelled parts are left out.
         tier: of the evaluation.
         num_parts: P.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassForward:
-    """Images -> class logits (N, C) of a model inside `attack_view`, with the padding of its images."""
+    """Images -> class logits (N, C) of a model inside `attack_mode`, with the padding of its images."""
 
     def __init__(self, view: Any, padding: Tensor | None) -> None:
         """`padding` bool (N, H, W) or None."""
@@ -43,7 +43,7 @@ def double_precision(view: Any, images: Tensor, padding: Tensor | None) -> Class
     """A copy of the model that computes in float64, or None where it cannot.
 
     Args:
-        view: the model inside `attack_view`, whose gradient the copy keeps.
+        view: the model inside `attack_mode`, whose gradient the copy keeps.
         images: float (N, 3, H, W), tried on the first.
         padding: of the images.
     """
@@ -75,7 +75,7 @@ def check_untouched(model: nn.Module, before: dict[str, str]) -> Finding:
     """C1: every module is in eval mode, and parameters and buffers are what they were.
 
     Args:
-        model: inside `attack_view`.
+        model: inside `attack_mode`.
         before: its `tensor_hashes` before the attack.
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]

@@ -40,10 +40,10 @@ def run_checks(
     before: dict[str, str] | None = None,
     settings: CheckSettings | None = None,
 ) -> list[CheckResult]:
-    """C1 to C17 and C21, as far as they apply; call it inside `attack_view`, after the evaluation or on a batch of it.
+    """C1 to C17 and C21, as far as they apply; call it inside `attack_mode`, after the evaluation or on a batch of it.
 
     Args:
-        view: the model inside `attack_view`, with `class_logits(images, padding)`.
+        view: the model inside `attack_mode`, with `class_logits(images, padding)`.
         images: float (N, 3, H, W), 0..255; the first `settings.images` are used.
         labels: int64 (N,).
         attack: the one whose numbers are checked. The audit runs it once.

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from part_robust.attacks import attack_batch, attack_view
+from part_robust.attacks import attack_batch, attack_mode
 from part_robust.config import get_part_robust_cfg
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
@@ -123,7 +123,7 @@ class Model:
         if attacked and self.attack is None:
             raise ValueError("the record has no attack: its evaluation was clean")
         attack = self.attack if attacked else None
-        with attack_view(self.model, attack is None or attack.full_gradient) as inner, torch.no_grad():
+        with attack_mode(self.model, attack is None or attack.full_gradient) as inner, torch.no_grad():
             images, padding = inner.preprocess(self.items)
             if attack is not None:
                 with torch.enable_grad():
