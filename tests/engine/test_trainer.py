@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from part_robust.engine.best_metric import best_metric
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import set_schedule
 from part_robust.utils.errors import UserError
-from tests.processes import start_two, wait_until
+from tests.processes import start_two
 from tests.toy import ADVERSARIAL, RESNET_50, metric_lines, run_cfg, tiny_cfg
 
 
@@ -290,24 +289,3 @@ def test_two_gloo_processes_train_and_evaluate_like_one(toy_data, tmp_path):
     assert one.keys() == two.keys()
     for task, metrics in one.items():
         assert two[task] == pytest.approx(metrics, abs=1e-6), task
-
-
-def _train_on(folder: Path, iterations: int) -> None:
-    options = ["SOLVER.MAX_ITER", iterations, "TEST.EVAL_PERIOD", 0, "SOLVER.CHECKPOINT_PERIOD", 5]
-    train(run_cfg(folder, *options), resume=True)
-
-
-def test_kill_and_resume(toy_data, tmp_path, caplog):
-    """kill -9 in the middle; --resume ends with the iteration it should and a good last checkpoint."""
-    process = multiprocessing.get_context("fork").Process(target=_train_on, args=(tmp_path, 100000))
-    process.start()
-    last = tmp_path / "last_checkpoint"
-    wait_until(last.exists)
-    time.sleep(0.3)
-    process.kill()
-    process.join()
-    reached = torch.load(tmp_path / last.read_text())["iteration"]
-    caplog.set_level("INFO")
-    _train_on(tmp_path, reached + 4)
-    assert f"Starting training from iteration {reached + 1}" in caplog.text
-    assert torch.load(tmp_path / "model_final.pth")["iteration"] == reached + 3
