@@ -26,6 +26,7 @@ from part_robust.evaluation.checks import (
 )
 from part_robust.evaluation.checks.local import check_object
 from part_robust.evaluation.checks.record import class_tiers
+from part_robust.evaluation.checks.result import ERROR
 from part_robust.evaluation.checks.run import CHEAP
 from part_robust.evaluation.evaluated import EvaluatedData
 from part_robust.evaluation.local import LocalTier
@@ -59,7 +60,9 @@ def add_checks(data: EvaluatedData, evaluation: dict[str, Any], before: dict[str
     set_checks(data.name, evaluation, checks)
     for check in checks:
         if check.status == "fail":
-            logger.warning("%s %s: %s. What to do: %s", check.id, check.name, check.sentence, check.remedy)
+            # Tools that show warnings alone, such as the demo, show what makes a number unreliable.
+            level = logging.WARNING if check.level == ERROR else logging.INFO
+            logger.log(level, "%s %s: %s. What to do: %s", check.id, check.name, check.sentence, check.remedy)
     logger.info("%s. %s", summary(checks), evaluation["verdict"])
 
 
