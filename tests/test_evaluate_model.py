@@ -232,3 +232,13 @@ def test_a_data_set_is_needed(callables, tmp_path):
     for given, words in (([], "--dataset NAME or --json FILE"), (["--image-root", "x"], "must go with --json")):
         done = call("evaluate_model", *flags, *given, *SHORT, "OUTPUT_DIR", tmp_path / "out")
         assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "opts", "first"),
+    [(False, ["TEST.EPS", "2"], ["MODEL.DEVICE", "cpu"]), (True, ["TEST.EPS", "2"], ["TEST.EPS", "2"])],
+)
+def test_a_machine_without_a_gpu_needs_no_key(monkeypatch, gpu, opts, first):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert evaluate_model.with_device(opts)[:2] == first and evaluate_model.with_device(opts)[-2:] == opts
+    assert evaluate_model.with_device(["MODEL.DEVICE", "cuda"]) == ["MODEL.DEVICE", "cuda"]

@@ -15,6 +15,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from part_robust.engine import end_process_group, evaluate, launch
 from part_robust.engine.external import describe_images, external_options
 from part_robust.engine.setup import setup_run
@@ -71,8 +73,16 @@ def three_numbers(text: str) -> list[float]:
     return 3 * values if len(values) == 1 else values
 
 
+def with_device(opts: Sequence[str]) -> list[str]:
+    """Return the pairs, with MODEL.DEVICE cpu in front on a machine without a GPU: no config of the user names one."""
+    gpu = torch.cuda.is_available()
+    return list(opts) if gpu or "MODEL.DEVICE" in opts[0::2] else ["MODEL.DEVICE", "cpu", *opts]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    launch(run, parse_arguments(arguments))
+    args = parse_arguments(arguments)
+    args.opts = with_device(args.opts)
+    launch(run, args)
 
 
 def run(args: argparse.Namespace) -> None:
