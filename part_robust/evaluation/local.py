@@ -23,6 +23,7 @@ from part_robust.evaluation.pictures import picture_sample
 from part_robust.evaluation.region_results import RegionPairs, RegionPictures, WorstOfImages
 from part_robust.evaluation.regions import REGIONS, Regions, labelled_regions, patch_regions
 from part_robust.evaluation.tiers import Tier, TierResult
+from part_robust.layers.constants import constant
 from part_robust.utils.errors import UserError
 from part_robust.utils.transfer import to_device, to_host
 
@@ -155,7 +156,7 @@ class LocalTier(Tier):
 
     def _right_covered(self, batch: AttackedBatch, pairs: RegionPairs) -> Tensor:
         """Return int8 (M,), on the host: whether the class is right where the region is grey, -1 of patches."""
-        grey = batch.images.new_tensor(self.grey).view(3, 1, 1)
+        grey = constant(tuple(self.grey), batch.images.dtype, batch.images.device).view(3, 1, 1)
         right = torch.full(pairs.rows.shape, -1, dtype=torch.int8)
         left = (pairs.corners[:, 0, 0] < 0).nonzero()[:, 0]
         for chunk in left.split(len(batch)) if len(left) else ():
