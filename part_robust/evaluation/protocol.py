@@ -28,7 +28,7 @@ from part_robust.evaluation.named_arrays import CostArrays, ImageArrays, TierArr
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.predictions import save_predictions
 from part_robust.evaluation.progress import Progress
-from part_robust.evaluation.rounds import describe_round, next_round, run_round_batch
+from part_robust.evaluation.rounds import BatchSetting, describe_round, next_round, run_round_batch
 from part_robust.utils.processes import prepare_to_wait, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,10 @@ def run_plan(
     for batch in earlier:
         progress.count(batch)
 
+    setting = BatchSetting(plan, model, evaluators, adversarials, predictions)
+
     def attack(items: list[dict]) -> BatchArrays:
-        arrays = _run_batch(plan, model, items, evaluators, adversarials, predictions, progress)
+        arrays = _run_batch(setting, items, progress)
         progress.count(arrays)
         return arrays
 
@@ -82,7 +84,7 @@ def run_plan(
     merged = Merged([*earlier, *found]) if comm.is_main_process() else None
     if all(tier.rounds is None for tier in plan.tiers):
         return merged
-    return _run_rounds(plan, model, make_loader, evaluators, journal, adversarials, predictions, merged)
+    return _run_rounds(setting, make_loader, journal, merged)
 
 
 def _run_share(
@@ -110,30 +112,22 @@ def _run_share(
 
 
 def _run_rounds(
-    plan: Plan,
-    model: nn.Module,
+    setting: BatchSetting,
     make_loader: Callable[[Collection[int]], Iterable[list[dict]]],
-    evaluators: DatasetEvaluators,
     journal: Journal | None,
-    adversarials: Path | None,
-    predictions: Path | None,
     merged: Merged | None,
 ) -> Merged | None:
     """Runs one round after the other, as the main process decides from all results before it.
 
     Args:
-        plan: as `run_plan`.
-        model: as `run_plan`.
+        setting: of the evaluation.
         make_loader: as `run_plan`.
-        evaluators: as `run_plan`.
         journal: as `run_plan`.
-        adversarials: as `run_plan`.
-        predictions: as `run_plan`.
         merged: all images after the first pass, on the main process.
     """
     everything: set[int] = comm.all_gather(set(merged.image.image_id.tolist()) if merged else set())[0]
     while True:
-        current: Round | None = comm.all_gather(next_round(plan, merged) if merged else None)[0]
+        current: Round | None = comm.all_gather(next_round(setting.plan, merged) if merged else None)[0]
         if current is None:
             return merged
         name, ids = f"round_{current.number}", set(current.image_ids)
@@ -143,16 +137,7 @@ def _run_rounds(
         done: set[int] = comm.all_gather({image_id for batch in earlier for image_id in ImageArrays.ids(batch)})[0]
         what = f"Round {current.number} of tier {current.tier}"
         progress = Progress(len(ids), current.tier, len(done), comm.get_world_size(), what=what)
-        attack = partial(
-            run_round_batch,
-            current,
-            plan,
-            model,
-            evaluators=evaluators,
-            adversarials=adversarials,
-            predictions=predictions,
-            progress=progress,
-        )
+        attack = partial(run_round_batch, current, setting, progress=progress)
         loader = make_loader(everything - ids | done) if len(done) < len(ids) else ()
         found = _run_share(loader, attack, journal, name, progress)
         if merged:
@@ -160,18 +145,10 @@ def _run_rounds(
             logger.info("%s: %s", what, describe_round(current, merged))
 
 
-def _run_batch(
-    plan: Plan,
-    model: nn.Module,
-    items: list[dict],
-    evaluators: DatasetEvaluators,
-    adversarials: Path | None,
-    predictions: Path | None,
-    progress: Progress,
-) -> BatchArrays:
+def _run_batch(setting: BatchSetting, items: list[dict], progress: Progress) -> BatchArrays:
     start = time.perf_counter()
-    rounded = {}
-    with attack_mode(model, full_gradient=False) as inner:
+    plan, rounded = setting.plan, {}
+    with attack_mode(setting.model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         results = {}
         for tier in plan.tiers:
@@ -179,18 +156,19 @@ def _run_batch(
         curve = run_curve(plan.curve, batch, results) if plan.curve else {}
         for tier, result in results.items():
             if plan.save_adversarials:
-                assert adversarials is not None, "the plan keeps images"
+                assert setting.adversarials is not None, "the plan keeps images"
                 rounded[tier.name] = save_adversarials(
-                    adversarials / tier.name,
+                    setting.adversarials / tier.name,
                     plan.save_adversarials,
                     batch,
                     result.images,
                     result.outputs,
                     tier.threat_model,
                 )
-        arrays = describe_batch(batch, results, curve, evaluators, plan.sample)
-        if predictions is not None:
-            save_predictions(predictions, batch, evaluated_rows(batch, results), arrays, evaluators)
+        arrays = describe_batch(batch, results, curve, setting.evaluators, plan.sample)
+        if setting.predictions is not None:
+            rows = evaluated_rows(batch, results)
+            save_predictions(setting.predictions, batch, rows, arrays, setting.evaluators)
     for name, prediction in rounded.items():
         if prediction is not None:
             arrays |= replace(TierArrays.read(arrays, name), prediction_8bit=prediction).write(name)

@@ -37,6 +37,25 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class BatchSetting:
+    """Everything that is the same for all batches of an evaluation.
+
+    Attributes:
+        plan: what to do.
+        model: part classifier.
+        evaluators: of `build_evaluator`.
+        adversarials: folder for adversarial images; must be given if the plan wants them.
+        predictions: folder for predictions as files; None: none are written.
+    """
+
+    plan: Plan
+    model: nn.Module
+    evaluators: DatasetEvaluators
+    adversarials: Path | None = None
+    predictions: Path | None = None
+
+
+@dataclass(frozen=True)
 class Executed:
     """An attack of a tier, in the order in which they ran; `TierArrays.broken_by` counts them.
 
@@ -145,26 +164,24 @@ def _restarted(tier: Tier, restart: int) -> dict[str, Attack]:
     return {name: attack.at_restart(attack.restarts - 1 + restart) for name, attack in restarting(tier).items()}
 
 
-def run_round_batch(
-    current: Round,
-    plan: Plan,
-    model: nn.Module,
-    items: list[dict],
-    evaluators: DatasetEvaluators,
-    adversarials: Path | None,
-    predictions: Path | None,
-    progress: Progress,
-) -> BatchArrays:
+def run_round_batch(current: Round, setting: BatchSetting, items: list[dict], progress: Progress) -> BatchArrays:
     """Run the attacks of a round on a batch of its images.
+
+    Args:
+        current: the round.
+        setting: of the evaluation.
+        items: the mapper's dicts.
+        progress: receives a message before each attack.
 
     Returns:
         Arrays of all images under the names of the round's attacks; and, behind the prefix `BROKEN`, those of the
         newly broken images as results of the tier, which replace earlier ones.
     """
     start = time.perf_counter()
+    plan, evaluators = setting.plan, setting.evaluators
     tier = next(tier for tier in plan.tiers if tier.name == current.tier)
     attacks = _attacks_of(current, tier)
-    with attack_mode(model, full_gradient=False) as inner:
+    with attack_mode(setting.model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
         result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
         arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch)}
@@ -176,12 +193,12 @@ def run_round_batch(
             part, broken = batch.select(rows), _select(result, rows, batch, current.first)
             replacement = _replacement(part, broken, tier, plan, evaluators)
             arrays |= {BROKEN + name: array for name, array in replacement.items()}
-            if predictions is not None:
-                replace_predictions(predictions, part, tier.name, broken.outputs, replacement, evaluators)
+            if setting.predictions is not None:
+                replace_predictions(setting.predictions, part, tier.name, broken.outputs, replacement, evaluators)
             if plan.save_adversarials:
-                assert adversarials is not None, "the plan keeps images"
+                assert setting.adversarials is not None, "the plan keeps images"
                 prediction = save_adversarials(
-                    adversarials / tier.name,
+                    setting.adversarials / tier.name,
                     plan.save_adversarials,
                     part,
                     broken.images,
