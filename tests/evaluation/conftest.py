@@ -1,4 +1,4 @@
-"""A model that has learned the toy data, so that an attack has something to break."""
+"""A model that has learned the toy data, so that an attack has something to break; a small evaluation with tiers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from part_robust.engine import PartTrainer
+from part_robust.evaluation.record import describe_evaluation, metrics_of
+from tests.evaluation.tier_fixture import SmallPartModel, evaluators, make_items, run
 from tests.toy import RESNET_50, tiny_cfg
 
 
@@ -33,3 +35,16 @@ def trained_weights(trained_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     torch.save({"model": trained_model.state_dict()}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def items():
+    return make_items(SmallPartModel())
+
+
+@pytest.fixture(scope="session")
+def whole(items, tmp_path_factory):
+    """(merged, plan, metrics, record) of all items in batches of 5."""
+    merged, plan = run(tmp_path_factory.mktemp("whole"), items)
+    metrics = metrics_of(plan, merged, evaluators())
+    return merged, plan, metrics, describe_evaluation(plan, merged, metrics, "CPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -15,6 +16,7 @@ from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.pictures import picture_sample
 from part_robust.evaluation.plan import Plan
 from part_robust.evaluation.protocol import run_plan
+from part_robust.evaluation.record import flags_of
 from part_robust.evaluation.tiers import Tier
 
 CLASSES, PARTS, SIZE = ("a", "b", "c", "d"), ("x", "y"), 10
@@ -141,3 +143,11 @@ def run(
     comm.synchronize()
     journal = Journal(folder / "journal")
     return run_plan(plan, model, loader, len(items), scored_by, journal, folder / "adversarials"), plan
+
+
+def same_flags(first, second) -> None:
+    """Checks that two runs, each (merged, plan), have the same flags."""
+    one, two = (flags_of(plan, merged) for merged, plan in (first, second))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-4, err_msg=name)
