@@ -19,8 +19,8 @@ Result = Mapping[str, Any]
 class Entry:
     """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable.
 
-    `bound` is that of the record's tier bounded. `passes` are forward and backward passes for each image, and `minutes` of
-    all processes together, of the whole evaluation.
+    `bound` is that of the record's tier bounded. `passes` are forward and backward passes for each image,
+    `minutes` those of all processes together; both are of the whole evaluation.
     `several` are the results under several threat models (TEST.THREATS) by tier, and under all of them by union.
     """
 
@@ -66,9 +66,9 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
         "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
         "under any class attack. Tier bounded runs its expensive attacks on a sample; with 95 % confidence its number "
         "would be lower by so many points at most if they ran on all images. A union counts images that are right "
-        "under all threat models before it. Passes, forward and backward, and minutes are those of the whole evaluation. "
-        "Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the "
-        "same images, not by overlapping intervals. Unreliable results come last, with the reason."
+        "under all threat models before it. Passes, forward and backward, and minutes are those of the whole "
+        "evaluation. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the same images, not by "
+        "overlapping intervals. Unreliable results come last, with the reason."
     )
     sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
     how = Section("How to read it", texts=[note])
