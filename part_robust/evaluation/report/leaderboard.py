@@ -135,9 +135,8 @@ def _threats(evaluation: Mapping[str, Any]) -> str:
 
 
 def _passes(evaluation: Mapping[str, Any]) -> float | None:
-    passes = [evaluation.get(key) for key in ("forwards", "backwards")]
-    images = evaluation.get("num_images")
-    return sum(passes) / images if images and None not in passes else None
+    forwards, backwards, images = (evaluation.get(key) for key in ("forwards", "backwards", "num_images"))
+    return (forwards + backwards) / images if images and forwards is not None and backwards is not None else None
 
 
 def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked: Mapping[str, Result]) -> Result | None:
