@@ -14,14 +14,18 @@ from part_robust.attacks import ATTACK_REGISTRY, build_attack
 from part_robust.config import attack_spec, get_part_robust_cfg, zoo_configs
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import register_builtin, register_part_dataset
+from part_robust.data.mixing import mixes
 from part_robust.engine.best_metric import best_metric
-from part_robust.engine.setup import set_schedule
+from part_robust.engine.setup import check_training, set_schedule
 from part_robust.modeling.counts import with_counts
 from part_robust.utils.errors import UserError
 from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-LEAF_FOLDERS = ("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "car_parts", "quick_schedules")
+LEAF_FOLDERS = (
+    *("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "part_shapes/augmented", "car_parts"),
+    "quick_schedules",
+)
 LEAVES = [
     CONFIGS / name
     for name in zoo_configs()
@@ -79,6 +83,19 @@ def test_leaf_builds(path, stand_in):
         model = build_model(cfg)
     assert (model.head is None) == (not node.HEAD)
     assert (model.segmenter is None) == (not node.SEGMENTER)
+
+
+def test_a_recipe_with_augmentation_for_each_objective():
+    found = set()
+    for path in (CONFIGS / "part_shapes" / "augmented").iterdir():
+        cfg = get_part_robust_cfg(path)
+        check_training(cfg)
+        train = cfg.ATTACK.TRAIN
+        assert train.ENABLED and train.EPS == 8.0 and cfg.SOLVER.EMA.DECAY == 0.999
+        assert cfg.MODEL.WEIGHTS == "./output/part_shapes/deeplab_two_headed/model_best.pth"
+        assert mixes(cfg) or (cfg.INPUT.ROTATION and any(cfg.INPUT.COLOR_JITTER) and cfg.INPUT.ERASING_PROB)
+        found.add((train.NAME, train.METHOD))
+    assert found == {("PGD", "adversarial"), ("PGD", "trades"), ("PGD", "mart"), ("NFGSM", "adversarial")}
 
 
 def test_there_are_leaves_for_every_folder():

@@ -124,6 +124,16 @@ SUITES = {
         folder="part_shapes_small",
         of_thesis=False,
     ),
+    # A recipe with augmentation for each objective, from one clean model, beside PGD without augmentation.
+    "part_shapes_augmented": Suite(
+        {"part_shapes_deeplab": ("deeplab_two_headed",)},
+        overrides=SHORT,
+        by_model={"deeplab_two_headed_nfgsm": {"adversarial": ("SOLVER.EPOCHS", "8.0", "SOLVER.EVAL_EPOCHS", "8.0")}},
+        variants={"deeplab_two_headed": ["_pgd", "_trades", "_mart", "_nfgsm"]},
+        variant_folder="augmented",
+        folder="part_shapes_small",
+        of_thesis=False,
+    ),
     # Tables 2.1 to 2.3: DeepLab learns from boxes there, and its class head is Downsampled.
     "thesis_2": Suite(
         {
