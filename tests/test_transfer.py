@@ -59,7 +59,7 @@ def test_values_survive_the_common_buffer(sizes):
     from part_robust.utils import transfer
 
     tensors = tensors_of(sizes)
-    pieces = transfer._pieces(tensors)
+    pieces = transfer.byte_ranges(tensors)
     buffer = torch.empty(sum(map(transfer._bytes, tensors.values())), dtype=torch.uint8)
     for name, (start, end) in pieces.items():
         transfer._view(buffer[start:end], tensors[name]).copy_(tensors[name])

@@ -1,28 +1,32 @@
 #!/usr/bin/env python
-"""Our attacks against other implementations, on three small nets trained within seconds on toy images.
+"""Our attacks against other implementations: on three small nets trained within seconds, or on a trained model.
 
 python tools/crosscheck_attacks.py
 python tools/crosscheck_attacks.py --norm l2 --eps 250 --images 100 --seeds 3
 python tools/crosscheck_attacks.py --norm l1 --eps 2000 --images 100 --seeds 3
 
 Compares robust accuracy, images sent through the model forward, and seconds with pyautoattack (the official AutoAttack,
-pip install part_robust[aa]) and with adv-lib (written independently), as far as they are installed.
+pip install part_robust[aa]), torchattacks and adv-lib (written independently), as far as they are installed.
+
+With --record: an evaluation of a trained model of any family, made there if it is missing; the others get the images
+that it left (crosscheck_model.py). The same command again continues where it was interrupted.
+
+python tools/crosscheck_attacks.py --config-file part_shapes/dino_sequential_adv.yaml \
+    --weights output/.../model_best.pth --record output/.../crosscheck
 
 With --head parts: our attacks on dense parts and those of others' checkouts, on a trained model (crosscheck_parts.py).
 
 python tools/crosscheck_attacks.py --head parts --config-file part_shapes/deeplab_segmenter_adv.yaml --eps 8 \
-    --peers DIR/Robust-Segmentation-Evaluation DIR/adversarial-library --opts MODEL.WEIGHTS output/.../model_best.pth
+    --peers DIR/Robust-Segmentation-Evaluation DIR/adversarial-library --weights output/.../model_best.pth
 """
 
 import argparse
-import sys
 import time
-import types
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from crosscheck_peers import STANDARD, Outcome, Peer, installed_peers
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,40 +34,11 @@ from torch.nn import functional as F
 from part_robust.attacks import attack_mode, build_attack
 from part_robust.attacks.apgd import L1_RESTARTS
 from part_robust.config import attack_spec, get_part_robust_cfg
+from part_robust.utils.errors import PREPARATION, user_errors
 
 CLASSES = 10
 # A multiple of 3 for the patches; of 5 since pyautoattack's Square fails on others under L2 and L1.
 SIDE = 15
-# What AutoAttack calls standard, in its order.
-STANDARD = ("apgd_ce", "apgd_t", "fab_t", "square")
-
-
-@dataclass
-class Outcome:
-    """Of one attack, or several in a row, on one net.
-
-    Attributes:
-        robust: bool (N,).
-        forwards: images sent through the model.
-        seconds: of the processor, one thread.
-    """
-
-    robust: Tensor
-    forwards: int
-    seconds: float
-
-
-class Scaled(nn.Module):
-    """A net of ours for those who want images in 0..1; counts images."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.forwards = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.forwards += len(images)
-        return self.net(255.0 * images)
 
 
 class Normalised(nn.Module):
@@ -136,7 +111,7 @@ def ours(
     net: nn.Module,
     images: Tensor,
     labels: Tensor,
-    names: tuple[str, ...],
+    names: Sequence[str],
     clock: Callable[[], float] = time.process_time,
     keys: Tensor | None = None,
     **overrides: object,
@@ -162,116 +137,30 @@ def ours(
     return Outcome(robust, forwards, clock() - start)
 
 
-def autoattack(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    names: tuple[str, ...],
-    norm: str,
-    eps: float,
-    seed: int,
-    clock: Callable[[], float] = time.process_time,
-) -> Outcome:
-    """Run pyautoattack's attacks of the same names."""
-    from pyautoattack import AutoAttack
-
-    model = Scaled(net)
-    official = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
-    attacks = [name.replace("_", "-") for name in names]
-    start = clock()
-    device = str(images.device)
-    adversary = AutoAttack(
-        model, norm=official, eps=eps / 255, seed=seed, version="custom", attacks=attacks, device=device
-    )
-    # What version="standard" sets.
-    adversary.apgd.n_restarts = L1_RESTARTS if norm == "l1" else 1
-    adversary.apgd_targeted.n_restarts = adversary.fab.n_restarts = 1
-    adversary.apgd_targeted.n_target_classes = 5 if norm == "l1" else 9
-    adversary.apgd.use_largereps = adversary.apgd_targeted.use_largereps = norm == "l1"
-    adversary.fab.n_target_classes = 9
-    adversary.square.n_queries = 5000
-    result = adversary.run_standard_evaluation(images / 255, labels, batch_size=len(images))
-    seconds = clock() - start
-    forwards = model.forwards
-    with torch.no_grad():
-        robust = model(result[0] if isinstance(result, tuple) else result).argmax(dim=1) == labels
-    return Outcome(robust, forwards, seconds)
-
-
-def adv_lib(
-    net: nn.Module, images: Tensor, labels: Tensor, names: tuple[str, ...], norm: str, eps: float, seed: int
-) -> Outcome:
-    """adv-lib's APGD, those of `names` that it is; it has no Square, and its FAB comes from AutoAttack."""
-    # It imports a plotting server that does not install everywhere and is not used here.
-    if "visdom" not in sys.modules and find_spec("visdom") is None:
-        sys.modules["visdom"] = types.ModuleType("visdom")
-    from adv_lib.attacks import apgd, apgd_targeted
-
-    model = Scaled(net)
-    start = time.process_time()
-    robust = torch.ones(len(images), dtype=torch.bool)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for name in names:
-            power = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
-            shared = {"eps": eps / 255, "norm": power, "use_large_reps": norm == "l1"}
-            if name == "apgd_t":
-                found = apgd_targeted(model, images / 255, labels, num_targets=CLASSES - 1, **shared)
-            elif name in ("apgd_ce", "apgd_dlr"):
-                found = apgd(model, images / 255, labels, loss_function=name[5:], **shared)
-            else:
-                continue
-            with torch.no_grad():
-                robust &= net(255.0 * found).argmax(dim=1) == labels
-    return Outcome(robust, model.forwards, time.process_time() - start)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--norm", choices=("linf", "l2", "l1"), default="linf")
-    parser.add_argument("--eps", type=float, default=16.0, help="radius, 0..255 units (default 16)")
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each implementation (default 2)")
-    parser.add_argument("--attacks", nargs="+", default=STANDARD, help="names in ATTACK.SPECS, run one after the other")
-    parser.add_argument("--nets", nargs="+", default=list(architectures()))
-    parser.add_argument("--head", choices=("class", "parts"), default="class")
-    parser.add_argument("--config-file", help="with --head parts: of the model")
-    parser.add_argument("--peers", nargs="+", default=(), metavar="DIR", help="with --head parts: checkouts of others")
-    parser.add_argument("--opts", nargs="+", default=(), help="with --head parts: KEY VALUE pairs, MODEL.WEIGHTS first")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.head == "parts":
-        from crosscheck_parts import crosscheck_parts
-
-        attacks = () if args.attacks is STANDARD else args.attacks
-        crosscheck_parts(args.config_file, args.opts, args.peers, attacks=attacks, eps=args.eps, images=args.images)
-        return
-    others = {"pyautoattack": autoattack, "adv_lib": adv_lib}
-    missing = [name for name in others if find_spec(name) is None]
-    if missing:
-        print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
+def crosscheck_toys(
+    names: Sequence[str], nets: Sequence[str], peers: Mapping[str, Peer], norm: str, eps: float, count: int, seeds: int
+) -> None:
+    """Print a table of ours and of every peer on the small nets."""
     rows = []
-    images, labels = toy_images(args.images, seed=1)
-    names = tuple(args.attacks)
-    for kind in args.nets:
-        net = train(architectures()[kind], args.norm, args.eps)
+    images, labels = toy_images(count, seed=1)
+    for kind in nets:
+        net = train(architectures()[kind], norm, eps)
         clean = (net(images).argmax(dim=1) == labels).float().mean()
         outcomes: dict[str, list[Outcome]] = {"part_robust": []}
-        for seed in range(args.seeds):
-            outcomes["part_robust"].append(ours(net, images, labels, names, NORM=args.norm, EPS=args.eps, SEED=seed))
-            for name, run in others.items():
-                if name not in missing and (name != "adv_lib" or any("apgd" in attack for attack in names)):
-                    found = run(net, images, labels, names, args.norm, args.eps, seed)
+        for seed in range(seeds):
+            outcomes["part_robust"].append(ours(net, images, labels, names, NORM=norm, EPS=eps, SEED=seed))
+            for name, peer in peers.items():
+                if own := peer.names(norm, names):
+                    found = peer.run(net, images, labels, own, norm, eps, seed)
                     outcomes.setdefault(name, []).append(found)
         reference = torch.stack([outcome.robust for outcome in outcomes["part_robust"]]).all(dim=0)
         for name, found in outcomes.items():
             verdicts = torch.stack([outcome.robust for outcome in found])
-            own = ", ".join(str(int(outcome.robust.sum())) for outcome in found)
             rows.append(
                 {
                     "net": f"{kind} (clean {clean:.1%})",
                     "implementation": name,
-                    "robust images, per seed": own,
+                    "robust images, per seed": ", ".join(str(int(outcome.robust.sum())) for outcome in found),
                     "broken by it alone": int((reference & ~verdicts.all(dim=0)).sum()),
                     "broken by ours alone": int((~reference & verdicts.all(dim=0)).sum()),
                     "forwards": sum(outcome.forwards for outcome in found) // len(found),
@@ -279,8 +168,61 @@ def main() -> None:
                 }
             )
         print(tabulate(rows[-len(outcomes) :], headers="keys", tablefmt="github"), flush=True)
-    print(f"\n{args.images} images, {args.norm}, eps {args.eps:g} of 255: {' '.join(names)}")
+    print(f"\n{count} images, {norm}, eps {eps:g} of 255: {' '.join(names)}")
     print(tabulate(rows, headers="keys", tablefmt="github"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--norm", choices=("linf", "l2", "l1"), help="default: linf; of a trained model its config's")
+    parser.add_argument("--eps", type=float, help="radius, 0..255 units (default 16; of a trained model its config's)")
+    parser.add_argument("--images", type=int, help="default 60; of a trained model 200")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each implementation (default 2)")
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        help="names in ATTACK.SPECS, run one after the other (default: the standard set; of a trained model every one "
+        "that a peer has)",
+    )
+    parser.add_argument("--nets", nargs="+", default=list(architectures()), help="small nets that are trained")
+    parser.add_argument("--head", choices=("class", "parts"), default="class")
+    parser.add_argument("--config-file", help="of a trained model")
+    parser.add_argument("--weights", default="", metavar="FILE", help="of a trained model: its MODEL.WEIGHTS")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="evaluation of a trained model; made if missing")
+    parser.add_argument("--tier", default="screen", help="of the evaluation (default screen)")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=(),
+        help="other implementations (default: all that are installed); with --head parts folders, checkouts of others",
+    )
+    parser.add_argument("--opts", nargs="+", default=(), help="of a trained model: KEY VALUE pairs for its config")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with user_errors(*PREPARATION):
+        if args.head == "parts":
+            from crosscheck_parts import crosscheck_parts
+
+            opts = [*(["MODEL.WEIGHTS", args.weights] if args.weights else []), *args.opts]
+            crosscheck_parts(
+                *(args.config_file, opts, args.peers),
+                attacks=args.attacks or (),
+                eps=16.0 if args.eps is None else args.eps,
+                images=args.images or 60,
+            )
+        elif args.record or args.weights or args.config_file:
+            from crosscheck_model import crosscheck_model, evaluate_ours
+
+            if not args.record:
+                parser.error("a trained model needs --record FOLDER, where its evaluation is or will be")
+            evaluate_ours(args)
+            peers = installed_peers(args.peers)
+            crosscheck_model(args.record, args.weights, args.tier, peers, attacks=args.attacks, seeds=args.seeds)
+        else:
+            eps = 16.0 if args.eps is None else args.eps
+            peers = installed_peers(args.peers)
+            names, norm = args.attacks or STANDARD, args.norm or "linf"
+            crosscheck_toys(names, args.nets, peers, norm, eps, args.images or 60, args.seeds)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def _largest_first(weight: Tensor, room: Tensor, worth: Tensor, wanted: Tensor) 
     whole = worth * room
     before = whole.cumsum(dim=1) - whole
     moves = (wanted[:, None] - before) / worth.clamp(min=torch.finfo(torch.float64).tiny)
-    # Limited before the conversion: a huge quotient is no float32.
+    # Limited before the conversion: float32 does not hold a huge quotient.
     moves = torch.minimum(moves.clamp(min=0), room.double()).to(room.dtype)
     return torch.zeros_like(room).scatter(1, order, moves)
 

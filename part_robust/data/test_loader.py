@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from torch.utils.data import DataLoader
 
 from part_robust.data.mapper import PartDatasetMapper
+from part_robust.data.packed_batch import PackedBatch
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:
@@ -22,7 +23,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, records: list[dict] | Non
     if records is None and not mapper.num_parts:
         # detectron2 prints a table of the parts of a name's data set, and divides by their number.
         records = DatasetCatalog.get(dataset_name)
+    shared = {"mapper": mapper, "batch_size": batch_size, "collate_fn": PackedBatch}
     if records is None:
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=batch_size)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return build_detection_test_loader(records, mapper=mapper, batch_size=batch_size, num_workers=workers)
+        return build_detection_test_loader(cfg, dataset_name, **shared)
+    return build_detection_test_loader(records, num_workers=cfg.DATALOADER.NUM_WORKERS, **shared)

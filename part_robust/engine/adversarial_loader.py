@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
-# This many batches in a row without any gradient are no accident.
+# This many batches in a row without any gradient do not happen by chance.
 BLIND_LIMIT = 20
 
 

@@ -28,6 +28,7 @@ from part_robust.attacks.noise import make_keys
 from part_robust.data import get_taxonomy
 from part_robust.data.controls import with_label_share
 from part_robust.data.mixing import MixingMapper
+from part_robust.data.packed_batch import PackedBatch
 from part_robust.engine.failures import SIGNALS
 
 # A forked data-loading worker inherits the parent's objects. Garbage among them, such as the iterator of an earlier
@@ -136,6 +137,8 @@ def build_stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> DataLoa
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        # detectron2 groups by aspect ratio in this process, and collates there.
+        collate_fn=None if cfg.DATALOADER.ASPECT_RATIO_GROUPING else PackedBatch,
         seed=seed,  # of a separate generator: a new iterator must not draw from the model's random numbers
     )
     if isinstance(loader, DataLoader):

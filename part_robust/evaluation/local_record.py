@@ -99,7 +99,7 @@ def local_warnings(local: Mapping[str, Any]) -> list[str]:
     if local["worst"]["without"]:
         sentences.append(
             f"{local['tier']}: {local['worst']['without']} images have none of the attacked regions; they count as not "
-            "attacked, and their being right is no evidence of robustness"
+            "attacked, and that they are right is not evidence of robustness"
         )
     return sentences
 

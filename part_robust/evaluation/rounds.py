@@ -87,7 +87,7 @@ def next_round(plan: Plan, merged: Merged) -> Round | None:
 def restarting(tier: Tier) -> dict[str, Attack]:
     """Return the attacks of a tier that restart, by name: those of the first pass that follow a gradient from random.
 
-    A black box's random search is no start that a gradient hangs on, and costs thousands of queries.
+    A black-box attack searches at random all the time, so another start changes little and costs thousands of queries.
     """
     return {name: attack for name, attack in tier.first_pass.items() if attack.uses_gradient and attack.starts_randomly}
 

@@ -50,24 +50,25 @@ class Verification:
         return 100.0 * sum(known) / len(known) if known else None
 
 
-def recorded_config(folder: Path, weights: str = "") -> tuple[CfgNode, dict]:
+def recorded_config(folder: Path, weights: str = "", needs_images: bool = True) -> tuple[CfgNode, dict]:
     """Config and record of an evaluation, its data sets registered.
 
     Args:
         folder: its OUTPUT_DIR.
         weights: where the checkpoint is now; "" where it was.
+        needs_images: there must be adversarial images in it.
 
     Raises:
         FileNotFoundError: no record, or no checkpoint.
         ImportError: a module of IMPORTS cannot be imported.
-        ValueError: no adversarial images in it, or another checkpoint than the one that was evaluated.
+        ValueError: it names no adversarial images, or the checkpoint is another than the one that was evaluated.
     """
     path = folder / "robustness.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     record = read_record(path)
     evaluations = (record.get("evaluation") or {}).values()
-    if not any((evaluation.get("files") or {}).get("adversarials") for evaluation in evaluations):
+    if needs_images and not any((evaluation.get("files") or {}).get("adversarials") for evaluation in evaluations):
         raise ValueError(f"{path} names no adversarial images: evaluate with TEST.TIER and TEST.SAVE_ADVERSARIALS")
     cfg = get_part_robust_cfg()
     try:

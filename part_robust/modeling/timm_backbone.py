@@ -44,7 +44,7 @@ class TimmBackbone(Backbone):
             res5_stride: stride that the last feature must have, 32, or 16 if dilated.
 
         Raises:
-            ValueError: the features are no pyramid of these strides, or a name is none of them.
+            ValueError: the features are not a pyramid of these strides, or a name is not one of them.
         """
         super().__init__()
         channels, strides = net.feature_info.channels(), net.feature_info.reduction()

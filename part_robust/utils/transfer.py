@@ -30,7 +30,7 @@ def to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
         return {**tensors, name: _pinned(tensor, device).to(device, non_blocking=True)}
     pin = device.type == "cuda" and _can_pin()
     buffer = torch.empty(sum(map(_bytes, missing.values())), dtype=torch.uint8, pin_memory=pin)
-    pieces = _pieces(missing)
+    pieces = byte_ranges(missing)
     for name, (start, end) in pieces.items():
         _view(buffer[start:end], missing[name]).copy_(missing[name])
     moved = buffer.to(device, non_blocking=True)
@@ -47,14 +47,14 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     local = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
     if len(remote) < 2:
         return {name: local.get(name, tensor.detach()).cpu() for name, tensor in tensors.items()}
-    pieces = _pieces(remote)
+    pieces = byte_ranges(remote)
     buffer = torch.cat([remote[name].contiguous().flatten().view(torch.uint8) for name in pieces]).cpu()
     found = {name: _view(buffer[start:end], remote[name]) for name, (start, end) in pieces.items()}
     return {name: local[name] if name in local else found[name] for name in tensors}
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """First and last byte of each tensor in a common buffer. Wide types come first, which keeps all of them aligned."""
+def byte_ranges(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Return the first and last byte of each tensor in a common buffer, wide types first, which keeps all aligned."""
     pieces, start = {}, 0
     for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
         end = start + _bytes(tensors[name])

@@ -331,6 +331,6 @@ def test_files_and_warnings(whole):
     empty = {**record["local"], "table": [{"region": "object", "images": 9}, *rows], "worst": {"without": 3}}
     assert local_warnings(empty) == [
         "local: no image has part:a, part:b, part:c, part:d, part:e and 2 more, so nothing is known of attacks there",
-        "local: 3 images have none of the attacked regions; they count as not attacked, and their being right is no "
+        "local: 3 images have none of the attacked regions; they count as not attacked, and that they are right is not "
         "evidence of robustness",
     ]

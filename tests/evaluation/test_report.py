@@ -220,7 +220,8 @@ def test_leaderboard_is_sorted_and_marks_the_unreliable(tmp_path):
     strong, weak, old, masked = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert "| 28,600,000 | robust ImageNet |" in strong and "| 41.7 | 41.7 | [38.9, 44.5] |" in strong
     assert "unreliable: C6 cut gradient &lt;x&gt;" in masked and "unreliable" not in weak
-    assert "| 41.0 | - | - | 41.0 | pgd100x5 |" in old, "thesis PGD is known by what it is"
+    assert "| thesis | 833.3 | 66.7 |" in strong, "700,000 + 300,000 passes of 1,200 images, 4,000 seconds"
+    assert "| 41.0 | - | - | 41.0 | pgd100x5 | - | - |" in old, "thesis PGD is known by what it is"
     stands_alone(html.read_text())
 
 

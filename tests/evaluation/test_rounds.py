@@ -292,7 +292,7 @@ def test_a_sample_says_of_its_images_what_the_whole_tier_says(items, tmp_path):
     assert drawn.sum() == bound["drawn"] and not (drawn & ~flags["clean_correct"]).any()
     assert np.array_equal(flags["robust_standard"][drawn], flags["robust_bounded"][drawn])
     more = int((flags["robust_bounded"] & ~flags["robust_standard"]).sum())
-    assert 0 < more <= bound["images"], "the seed of the order is fixed, so this is no matter of luck"
+    assert 0 < more <= bound["images"], "the seed of the order is fixed, so this does not depend on chance"
     lowest = record["tiers"]["standard"]["robust"]["accuracy"]
     assert bound["at_least"] <= lowest < record["tiers"]["bounded"]["robust"]["accuracy"]
     assert bound["at_least"] == pytest.approx(record["tiers"]["bounded"]["robust"]["accuracy"] - bound["points"])

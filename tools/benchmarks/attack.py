@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from crosscheck_attacks import STANDARD, autoattack, ours
+from crosscheck_attacks import ours
+from crosscheck_peers import STANDARD, autoattack
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
-from crosscheck_attacks import STANDARD, Outcome, architectures, autoattack, ours, toy_images, train
+from crosscheck_attacks import architectures, ours, toy_images, train
+from crosscheck_peers import STANDARD, Outcome, autoattack
 from torch import Tensor, nn
 
 from part_robust.config import get_part_robust_cfg

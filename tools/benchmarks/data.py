@@ -1,26 +1,42 @@
 """Times of loading: our training mapper beside detectron2's own on the same photographs."""
 
 import argparse
+import copy
+import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.data.build import trivial_batch_collator
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.timing import CLOCKS, best_times
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.data.augmentations import build_train_augmentations
+from part_robust.data.packed_batch import PackedBatch
 from part_robust.data.part_json import load_part_json
 from part_robust.data.preparation.segmentation import part_annotation
 
 PARTS = 12
+BATCHES = 10
+
+
+class Mapped(IterableDataset):
+    """Copies of the same mapped images for ever, so that a worker has little to do but to hand them over."""
+
+    def __init__(self, images: list[dict]) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[dict]:
+        return map(copy.deepcopy, itertools.cycle(self.images))
 
 
 def data(args: argparse.Namespace) -> None:
@@ -59,8 +75,28 @@ def data(args: argparse.Namespace) -> None:
             ratio = f", ours is {times['ours'] / time:.2f} times that" if name.startswith("detectron2") else ""
             print(f"{name:36} {time / count:7.2f} ms an image{ratio}")
         print(f"images per second and core: {1000 * count / times['ours']:.0f}")
+        mapped = [ours(record) for record in records]
+        arrivals = {
+            "one piece of memory": arriving(mapped, PackedBatch),
+            "detectron2's collator": arriving(mapped, trivial_batch_collator),
+        }
+        arrived = best_times(arrivals, args.repeats, torch.device("cpu"), CLOCKS[args.clock])
+        for name, time in arrived.items():
+            ratio = f", ours is {arrived['one piece of memory'] / time:.2f} times that" if "collator" in name else ""
+            print(f"batch of {count} from a worker, {name:22} {time / BATCHES:7.2f} ms{ratio}")
         changed, most = draft_difference(records, args.size)
         print(f"draft mode changes {changed:.0%} of the pixels, by up to {most} of 255")
+
+
+def arriving(images: list[dict], collate: Callable[[list], list]) -> Callable[[], None]:
+    """What receives batches of all images from a data-loading worker that has them in memory."""
+    batches = iter(DataLoader(Mapped(images), batch_size=len(images), num_workers=1, collate_fn=collate))
+
+    def run() -> None:
+        for _ in range(BATCHES):
+            next(batches)
+
+    return run
 
 
 def decoding(records: list[dict], draft: int) -> Callable[[], None]:

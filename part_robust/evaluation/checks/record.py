@@ -219,7 +219,7 @@ def check_siblings(E: Mapping[str, Any]) -> Finding | None:
 
 
 def check_heads(E: Mapping[str, Any]) -> Finding:
-    """C18: class and parts each attacked through their own loss, and a joint one is no weaker than they are."""
+    """C18: class and parts each attacked through their own loss, and a joint one is not weaker than they are."""
     rows = [row for row in E.get("attack_matrix") or () if row.get("head")]
     heads, tiers = {row["head"] for row in rows}, E.get("tiers") or {}
     metrics = {"class": ("accuracy",), "part": ("pixel_accuracy", "mIoU", "AP")}

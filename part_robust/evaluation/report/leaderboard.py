@@ -19,7 +19,8 @@ Result = Mapping[str, Any]
 class Entry:
     """One model on one data set; results are {accuracy, interval} or None, `problem` is why they are unreliable.
 
-    `bound` is that of the record's tier bounded.
+    `bound` is that of the record's tier bounded. `passes` are forward and backward passes for each image,
+    `minutes` those of all processes together; both are of the whole evaluation.
     `several` are the results under several threat models (TEST.THREATS) by tier, and under all of them by union.
     """
 
@@ -36,6 +37,8 @@ class Entry:
     lowest: Result | None
     lowest_name: str
     problem: str
+    passes: float | None = None
+    minutes: float | None = None
     several: Mapping[str, Result] = field(default_factory=dict)
 
     def order(self) -> tuple:
@@ -63,8 +66,9 @@ def build_leaderboard(records: Sequence[tuple[Path, Mapping[str, Any]]]) -> Page
         "Sorted by accuracy under the standard set of attacks; models without it follow, by their lowest accuracy "
         "under any class attack. Tier bounded runs its expensive attacks on a sample; with 95 % confidence its number "
         "would be lower by so many points at most if they ran on all images. A union counts images that are right "
-        "under all threat models before it. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the "
-        "same images, not by overlapping intervals. Unreliable results come last, with the reason."
+        "under all threat models before it. Passes, forward and backward, and minutes are those of the whole "
+        "evaluation. Intervals are Wilson's, 95 %. Compare two models by McNemar's test on the same images, not by "
+        "overlapping intervals. Unreliable results come last, with the reason."
     )
     sections = [Section(dataset, tables=[_table(rows)]) for dataset, rows in sorted(entries.items())]
     how = Section("How to read it", texts=[note])
@@ -109,6 +113,8 @@ def entry_of(path: Path, record: Mapping[str, Any], evaluation: Mapping[str, Any
         lowest=attacked.get(lowest),
         lowest_name=lowest,
         problem=problem,
+        passes=_passes(evaluation),
+        minutes=evaluation["seconds"] / 60 if evaluation.get("seconds") else None,
         several=_several(evaluation, tiers),
     )
 
@@ -126,6 +132,11 @@ def _threats(evaluation: Mapping[str, Any]) -> str:
     tiers = [name for union in (evaluation.get("unions") or {}).values() for name in union["tiers"]]
     several = [threat_model_text((evaluation.get("tiers") or {}).get(name) or {}) for name in tiers]
     return ", ".join(dict.fromkeys(several)) or threat_model_text(evaluation)
+
+
+def _passes(evaluation: Mapping[str, Any]) -> float | None:
+    forwards, backwards, images = (evaluation.get(key) for key in ("forwards", "backwards", "num_images"))
+    return (forwards + backwards) / images if images and forwards is not None and backwards is not None else None
 
 
 def _thesis(evaluation: Mapping[str, Any], attacks: Mapping[str, Any], attacked: Mapping[str, Result]) -> Result | None:
@@ -155,6 +166,8 @@ def _table(entries: Sequence[Entry]) -> Table:
             **{f"{name} %": accuracy(entry.several.get(name)) for name in several},
             "lowest %": accuracy(entry.lowest),
             "by": entry.lowest_name,
+            "passes an image": entry.passes,
+            "minutes": entry.minutes,
             "note": Cell(f"unreliable: {entry.problem}", "bad") if entry.problem else None,
         }
         for entry in sorted(entries, key=Entry.order)

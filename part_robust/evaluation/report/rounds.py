@@ -20,7 +20,7 @@ def rounds_section(entry: Entry) -> Section:
             f"{name}: {tiers[name]['robust']['accuracy']:.1f} % hold, {bound_text(tiers[name])}. "
             f"{' and '.join(bound['attacks'])} ran on {bound['drawn']} of the {bound['stood']} images that the other "
             f"attacks left, drawn at random (seed {bound['order_seed']} of the order), and broke {bound['fell']}. "
-            "This is no result of AutoAttack, which runs every attack on all images."
+            "This is not a result of AutoAttack, which runs every attack on all images."
         )
         for name, bound in bounds.items()
     ]
