@@ -101,3 +101,15 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def kill_this_process(*args) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ends_killed(target: Callable[..., object], *args) -> None:
+    """Calls a function in a process of its own, which must end by `kill_this_process`."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL

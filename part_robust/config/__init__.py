@@ -60,6 +60,9 @@ def add_part_robust_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.STEP_EPOCHS = ()
     cfg.SOLVER.EVAL_EPOCHS = 1.0
+    # Early stopping (Rice et al., 2020, for robust overfitting): the training ends after this many evaluations in a row
+    # without a better TEST.BEST_METRIC; 0: never.
+    cfg.SOLVER.PATIENCE = 0
     # "SGD" (the thesis) or "AdamW"; BASE_LR is that of everything but the backbone, which learns at
     # BASE_LR * BACKBONE_MULTIPLIER (DINO: 0.1). SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of
     # all gradients together is at most CLIP_VALUE (DINO: 0.1).

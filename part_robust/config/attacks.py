@@ -141,7 +141,8 @@ def add_test(cfg: CfgNode) -> None:
     """TEST: tiers of attacks, checks, what is saved."""
     # Metric whose best value keeps a checkpoint (model_best.pth): "auto" is accuracy under the first attack of
     # ATTACK.EVAL_DURING_TRAINING when training adversarially, clean accuracy otherwise, and the pixel accuracy
-    # instead of the class accuracy for segmentation-only models.
+    # instead of the class accuracy for segmentation-only models. "classification_apgd_dlr/accuracy" is that under
+    # another one of them. SOLVER.PATIENCE ends a training in which it no longer rises.
     cfg.TEST.BEST_METRIC = "auto"
     # Evaluate COCO's AP of part boxes too (of DeepLab's through connected components); takes time on the CPU.
     cfg.TEST.PART_BOX_AP = True

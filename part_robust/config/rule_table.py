@@ -188,6 +188,7 @@ _SOLVER: dict[str, Rule] = {
     "SOLVER.EPOCHS": WEIGHT,
     "SOLVER.STEP_EPOCHS": in_order(WEIGHT, "numbers of at least 0"),
     "SOLVER.EVAL_EPOCHS": number(0, above=True),
+    "SOLVER.PATIENCE": whole(0),
     "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
     "SOLVER.BACKBONE_MULTIPLIER": WEIGHT,
     "SOLVER.BACKBONE_FREEZE_EPOCHS": WEIGHT,

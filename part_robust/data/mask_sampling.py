@@ -22,6 +22,7 @@ from fvcore.transforms.transform import (
 )
 from pycocotools import mask as coco_mask
 
+from part_robust.data.augmentations import Erase
 from part_robust.data.mask_validation import run_lengths
 from part_robust.data.transforms import ContentPad
 
@@ -56,11 +57,12 @@ class MaskSampler:
     """Masks of one image after one transform, by nearest pixel: equal to `transform.apply_segmentation` of each.
 
     Geometry made of crops, resizes, flips and padding moves rows and columns apart, so the source of every row and
-    every column is computed once; rotations, erasing and others are applied to each mask.
+    every column is computed once; with rotations and erasing among them, that of every pixel. Other transforms are
+    applied to each mask.
     """
 
     def __init__(self, transform: Transform, height: int, width: int) -> None:
-        """Compute the source of every row and every column, where the transform allows it.
+        """Compute the source of every row and every column, or of every pixel, where the transform allows it.
 
         Args:
             transform: what the image went through.
@@ -70,6 +72,7 @@ class MaskSampler:
         self._transform = transform
         self._size = height, width
         self._indices = source_indices(transform, height, width)
+        self._places = None if self._indices is not None else source_places(transform, height, width)
 
     def rle(self, rle: Mapping) -> Block | None:
         """Block of a compressed run-length code; None where nothing of its box is left."""
@@ -112,6 +115,9 @@ class MaskSampler:
         """
         if self._indices is not None:
             return None
+        if self._places is not None:
+            hidden = self._places == 0
+            return Block(0, 0, hidden) if hidden.any() else None
         shown = self._transform.apply_segmentation(np.ones(self._size, dtype=np.uint8)) > 0
         return None if shown.all() else Block(0, 0, ~shown)
 
@@ -127,6 +133,9 @@ class MaskSampler:
         return slices[0], slices[1]
 
     def _whole(self, mask: np.ndarray) -> Block:
+        if self._places is not None:
+            by_columns = np.concatenate([np.zeros(1, dtype=mask.dtype), mask.ravel(order="F")])
+            return Block(0, 0, by_columns[self._places] > 0)
         # uint8, which detectron2 resizes with Pillow; wider integers take another interpolation whose pixel centres lie
         # elsewhere.
         return Block(0, 0, self._transform.apply_segmentation(mask) > 0)
@@ -141,21 +150,54 @@ def source_indices(transform: Transform, height: int, width: int) -> tuple[np.nd
     rows: np.ndarray = np.arange(height)
     columns: np.ndarray = np.arange(width)
     for step in _steps(transform):
-        kind = type(step)
-        if kind is CropTransform:
-            rows, columns = rows[step.y0 : step.y0 + step.h], columns[step.x0 : step.x0 + step.w]
-        elif kind is T.ResizeTransform:
-            rows, columns = _resized(rows, step.new_h), _resized(columns, step.new_w)
-        elif kind is HFlipTransform:
-            columns = columns[::-1]
-        elif kind is VFlipTransform:
-            rows = rows[::-1]
-        elif kind is ContentPad or (kind is PadTransform and step.seg_pad_value == 0):
-            rows = np.pad(rows, (step.y0, step.y1), constant_values=-1)
-            columns = np.pad(columns, (step.x0, step.x1), constant_values=-1)
-        elif not isinstance(step, _WITHOUT_GEOMETRY):
+        moved = _moved(rows, columns, step)
+        if moved is None:
             return None
+        rows, columns = moved
     return rows, columns
+
+
+def source_places(transform: Transform, height: int, width: int) -> np.ndarray | None:
+    """Return the source of every pixel of a transformed mask, (H, W) int32: 1 + row + column * height.
+
+    That is 0 for pixels that show nothing; None where the transform is made of anything but rotations, erasing, and
+    what `source_indices` takes.
+    """
+    places: np.ndarray | None = None
+    rows, columns = np.arange(height), np.arange(width)
+
+    def gathered() -> np.ndarray:
+        shown = (rows >= 0)[:, None] & (columns >= 0)
+        found = 1 + rows[:, None] + columns * height if places is None else places[rows[:, None], columns]
+        return np.where(shown, found, 0).astype(np.int32)
+
+    for step in _steps(transform):
+        if isinstance(step, (T.RotationTransform, Erase)):
+            # They put 0 where nothing is, and interpolate no mask, whatever its type.
+            places = step.apply_segmentation(gathered())
+            rows, columns = (np.arange(side) for side in places.shape)
+        elif (moved := _moved(rows, columns, step)) is not None:
+            rows, columns = moved
+        else:
+            return None
+    return gathered()
+
+
+def _moved(rows: np.ndarray, columns: np.ndarray, step: Transform) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the sources of rows and of columns after one more step, None if it does not keep them apart."""
+    kind = type(step)
+    if kind is CropTransform:
+        return rows[step.y0 : step.y0 + step.h], columns[step.x0 : step.x0 + step.w]
+    if kind is T.ResizeTransform:
+        return _resized(rows, step.new_h), _resized(columns, step.new_w)
+    if kind is HFlipTransform:
+        return rows, columns[::-1]
+    if kind is VFlipTransform:
+        return rows[::-1], columns
+    if kind is ContentPad or (kind is PadTransform and step.seg_pad_value == 0):
+        padded = np.pad(rows, (step.y0, step.y1), constant_values=-1)
+        return padded, np.pad(columns, (step.x0, step.x1), constant_values=-1)
+    return (rows, columns) if isinstance(step, _WITHOUT_GEOMETRY) else None
 
 
 def _steps(transform: Transform) -> Iterator[Transform]:

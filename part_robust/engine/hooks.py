@@ -136,6 +136,14 @@ class BestCheckpoint(HookBase):
         self.path = os.path.join(checkpointer.save_dir, BEST)
         self.best: float | None = None
         self.best_iteration: int | None = None
+        self.evaluated = -1
+
+    @property
+    def evaluations_since(self) -> int:
+        """Evaluations after the one with the best value; 0 while there is none."""
+        if self.best_iteration is None or self.eval_period <= 0:
+            return 0
+        return (self.evaluated + 1) // self.eval_period - (self.best_iteration + 1) // self.eval_period
 
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:  # a new run in an old folder owes nothing to the old one
@@ -151,6 +159,8 @@ class BestCheckpoint(HookBase):
             and record["iteration"] < self.trainer.start_iter
         ):
             self.best, self.best_iteration = record["value"], record["iteration"]
+            # Files of earlier versions lack the second; what comes after the checkpoint is evaluated again.
+            self.evaluated = min(record.get("evaluated", self.best_iteration), self.trainer.start_iter - 1)
             logger.info("Best %s so far: %.4f", self.metric, self.best)
 
     def after_step(self) -> None:
@@ -173,6 +183,7 @@ class BestCheckpoint(HookBase):
             known = sorted(key for key in self.trainer.storage.latest() if "/" in key and "-" not in key)
             raise KeyError(f"TEST.BEST_METRIC {self.metric!r} is not among the results: {', '.join(known)}")
         value, iteration = float(latest[0]), int(latest[1])
+        self.evaluated = iteration
         if not np.isfinite(value) or (self.best is not None and not operator.gt(value, self.best)):
             logger.info("%s %.4f is not better than %s", self.metric, value, self.best)
         else:

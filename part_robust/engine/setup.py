@@ -23,6 +23,7 @@ from part_robust.data.mixing import mixes
 from part_robust.engine.begun import begin_training, imported_again
 from part_robust.engine.best_metric import check_best_metric, check_expected, evaluated_tasks, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
+from part_robust.engine.early_stopping import check_patience
 from part_robust.engine.external import refuse_external
 from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
@@ -112,6 +113,7 @@ def complete_run(args: argparse.Namespace) -> tuple[CfgNode, PlannedAttacks | No
         set_schedule(cfg)
         check_training(cfg)
         check_best_metric(cfg)
+        check_patience(cfg)
         # A wrong name must not come up after the first epoch.
         PlannedAttacks(full_tiers(build_attacks(cfg, cfg.ATTACK.EVAL_DURING_TRAINING)))
     else:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, defaults, hooks
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +26,7 @@ from part_robust.engine.batch_norm import check_batch_norm
 from part_robust.engine.best_metric import best_metric, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import build_stream_loader, set_start_iteration
+from part_robust.engine.early_stopping import EarlyStopping, StoppedEarly
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
 from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
 from part_robust.engine.optimizer import build_optimizer
@@ -82,6 +83,8 @@ class PartTrainer(DefaultTrainer):
                 best = BestCheckpoint(self.checkpointer, best_metric(cfg), cfg.TEST.EVAL_PERIOD, self.evaluated_weights)
                 result.insert(position + 1, best)
             result.append(MissedEvaluation(cfg.TEST.EVAL_PERIOD, evaluation._do_eval, best, cfg.OUTPUT_DIR))
+            if cfg.SOLVER.PATIENCE > 0:
+                result.append(EarlyStopping(cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD, best, self.checkpointer))
         if cfg.ATTACK.TRAIN.ENABLED:
             result = [*self._attack_batches(), *result]
         if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
@@ -174,6 +177,11 @@ class PartTrainer(DefaultTrainer):
         """
         try:
             return super().train()
+        except StoppedEarly:
+            results = getattr(self, "_last_eval_results", None)
+            if results and self.cfg.TEST.EXPECTED_RESULTS:
+                verify_results(self.cfg, results)
+            return results
         finally:
             self._trainer._data_loader_iter_obj = None
 

@@ -43,11 +43,21 @@ MASK_DINO = {
 }
 # Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
 C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
+# Of one model: does robustness come from the parts, or from any mask, or from the size of the network?
+CONTROLS = {
+    "deeplab_two_headed": "Two-Headed, parts",
+    "deeplab_two_headed_object": "Two-Headed, object with its class",
+    "deeplab_two_headed_foreground": "Two-Headed, foreground",
+    "deeplab_two_headed_shuffled": "Two-Headed, parts shuffled in training",
+    "deeplab_two_headed_share_01": "Two-Headed, parts of a tenth of the images",
+    "deeplab_two_headed_c_seg_00": "Two-Headed, no part loss",
+}
 # Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision.
 TABLES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
     "part_shapes_dino": ("part_shapes", DINO, {"boxes": ""}),
     "part_shapes_mask_dino": ("part_shapes", MASK_DINO, {"masks": ""}),
+    "part_shapes_controls": ("part_shapes", BASELINE | CONTROLS, {"masks": ""}),
     "part_imagenet_deeplab": ("part_imagenet", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
     "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
     "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
@@ -123,6 +133,10 @@ SUITES = {
         variant_folder="recipes",
         folder="part_shapes_small",
         of_thesis=False,
+    ),
+    # All with equally many passes: one schedule, one attack.
+    "part_shapes_controls": Suite(
+        {"part_shapes_controls": ()}, overrides=SHORT, folder="part_shapes_small", of_thesis=False
     ),
     # A recipe with augmentation for each objective, from one clean model, beside PGD without augmentation.
     "part_shapes_augmented": Suite(

@@ -15,7 +15,7 @@ from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.data.controls import CHANGES, derived_dataset, with_label_share
 from part_robust.engine import PartTrainer
 from part_robust.run_config import complete
-from tests.toy import CLASSES, tiny_cfg
+from tests.toy import CLASSES, STEADY, tiny_cfg
 
 
 def label_maps(cfg, name: str) -> dict[int, torch.Tensor]:
@@ -82,6 +82,28 @@ def test_a_model_trains_on_the_foreground_of_few_images(toy_data, tmp_path):
     assert labelled == {record["image_id"]: record["part_supervision"] != "none" for record in records}
     trainer.train()
     assert trainer._last_eval_results["part_seg"]["mIoU"] >= 0
+
+
+def test_a_model_of_the_same_size_learns_no_parts(toy_data):
+    """SEG_LOSS_WEIGHT 0 leaves every weight of the decoder without gradient, and the others with that of the class."""
+
+    def gradients(weight: float) -> tuple[dict[str, torch.Tensor], float]:
+        cfg = complete(tiny_cfg("deeplab_two_headed", *STEADY, "MODEL.PART_CLASSIFIER.SEG_LOSS_WEIGHT", weight))
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        mapper = PartDatasetMapper(cfg, is_train=False, dataset_name="toy_train")
+        losses = model([mapper(record) for record in DatasetCatalog.get("toy_train")[:4]])
+        sum(losses.values()).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}, float(losses["loss_cls"])
+
+    (without, loss), (learned, half) = gradients(0.0), gradients(0.5)
+    assert {name: grad.shape for name, grad in without.items()} == {name: grad.shape for name, grad in learned.items()}
+    decoder = [name for name in without if name.startswith("segmenter.")]
+    assert decoder and all(not without[name].any() for name in decoder) and any(learned[name].any() for name in decoder)
+    assert all(grad.any() for name, grad in without.items() if name not in decoder)
+    assert loss == pytest.approx(2 * half), "the class loss has all the weight"
+    head = [name for name in without if name.startswith("head.")]
+    assert head and all(torch.allclose(without[name], 2 * learned[name], rtol=1e-4, atol=1e-7) for name in head)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30), st.floats(0, 1), st.floats(0, 1))

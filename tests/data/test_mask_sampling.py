@@ -10,7 +10,8 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform, PadTransf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from part_robust.data.mask_sampling import MaskSampler, source_indices
+from part_robust.data.augmentations import RandomErasing, RandomRotation
+from part_robust.data.mask_sampling import MaskSampler, source_indices, source_places
 from part_robust.data.preparation.segmentation import encode
 from part_robust.data.transforms import CenterCrop, Letterbox, RandomResizedCrop
 
@@ -76,17 +77,32 @@ def test_training_and_evaluation_geometry(height, width, seed):
         check(transform, height, width, seed)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 300), st.integers(8, 300), st.integers(0, 999), st.floats(0, 180), st.sampled_from([0.0, 1.0]))
+def test_rotations_and_erasing_among_other_geometry(height, width, seed, degrees, erasing):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (what detectron2's augmentations draw from)
+    steps = [RandomRotation(degrees, (1, 2, 3)), RandomResizedCrop(64, (0.2, 1.0), (0.75, 1.33))]
+    steps += [T.RandomFlip(prob=0.5), RandomErasing(erasing, (1, 2, 3)), Letterbox(80, (1, 2, 3))]
+    transform = T.AugmentationList(steps)(T.AugInput(np.zeros((height, width, 3), dtype=np.uint8)))
+    assert source_places(transform, height, width) is not None
+    check(transform, height, width, seed)
+    shown = transform.apply_segmentation(np.ones((height, width), dtype=np.uint8)) > 0
+    assert np.array_equal(~whole(MaskSampler(transform, height, width).outside(), shown.shape), shown)
+
+
 @pytest.mark.parametrize(
     "transform",
     [
         TransformList([CropTransform(3, 2, 10, 12, 20, 24), PadTransform(1, 2, 3, 4, 10, 12)]),
         PadTransform(1, 1, 1, 1, 20, 24, seg_pad_value=1),
-        T.RotationTransform(24, 20, 30),
+        T.ExtentTransform((2, 3, 15, 20), (20, 12)),
     ],
-    ids=["crop and pad", "padding with ones", "rotation"],
+    ids=["crop and pad", "padding with ones", "extent"],
 )
 def test_other_transforms_are_applied_to_each_mask(transform):
     indices = source_indices(transform, 24, 20)
     assert (indices is None) == (not isinstance(transform, TransformList))
+    assert (source_places(transform, 24, 20) is None) == (indices is None)
     for seed in range(20):
         check(transform, 24, 20, seed)

@@ -58,6 +58,8 @@ def arguments(
             "TEST.BEST_METRIC must be auto or one of classification/accuracy, .*got 'accuracy'",
         ),
         ("resnet", ["TEST.BEST_METRIC", "part_seg/mIoU"], "TEST.BEST_METRIC must be"),
+        ("resnet", ["SOLVER.PATIENCE", 2, "TEST.EVAL_PERIOD", 0], "SOLVER.PATIENCE must be 0 without eval.*got 2"),
+        ("resnet", ["SOLVER.PATIENCE", 1, "DATASETS.VAL", "()", "DATASETS.TEST", "()"], "SOLVER.PATIENCE must be 0"),
         ("resnet", ["TEST.BEST_METRIC", "classification_pgd20/accuracy"], "TEST.BEST_METRIC must be"),
         (
             "resnet",

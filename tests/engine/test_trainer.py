@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from part_robust.engine.best_metric import best_metric
 from part_robust.engine.resume import check_resumed
 from part_robust.engine.setup import set_schedule
 from part_robust.utils.errors import UserError
-from tests.processes import start_two
+from tests.processes import ends_killed, kill_this_process, start_two
 from tests.toy import ADVERSARIAL, RESNET_50, metric_lines, run_cfg, tiny_cfg
 
 
@@ -96,17 +94,6 @@ def test_resume_goes_on_where_it_was(finished):
     assert torch.load(folder / "model_final.pth")["iteration"] == 8
 
 
-def kill_this_process(*args) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train_until_killed(cfg) -> None:
-    process = multiprocessing.get_context("fork").Process(target=train, args=(cfg,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
 def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_earlier_one(
     toy_data, tmp_path, monkeypatch, caplog
 ):
@@ -117,7 +104,7 @@ def test_a_training_killed_before_its_first_checkpoint_is_not_resumed_from_an_ea
 
     with monkeypatch.context() as patch:
         patch.setattr(PartTrainer, "run_step", kill_this_process)
-        train_until_killed(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
+        ends_killed(train, run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, model="resnet"))
     earlier = torch.load(tmp_path / "model_final.pth")["iteration"]
     train(run_cfg(tmp_path, *quiet, "SOLVER.BASE_LR", 0.5, "SOLVER.MAX_ITER", 4, model="resnet"), resume=True)
     assert "no checkpoint to resume from" in caplog.text
@@ -148,7 +135,7 @@ def test_an_evaluation_that_was_killed_is_made_up_on_resume(toy_data, tmp_path, 
     train(whole)
     killed.add(iteration)
     seed_all_rng(0)
-    train_until_killed(parts)
+    ends_killed(train, parts)
     killed.clear()
     train(parts, resume=True)
     records = [json.loads((tmp_path / name / "best_checkpoint.json").read_text()) for name in ("whole", "parts")]

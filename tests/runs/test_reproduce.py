@@ -231,15 +231,3 @@ def test_recipes_start_from_one_clean_model_and_have_equally_many_passes(tool):
     names = {run.leaf for run in runs}
     recipes = {path.stem.removesuffix("_adv") for path in (ROOT / "configs/part_shapes/recipes").glob("*.yaml")}
     assert recipes < names
-
-
-def test_every_recipe_with_augmentation_is_in_their_suite(tool):
-    suites = tool("runs.suites")
-    runs = suites.suite_runs("part_shapes_augmented")
-    shared = {run.title: run for run in suites.suite_runs("part_shapes_small")}
-    own = [run for run in runs if run.title not in shared]
-    assert all(run == shared[run.title] for run in runs if run not in own), "a run of both suites is made once"
-    configs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs/part_shapes/augmented").iterdir()}
-    assert {run.config_file for run in own} == configs
-    epochs = {run.leaf: run.config.SOLVER.EPOCHS for run in own}
-    assert epochs.pop("deeplab_two_headed_nfgsm") == 8.0 and set(epochs.values()) == {4.0}
