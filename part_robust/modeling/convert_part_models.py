@@ -17,81 +17,21 @@ import numpy.typing as npt
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from part_robust.modeling.convert import KeyReport, Rules, apply_rules, torchvision_rules
+from part_robust.modeling.convert import KeyReport, apply_rules
 from part_robust.modeling.convert_imagenet import check_backbone, check_normalisation
+from part_robust.modeling.part_model_rules import DECODER, HEADS, RULES
 from part_robust.utils.errors import UserError
 
-LAYOUTS = ("smp", "mpm", "mmdet")
+LAYOUTS = tuple(RULES)
 SMP_SEGMENTER = "SmpDeepLabSegmenter"
 
+# Names that a file's network has inside of its wrappers.
 _SMP_PREFIX = re.compile(r"(?:_?model\.|1\.)?(?:_?segmenter\.)?(?:1\.)?")
-_DECODER = r"segmenter.head"
-_SMP: Rules = (
-    *torchvision_rules(r"encoder\."),
-    (r"decoder\.aspp\.0\.convs\.0\.0\.(.+)", rf"{_DECODER}.branches.0.\1", ""),
-    (r"decoder\.aspp\.0\.convs\.0\.1\.(.+)", rf"{_DECODER}.branches.0.norm.\1", ""),
-    (r"decoder\.aspp\.0\.convs\.([123])\.0\.([01])\.(.+)", rf"{_DECODER}.branches.\1.\2.\3", ""),
-    (r"decoder\.aspp\.0\.convs\.([123])\.1\.(.+)", rf"{_DECODER}.branches.\1.1.norm.\2", ""),
-    (r"decoder\.aspp\.0\.convs\.4\.1\.(.+)", rf"{_DECODER}.pooled.\1", ""),
-    (r"decoder\.aspp\.0\.convs\.4\.2\.(.+)", rf"{_DECODER}.pooled.norm.\1", ""),
-    (r"decoder\.aspp\.0\.project\.0\.(.+)", rf"{_DECODER}.merge.\1", ""),
-    (r"decoder\.aspp\.0\.project\.1\.(.+)", rf"{_DECODER}.merge.norm.\1", ""),
-    (r"decoder\.aspp\.1\.([01])\.(.+)", rf"{_DECODER}.refine.\1.\2", ""),
-    (r"decoder\.aspp\.2\.(.+)", rf"{_DECODER}.refine.1.norm.\1", ""),
-    (r"decoder\.block1\.0\.(.+)", rf"{_DECODER}.project.\1", ""),
-    (r"decoder\.block1\.1\.(.+)", rf"{_DECODER}.project.norm.\1", ""),
-    (r"decoder\.block2\.0\.([01])\.(.+)", rf"{_DECODER}.fuse.\1.\2", ""),
-    (r"decoder\.block2\.1\.(.+)", rf"{_DECODER}.fuse.1.norm.\1", ""),
-    (r"segmentation_head\.(?:heads\.1\.)?0\.(.+)", rf"{_DECODER}.predictor.\1", ""),
-    (r"segmentation_head\.heads\.0\..+", None, "a class head on the decoder's features, which no model here has"),
-    (r"(?:feature_extactor\.)?grid", None, "computed from the size of the image"),
-)
-# Of the predecessor's heads, by the head of the config.
-_SMP_HEADS: dict[str, Rules] = {
-    "DownsampledHead": (
-        (r"core_model\.([128])\.(.+)", r"head.layers.\1.\2", ""),
-        (r"core_model\.5\.(.+)", r"head.layers.4.\1", ""),
-        (r"core_model\.6\.(.+)", r"head.layers.5.\1", ""),
-    ),
-    "TwoHeadedHead": ((r"classification_head\.([1347])\.(.+)", r"head.layers.\1.\2", ""),),
-}
-
-_MPM_BYPASS = "supervises parts in training, beside the path of the class; no model here has it"
-_MPM: Rules = (
-    (r"segmenter\.((?:conv1|bn1|layer\d)\..+)", r"backbone.net.\1", ""),
-    (r"(?:cp\d|up_layer\d|segmenter_head\d)\..+", None, _MPM_BYPASS),
-)
-_MPM_HEADS: dict[str, Rules] = {"LinearHead": ((r"classifer\.2\.(.+)", r"head.classifier.\1", ""),)}
-
-_CONVNEXT = r"backbone\.stages\.(\d)\.(\d+)\."
-_STAGE = r"backbone.net.stages_\1"
-_MMDET: Rules = (
-    *torchvision_rules(r"backbone\."),
-    (r"backbone\.downsample_layers\.0\.(\d)\.(.+)", r"backbone.net.stem_\1.\2", ""),
-    (r"backbone\.downsample_layers\.(\d)\.(\d)\.(.+)", rf"{_STAGE}.downsample.\2.\3", ""),
-    (_CONVNEXT + r"depthwise_conv\.(.+)", rf"{_STAGE}.blocks.\2.conv_dw.\3", ""),
-    (_CONVNEXT + r"pointwise_conv(\d)\.(.+)", rf"{_STAGE}.blocks.\2.mlp.fc\3.\4", ""),
-    (_CONVNEXT + r"((?:norm\.|gamma).*)", rf"{_STAGE}.blocks.\2.\3", ""),
-    (r"backbone\.norm\d\..+", None, "a norm behind the backbone's features; segmenters here have their own"),
-    (
-        r"bbox_head\.transformer\.encoder\..+",
-        None,
-        "attends to all pixels of one level; DINO's encoder samples points of several",
-    ),
-    (r"bbox_head\.transformer\.decoder\..+", None, "decodes by attention to all pixels; DINO's decoder samples points"),
-    (
-        r"bbox_head\.(?:transformer\..+|refpoint_embed\..+|label_enc\..+)",
-        None,
-        "DN-DETR's queries; DINO chooses its own",
-    ),
-    (r"bbox_head\.input_proj\..+", None, "projects one level, without a norm; DINO projects several"),
-    (r"(?:bbox_head|neck|rpn_head|roi_head)\..+", None, "behind the backbone, in another kind of detector"),
-)
-_RULES = {"smp": _SMP, "mpm": _MPM, "mmdet": _MMDET}
-_HEADS = {"smp": _SMP_HEADS, "mpm": _MPM_HEADS, "mmdet": {}}
+_STATISTICS = ("running_mean", "running_var")
 _FILE_HEAD = re.compile(r"(?:core_model|classification_head|classifer)\..+")
 # Depend on the numbers of parts and classes; of other numbers they start anew.
 _COUNTED = re.compile(r"segmenter\.head\.predictor\..+|head\..+")
+# What no weight of the predecessor's decoder tells.
 _FIXED = {"ASPP_DILATIONS": [12, 24, 36], "IN_FEATURES": ["res2", "res5"]}
 
 
@@ -136,10 +76,10 @@ def convert_part_model(
     """
     check_architecture(state, layout, cfg)
     head = cfg.MODEL.PART_CLASSIFIER.HEAD
-    own_head = _HEADS[layout].get(head, ())
-    if head == "DownsampledHead" and not _has_downsampled_head(state):
-        own_head = ()
-    rules = (*own_head, *_RULES[layout])
+    rules = RULES[layout]
+    if layout != "smp" or _same_head(state, cfg):
+        rules = (*HEADS[layout].get(head, ()), *rules)
+        state = _without_first_norm(state) if head == "BoundingBoxHead" else state
     # Detectron2's decoder has a layer of the same name and shape.
     decodes = cfg.MODEL.PART_CLASSIFIER.SEGMENTER == SMP_SEGMENTER
     normaliser: dict[str, Tensor] = {}
@@ -152,11 +92,11 @@ def convert_part_model(
             reports.append(KeyReport("dropped", key, reason=f"in the config it is MODEL.PIXEL_{match[1].upper()}"))
             continue
         name, reason = apply_rules(short, rules)
-        if name is None or name not in model_state or (name.startswith(_DECODER) and not decodes):
+        if name is None or name not in model_state or (name.startswith(DECODER) and not decodes):
             reports.append(KeyReport("dropped", key, reason=_reason(short, name, reason, head)))
             continue
         if layout == "smp":
-            value = _as_ours(value, name, part_order, not cfg.MODEL.DOWNSAMPLED_HEAD.DROP_BACKGROUND)
+            value = _as_ours(value, name, part_order, cfg)
         if value.shape != model_state[name].shape:
             shapes = f"{tuple(value.shape)} in the file, {tuple(model_state[name].shape)} in the model"
             if not _COUNTED.fullmatch(name):
@@ -169,16 +109,20 @@ def convert_part_model(
             continue
         result[name] = value
         reports.append(KeyReport("renamed", key, name))
-    lacking = [name for name in model_state if name not in result and not name.endswith("num_batches_tracked")]
-    fatal = [name for name in lacking if name.startswith("backbone.")]
+    reports += _missing(model_state, result, layout)
+    check_normalisation(normaliser, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, trust)
+    return result, reports
+
+
+def _missing(model_state: Mapping[str, Tensor], found: Mapping[str, Tensor], layout: str) -> list[KeyReport]:
+    names = [name for name in model_state if name not in found and not name.endswith("num_batches_tracked")]
+    fatal = [name for name in names if name.startswith("backbone.")]
     if fatal:
         raise ValueError(
             f"{len(fatal)} weights of the backbone are not in the file, first {fatal[0]}: the config's backbone is "
             f"another architecture, or the layout is not {layout}"
         )
-    check_normalisation(normaliser, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, trust)
-    reports += [KeyReport("missing", name, reason="not in the file, keeps its initial value") for name in lacking]
-    return result, reports
+    return [KeyReport("missing", name, reason="not in the file, keeps its initial value") for name in names]
 
 
 def check_architecture(state: Mapping[str, Tensor], layout: str, cfg: CfgNode) -> None:
@@ -233,27 +177,44 @@ def _short(key: str, layout: str) -> str:
     return _SMP_PREFIX.sub("", key, count=1) if layout == "smp" else key
 
 
-def _has_downsampled_head(state: Mapping[str, Tensor]) -> bool:
-    """Whether the head begins with a convolution over part maps; that of boxes has keys of the same names."""
-    return any(_short(key, "smp") == "core_model.1.weight" and value.ndim == 4 for key, value in state.items())
+def _same_head(state: Mapping[str, Tensor], cfg: CfgNode) -> bool:
+    """Whether the predecessor's head is the config's: those of maps and of boxes have keys of the same names."""
+    core = {short: value for key, value in state.items() if (short := _short(key, "smp")).startswith("core_model.")}
+    head = cfg.MODEL.PART_CLASSIFIER.HEAD
+    if head == "DownsampledHead":
+        return "core_model.1.weight" in core and core["core_model.1.weight"].ndim == 4
+    if head == "BoundingBoxHead":
+        published = cfg.MODEL.BOUNDING_BOX_HEAD.NORMALIZE == "published"
+        return published and "core_model.0.weight" not in core and "core_model.3.running_mean" not in core
+    return not core
 
 
-def _as_ours(value: Tensor, name: str, part_order: Sequence[int] | None, background: bool) -> Tensor:
-    """Background comes first in the file and last here, and a linear layer is a convolution here.
+def _without_first_norm(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Multiply the batch norm in front of the predecessor's Bounding-Box head into the linear layer behind it."""
+    names = {_short(key, "smp"): key for key in state}
+    if not {"core_model.2.running_var", "core_model.3.weight", "core_model.3.bias"} <= names.keys():
+        return state
+    norm = {kind: state[names[f"core_model.2.{kind}"]].double() for kind in ("weight", "bias", *_STATISTICS)}
+    weight, bias = (state[names[f"core_model.3.{kind}"]] for kind in ("weight", "bias"))
+    if weight.shape[1:] != norm["weight"].shape:
+        return state
+    scale = norm["weight"] * (norm["running_var"] + 1e-5).rsqrt()
+    shift = norm["bias"] - scale * norm["running_mean"]
+    folded = {"weight": (weight * scale).to(weight), "bias": (bias + weight.double() @ shift).to(bias)}
+    return {**state, **{names[f"core_model.3.{kind}"]: value for kind, value in folded.items()}}
 
-    Args:
-        value: of the file.
-        name: our name.
-        part_order: of `convert_part_model`.
-        background: the class head reads the background's map, too.
-    """
-    if name == "head.layers.4.weight" and value.ndim == 2:
-        return value[..., None, None]
-    if name.startswith(f"{_DECODER}.predictor."):
+
+def _as_ours(value: Tensor, name: str, part_order: Sequence[int] | None, cfg: CfgNode) -> Tensor:
+    """Background comes first in the file and last here, and linear layers that norms follow are convolutions here."""
+    if name.startswith(f"{DECODER}.predictor."):
         return value[_places(len(value), part_order, True)]
-    if name == "head.layers.1.weight" and value.ndim == 4:
-        return value[:, _places(value.shape[1], part_order, background)]
-    return value
+    head = cfg.MODEL.PART_CLASSIFIER.HEAD
+    if head == "BoundingBoxHead" and name == "head.layers.0.weight":
+        by_part = value.unflatten(1, (-1, 5 if cfg.MODEL.BOUNDING_BOX_HEAD.USE_SCORE else 4))
+        return by_part[:, _places(by_part.shape[1], part_order, False)].flatten(1)[..., None, None]
+    if head == "DownsampledHead" and name == "head.layers.1.weight":
+        return value[:, _places(value.shape[1], part_order, not cfg.MODEL.DOWNSAMPLED_HEAD.DROP_BACKGROUND)]
+    return value[..., None, None] if head == "DownsampledHead" and name == "head.layers.4.weight" else value
 
 
 def _places(maps: int, part_order: Sequence[int] | None, background: bool) -> list[int]:
@@ -266,10 +227,11 @@ def _places(maps: int, part_order: Sequence[int] | None, background: bool) -> li
 def _reason(key: str, name: str | None, reason: str, head: str) -> str:
     if key.endswith(".num_batches_tracked"):
         return "a counter that this model's norms do not have"
-    if name is not None and name.startswith(f"{_DECODER}."):
+    if name is not None and name.startswith(f"{DECODER}."):
         return "of a decoder that the model lacks: MODEL.PART_CLASSIFIER.SEGMENTER SmpDeepLabSegmenter has it"
     if name is not None:
         return f"the model has no {name}"
     if _FILE_HEAD.fullmatch(key):
-        return f"of a class head that MODEL.PART_CLASSIFIER.HEAD {head!r} has no counterpart of"
+        wanted = f"{head} with NORMALIZE published" if head == "BoundingBoxHead" else head
+        return f"of another class head than MODEL.PART_CLASSIFIER.HEAD, {wanted or 'none'}"
     return reason

@@ -94,15 +94,19 @@ def test_predecessor_s_downsampled_model_gives_the_same_numbers(downsampled):
     close(sample(features["res5"]), wanted["res5"])
 
 
-def test_predecessor_s_two_headed_model_gives_the_same_class_logits():
-    state, wanted = published("two_headed")
-    model, cfg = build(*SMP, "TwoHeadedHead")
-    weights, reports = convert(state, model, cfg)
+@pytest.mark.parametrize("name", ["two_headed", "bounding_box"])
+def test_predecessor_s_other_models_give_the_same_class_logits(name):
+    state, wanted = published(name)
+    head = {"two_headed": "TwoHeadedHead", "bounding_box": "BoundingBoxHead"}[name]
+    model, cfg = build(*SMP, head, "MODEL.BOUNDING_BOX_HEAD.NORMALIZE", "published")
+    weights, reports = convert(state, model, cfg, part_order=[2, 0, 1, 5, 3, 4])
     keys = accounted(state, model, reports)
-    assert keys["dropped"] == ["module.mean", "module.std"] and "missing" not in keys
+    folded = [key for key in keys["dropped"] if ".core_model.2." in key]
+    assert len(folded) == (5 if name == "bounding_box" else 0)
+    assert set(keys["dropped"]) - set(folded) == {"module.mean", "module.std"} and "missing" not in keys
     model.load_state_dict(weights)
     with torch.no_grad():
-        close(model.class_logits(images()), wanted["class_logits"])
+        close(model.class_logits(images()[..., :224] if folded else images()), wanted["class_logits"])
 
 
 def test_mpm_gives_the_same_numbers():
@@ -194,13 +198,19 @@ def test_what_has_no_counterpart_is_dropped_and_says_why(downsampled):
     assert all(key.startswith("backbone.") for key in weights)
     why = {a.key: a.reason for a in reports if a.action == "dropped"}
     assert "SmpDeepLabSegmenter has it" in why[PREDICTOR]
-    assert "class head" in why["module._model.core_model.1.weight"]
+    assert "another class head than MODEL.PART_CLASSIFIER.HEAD, none" in why["module._model.core_model.1.weight"]
     # A Bounding-Box head, whose keys have the same names.
     boxes = {key: value for key, value in state.items() if "core_model" not in key}
     boxes |= {f"module._model.core_model.{i}.weight": torch.zeros(30) for i in (2, 5)}
     model, cfg = on_meta(*SMP, "DownsampledHead")
     _, reports = convert(boxes, model, cfg)
     assert Counter(a.action for a in reports)["re-initialised"] == 0
+    other, cfg_of_boxes = on_meta(*SMP, "BoundingBoxHead")
+    _, reported = convert(boxes, other, cfg_of_boxes)
+    reasons = {a.reason for a in reported if "core_model" in a.key}
+    assert reasons == {
+        "of another class head than MODEL.PART_CLASSIFIER.HEAD, BoundingBoxHead with NORMALIZE published"
+    }
     assert {a.key for a in reports if a.action == "missing"} == {
         key for key in model.state_dict() if key.startswith("head.") and "num_batches" not in key
     }
