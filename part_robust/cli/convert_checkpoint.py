@@ -25,7 +25,7 @@ from part_robust import load_config
 from part_robust.modeling import convert_imagenet, convert_part_models
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
 from part_robust.modeling.part_to_class import part_to_class_matrix
-from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.errors import PREPARATION, UserError, user_errors
 from part_robust.utils.files import replacing
 from part_robust.utils.safe_loading import load_state
 
@@ -123,8 +123,15 @@ def part_order(cfg: CfgNode) -> list[int] | None:
     """Return the place of each of the config's parts among parts sorted by class; None where it reads no such parts.
 
     Raises:
-        KeyError, UserError, ValueError: the config's training set is not there, or its parts have no one class each.
+        UserError: the config's training set is not there, or its parts have no one class each.
     """
     if cfg.MODEL.PART_CLASSIFIER.SEGMENTER != convert_part_models.SMP_SEGMENTER:
         return None
-    return convert_part_models.parts_by_class(part_to_class_matrix(cfg))
+    try:
+        matrix = part_to_class_matrix(cfg)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise UserError(
+            "--part-order must be same where the config's training set is not there, got by-class: the published "
+            f"models' parts are sorted by class, and it tells the classes ({error.args[0]})"
+        ) from error
+    return convert_part_models.parts_by_class(matrix)

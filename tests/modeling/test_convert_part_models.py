@@ -5,6 +5,7 @@ The public numbers are in tests/fixtures/published_small.npz (tests/fixtures/mak
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 
 import pytest
@@ -264,7 +265,9 @@ def test_tool_takes_mpm_s_averaged_weights(tmp_path, capsys):
     network = timm.create_model("test_resnet", act_layer="gelu", num_classes=CLASSES)
     inner = {f"segmenter.{key}": value for key, value in network.state_dict().items() if not key.startswith("fc.")}
     averaged = {key: torch.full_like(value, 3) for key, value in inner.items()} | {"cp1.0.weight": torch.zeros(1)}
-    torch.save({"state_dict": inner, "state_dict_ema": averaged, "epoch": 4}, tmp_path / "in.pth")
+    # As timm saves it, with the arguments of the training.
+    saved = {"state_dict": inner, "state_dict_ema": averaged, "args": argparse.Namespace(lr=0.2, device="cuda")}
+    torch.save(saved, tmp_path / "in.pth")
     opts = [*GELU, "MODEL.TIMM.NAME", "test_resnet", "MODEL.PART_CLASSIFIER.HEAD", "LinearHead"]
     config = tmp_path / "config.yaml"
     config.write_text(get_part_robust_cfg(None, [*OPTS, *opts]).dump())
@@ -273,7 +276,7 @@ def test_tool_takes_mpm_s_averaged_weights(tmp_path, capsys):
     saved = torch.load(tmp_path / "out.pth")["model"]
     assert saved and all(bool((value == 3).all()) for value in saved.values())
     text = capsys.readouterr().out
-    assert "layout: mpm" in text and "left out of the file: state_dict, epoch" in text and "the backbone sees" in text
+    assert "layout: mpm" in text and "left out of the file: state_dict, args" in text and "the backbone sees" in text
 
 
 def test_tool_orders_parts_by_class(tmp_path, toy_data, monkeypatch):
@@ -296,6 +299,8 @@ def test_tool_orders_parts_by_class(tmp_path, toy_data, monkeypatch):
     assert seen["order"] == [0, 1, 2]
     main([*words, "--part-order", "same"])
     assert seen["order"] is None
+    with pytest.raises(SystemExit, match="--part-order must be same where the config's training set is not there"):
+        main([*words, "DATASETS.TRAIN", "('part_robust_paco_train',)", *map(str, OPTS[-4:])])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47)])
