@@ -1,7 +1,7 @@
 r"""Turns a public checkpoint into one for MODEL.WEIGHTS.
 
-It is that of DINO (the authors' or detrex's), of Mask DINO (the authors'), or of an ImageNet classifier for the
-backbone (torchvision's or timm's layout; docs/backbones.md).
+It is that of DINO (the authors' or detrex's), of Mask DINO (the authors'), of an ImageNet classifier for the backbone
+(torchvision's or timm's layout), or of a published robust part model or detector (smp, mpm, mmdet; docs/backbones.md).
 
     part-robust convert-checkpoint checkpoint0011_4scale.pth dino_r50.pth \
         --config-file part_imagenet/dino_detector.yaml
@@ -17,19 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from part_robust import load_config
-from part_robust.modeling import convert_imagenet
+from part_robust.modeling import convert_imagenet, convert_part_models
 from part_robust.modeling.convert import LAYOUTS, convert, detect_layout
-from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.modeling.part_to_class import part_to_class_matrix
+from part_robust.utils.errors import PREPARATION, UserError, user_errors
 from part_robust.utils.files import replacing
 from part_robust.utils.safe_loading import load_state
 
 LOUD = ("re-initialised", "missing")
 # Where files keep the weights.
 CONTAINERS = ("model", "state_dict", "model_state_dict")
+# Averaged weights, which are the ones that the authors of layout mpm evaluate.
+AVERAGED = "state_dict_ema"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("input", type=Path, help="the public checkpoint")
     parser.add_argument("output", type=Path, help="the file to write")
     parser.add_argument("--config-file", required=True, help="of the model that the weights are for")
-    parser.add_argument("--layout", choices=(*LAYOUTS, *convert_imagenet.LAYOUTS), help="found out by default")
+    parser.add_argument(
+        "--layout",
+        choices=(*LAYOUTS, *convert_imagenet.LAYOUTS, *convert_part_models.LAYOUTS),
+        help="found out by default",
+    )
+    parser.add_argument(
+        "--part-order",
+        choices=("by-class", "same"),
+        default="by-class",
+        help="of a file of layout smp: its parts are sorted by class (the default, as in the published models for "
+        "PartImageNet; the order is read from the config's training set), or they have the order of the config's",
+    )
     parser.add_argument(
         "--trust-normalisation",
         action="store_true",
@@ -61,8 +76,23 @@ def convert_file(args: argparse.Namespace) -> None:
     state = file[container] if container else file
     cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     model = build_model(cfg)
-    layout = args.layout or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
-    if layout in convert_imagenet.LAYOUTS:
+    layout = (
+        args.layout
+        or convert_imagenet.detect_imagenet_layout(state, model.state_dict())
+        or convert_part_models.detect_part_model_layout(state)
+    )
+    if layout in convert_part_models.LAYOUTS:
+        if layout == "mpm" and isinstance(file.get(AVERAGED), dict):
+            container, state = AVERAGED, file[AVERAGED]
+        weights, reports = convert_part_models.convert_part_model(
+            state,
+            model.state_dict(),
+            layout,
+            cfg,
+            trust=args.trust_normalisation,
+            part_order=part_order(cfg) if layout == "smp" and args.part_order == "by-class" else None,
+        )
+    elif layout in convert_imagenet.LAYOUTS:
         weights, reports = convert_imagenet.convert_imagenet(
             state, model.state_dict(), layout, cfg, trust=args.trust_normalisation
         )
@@ -79,7 +109,7 @@ def convert_file(args: argparse.Namespace) -> None:
     for action in LOUD:
         if counts[action]:
             print(f"WARNING: {counts[action]} weights {action}, they start from random values; see the table")
-    if layout in convert_imagenet.LAYOUTS:
+    if layout in (*convert_imagenet.LAYOUTS, *convert_part_models.LAYOUTS):
         mean, std = (
             ", ".join(f"{value:g}" for value in values) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
         )
@@ -87,3 +117,21 @@ def convert_file(args: argparse.Namespace) -> None:
     with replacing(args.output) as temporary:
         torch.save({"model": weights}, temporary)
     print(f"wrote {args.output}")
+
+
+def part_order(cfg: CfgNode) -> list[int] | None:
+    """Return the place of each of the config's parts among parts sorted by class; None where it reads no such parts.
+
+    Raises:
+        UserError: the config's training set is not there, or its parts have no one class each.
+    """
+    if cfg.MODEL.PART_CLASSIFIER.SEGMENTER != convert_part_models.SMP_SEGMENTER:
+        return None
+    try:
+        matrix = part_to_class_matrix(cfg)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise UserError(
+            "--part-order must be same where the config's training set is not there, got by-class: the published "
+            f"models' parts are sorted by class, and it tells the classes ({error.args[0]})"
+        ) from error
+    return convert_part_models.parts_by_class(matrix)

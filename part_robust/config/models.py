@@ -60,7 +60,8 @@ def add_model(cfg: CfgNode) -> None:
     # Units of the hidden layer.
     node.HIDDEN_DIM = 50
     # Where centroids and spreads are measured: "image" (-1..1 from edge to edge) or "object" (from the foreground's
-    # centroid, in units of its spread). Sitawarin et al. compare both and publish "image".
+    # centroid, in units of its spread). Sitawarin et al. compare both and publish "image". "published" also computes
+    # scores, centroids and spreads as their code does, for their checkpoints (docs/backbones.md).
     node.NORMALIZE = "image"
     # Tell the head how sure each part is (its foreground-weighted mean logit), not only where it is.
     node.USE_SCORE = True

@@ -261,7 +261,7 @@ _MODEL: dict[str, Rule] = {
     "MODEL.DOWNSAMPLED_HEAD.CHANNELS_PER_PART": COUNT,
     "MODEL.DOWNSAMPLED_HEAD.HIDDEN_DIM": COUNT,
     "MODEL.BOUNDING_BOX_HEAD.HIDDEN_DIM": COUNT,
-    "MODEL.BOUNDING_BOX_HEAD.NORMALIZE": one_of("image", "object"),
+    "MODEL.BOUNDING_BOX_HEAD.NORMALIZE": one_of("image", "object", "published"),
     "MODEL.SEQUENTIAL_HEAD.HIDDEN_DIM": COUNT,
     "MODEL.SEQUENTIAL_HEAD.PROBABILITIES": one_of("softmax", "sigmoid"),
     "MODEL.SEQUENTIAL_HEAD.ORDER": one_of("decoded", "confidence"),

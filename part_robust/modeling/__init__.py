@@ -18,7 +18,7 @@ from part_robust.modeling.registry import (
     ClassHead,
     PartSegmenter,
 )
-from part_robust.modeling.segmenters import deeplab, dino, mask_dino  # noqa: F401  (registration)
+from part_robust.modeling.segmenters import deeplab, dino, mask_dino, smp_deeplab  # noqa: F401  (registration)
 from part_robust.structures import PartOutput, PartTargets
 
 __all__ = [

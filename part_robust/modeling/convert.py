@@ -16,13 +16,22 @@ from torch import Tensor
 # Pattern -> replacement, the first that matches the whole key counts; None drops it, for the reason given there.
 Rules = tuple[tuple[str, str | None, str], ...]
 
+
+def torchvision_rules(prefix: str) -> Rules:
+    """Rules of a torchvision ResNet below `prefix`, a pattern, for detectron2's ResNet as our backbone."""
+    block = prefix + r"layer(\d)\.(\d+)\."
+    return (
+        (prefix + r"conv1\.(.+)", r"backbone.stem.conv1.\1", ""),
+        (prefix + r"bn1\.(.+)", r"backbone.stem.conv1.norm.\1", ""),
+        (block + r"downsample\.0\.(.+)", r"backbone.res<\1>.\2.shortcut.\3", ""),
+        (block + r"downsample\.1\.(.+)", r"backbone.res<\1>.\2.shortcut.norm.\3", ""),
+        (block + r"conv(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.\4", ""),
+        (block + r"bn(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.norm.\4", ""),
+    )
+
+
 _OFFICIAL: Rules = (
-    (r"backbone\.0\.body\.conv1\.(.+)", r"backbone.stem.conv1.\1", ""),
-    (r"backbone\.0\.body\.bn1\.(.+)", r"backbone.stem.conv1.norm.\1", ""),
-    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"backbone.res<\1>.\2.shortcut.\3", ""),
-    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"backbone.res<\1>.\2.shortcut.norm.\3", ""),
-    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.\4", ""),
-    (r"backbone\.0\.body\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"backbone.res<\1>.\2.conv\3.norm.\4", ""),
+    *torchvision_rules(r"backbone\.0\.body\."),
     (r"transformer\.decoder\.(bbox_embed|class_embed)\..+", None, "a second name of the head outside of the decoder"),
     (r"transformer\.(enc_.+)", r"segmenter.query_selection.\1", ""),
     (r"transformer\.((?:encoder|decoder)\..+|tgt_embed\.weight|level_embed)", r"segmenter.\1", ""),
@@ -129,14 +138,19 @@ def detect_layout(state: Mapping[str, Tensor]) -> str:
         return "detrex"
     raise ValueError(
         "neither the authors' DINO layout (keys backbone.0.body.*), nor detrex's (keys neck.convs.*), nor Mask DINO's "
-        "(keys sem_seg_head.predictor.*); "
+        "(keys sem_seg_head.predictor.*), nor a published part model's or detector's (--layout smp, mpm, mmdet); "
         f"the first keys are {', '.join(list(state)[:3])}"
     )
 
 
 def map_key(key: str, layout: str) -> tuple[str | None, str]:
     """Our name of a key of the file, or None and the reason why it is dropped."""
-    for pattern, replacement, reason in LAYOUTS[layout]:
+    return apply_rules(key, LAYOUTS[layout])
+
+
+def apply_rules(key: str, rules: Rules) -> tuple[str | None, str]:
+    """Same as `map_key`, by other rules."""
+    for pattern, replacement, reason in rules:
         match = re.fullmatch(pattern, key)
         if match is None:
             continue

@@ -21,7 +21,7 @@ LAYOUTS = ("torchvision", "timm", "efficientnet_lite")
 USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
-_NORMALISER = re.compile(r"(?:normalizer|normalize)\.(?:new_)?(mean|std)")
+_NORMALISER = re.compile(r"(?:(?:normalizer|normalize)\.(?:new_)?)?(mean|std)")
 _TORCHVISION = (
     (r"conv1\.(.+)", r"stem.conv1.\1"),
     (r"bn1\.(.+)", r"stem.conv1.norm.\1"),
@@ -52,7 +52,7 @@ _DROPPED = (
 
 def unwrapped(key: str) -> str:
     """The key as the network itself names it."""
-    return re.sub(r"^(?:module\.|_orig_mod\.|base_model\.|model\.)+", "", key)
+    return re.sub(r"^(?:module\.|_orig_mod\.|base_model\.|_?model\.)+", "", key)
 
 
 def detect_imagenet_layout(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> str | None:
@@ -147,18 +147,24 @@ def rename(
     return result, reports
 
 
-def check_backbone(cfg: CfgNode, layout: str) -> None:
+def check_backbone(cfg: CfgNode, layout: str, resnet: bool | None = None) -> None:
     """Check that weights mean the same in the config's backbone.
+
+    Args:
+        cfg: of the model.
+        layout: its name, for messages.
+        resnet: they are of torchvision's ResNet, for detectron2's, and not for timm's models; None: by the layout.
 
     Raises:
         ValueError: weights of this layout would load into the config's backbone and mean something else there.
     """
-    wanted = "build_resnet_backbone" if layout == "torchvision" else "build_timm_backbone"
+    resnet = layout == "torchvision" if resnet is None else resnet
+    wanted = "build_resnet_backbone" if resnet else "build_timm_backbone"
     if cfg.MODEL.BACKBONE.NAME != wanted:
         raise ValueError(f"layout {layout} needs MODEL.BACKBONE.NAME {wanted}, is {cfg.MODEL.BACKBONE.NAME}")
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(f"layout {layout} was trained on RGB, INPUT.FORMAT is {cfg.INPUT.FORMAT}")
-    if layout == "torchvision" and cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+    if resnet and cfg.MODEL.RESNETS.STRIDE_IN_1X1:
         raise ValueError(
             "torchvision's ResNets stride in the 3x3 convolution: with MODEL.RESNETS.STRIDE_IN_1X1 True the same "
             "weights would load and compute something else, set it False"

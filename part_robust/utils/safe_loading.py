@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from pathlib import Path
@@ -56,7 +57,7 @@ def check_pickle(path: str | Path) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """`torch.load` of tensors and plain values alone, onto the CPU.
+    """`torch.load` of tensors, plain values and parsed arguments alone, onto the CPU.
 
     Raises:
         UnsafeCheckpoint: the file holds other objects.
@@ -65,7 +66,9 @@ def load_tensors(path: str | Path) -> Any:
     """
     check_file(path, "a checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Research code saves its parsed arguments beside the weights: attributes alone, nothing that runs.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything, a cut one an OSError without a name
         if isinstance(error, OSError) and error.filename:
             raise

@@ -12,9 +12,10 @@ from detectron2.modeling import build_model
 
 from part_robust.data import PartDatasetMapper
 from part_robust.modeling import PartOutput
-from part_robust.modeling.heads.bounding_box import BoundingBoxHead, box_features
+from part_robust.modeling.heads.bounding_box import BoundingBoxHead, box_features, published_box_features
 from part_robust.modeling.heads.pixel import PixelHead, foreground_weights
 from part_robust.modeling.part_to_class import PartToClass
+from part_robust.utils.errors import UserError
 from tests.toy import tiny_cfg
 
 
@@ -67,7 +68,7 @@ def test_object_normalisation_does_not_see_where_the_object_is():
     assert (box_features(logits_of(torch.zeros(8, 8, dtype=torch.long), 3), "image")[0, 0, 1:3].abs() < 1e-5).all()
 
 
-@pytest.mark.parametrize("normalize", ["image", "object"])
+@pytest.mark.parametrize("normalize", ["image", "object", "published"])
 @pytest.mark.parametrize("strength", [0.0, 40.0, 1e4])
 @pytest.mark.parametrize("place", ["background", "one pixel", "one part"])
 def test_finite_with_finite_gradients_for_a_part_of_zero_mass(normalize, strength, place):
@@ -75,7 +76,7 @@ def test_finite_with_finite_gradients_for_a_part_of_zero_mass(normalize, strengt
     if place == "one pixel":
         labels[2, 3] = 0
     logits = logits_of(labels, 4, strength).requires_grad_(True)
-    features = box_features(logits, normalize)
+    features = published_box_features(logits) if normalize == "published" else box_features(logits, normalize)
     assert torch.isfinite(features).all()
     # Each of the numbers alone, or infinities could cancel.
     for value in features.flatten():
@@ -86,7 +87,10 @@ def test_finite_with_finite_gradients_for_a_part_of_zero_mass(normalize, strengt
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (16, 4)])
 @pytest.mark.parametrize(
     ("normalize", "use_score", "drop_background"),
-    list(itertools.product(["image", "object"], [True, False], [True, False])),
+    [
+        *itertools.product(["image", "object"], [True, False], [True, False]),
+        *(("published", use_score, True) for use_score in (True, False)),
+    ],
 )
 def test_every_option_on_every_shape(size, normalize, use_score, drop_background):
     torch.manual_seed(0)
@@ -119,7 +123,9 @@ def test_config_reaches_the_heads(toy_data):
     head = build_model(tiny_cfg("deeplab_pixel", *opts)).head
     assert isinstance(head.part_to_class.matrix, torch.nn.Parameter)
     assert head.part_to_class.matrix[:2, 0].tolist() == [0.5, 0.5], "lamp has two parts"
-    with pytest.raises(ValueError, match="image or object"):
+    with pytest.raises(UserError, match="DROP_BACKGROUND must be True with NORMALIZE published"):
+        build_model(tiny_cfg("deeplab_bounding_box", node + "NORMALIZE", "published", node + "DROP_BACKGROUND", False))
+    with pytest.raises(ValueError, match="image, object or published"):
         build_model(tiny_cfg("deeplab_bounding_box", node + "NORMALIZE", "box"))
 
 

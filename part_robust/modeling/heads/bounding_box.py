@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from part_robust.modeling.heads.pixel import foreground_weights
 from part_robust.modeling.registry import CLASS_HEAD_REGISTRY, ClassHead
 from part_robust.structures import PartOutput
+from part_robust.utils.errors import UserError
+
+# Added to sums by `published_box_features`.
+FLOOR = 1e-6
 
 
 @CLASS_HEAD_REGISTRY.register()
@@ -40,17 +44,22 @@ class BoundingBoxHead(ClassHead):
             num_parts: P, without background.
             num_classes: C.
             hidden_dim: units of the hidden layer.
-            normalize: "image" or "object", see `box_features`.
+            normalize: "image" or "object", see `box_features`; "published": `published_box_features`.
             use_score: five numbers per map instead of four.
             drop_background: read the P part maps only (D = P), not the background's (D = P + 1).
             norm: name for detectron2's get_norm.
 
         Raises:
-            ValueError: an unknown `normalize`.
+            ValueError: an unknown `normalize`; "published" with the background's box, which it has not.
         """
         super().__init__()
-        if normalize not in ("image", "object"):
-            raise ValueError(f"MODEL.BOUNDING_BOX_HEAD.NORMALIZE must be image or object, is {normalize!r}")
+        if normalize not in ("image", "object", "published"):
+            raise ValueError(f"MODEL.BOUNDING_BOX_HEAD.NORMALIZE must be image, object or published, is {normalize!r}")
+        if normalize == "published" and not drop_background:
+            raise UserError(
+                "MODEL.BOUNDING_BOX_HEAD.DROP_BACKGROUND must be True with NORMALIZE published, got False: the "
+                "published head reads the parts alone"
+            )
         self.normalize = normalize
         self.use_score = use_score
         self.drop_background = drop_background
@@ -82,8 +91,11 @@ class BoundingBoxHead(ClassHead):
 
     def forward(self, features: dict[str, Tensor], parts: PartOutput | None) -> Tensor:
         assert parts is not None and parts.sem_seg_logits is not None, "BoundingBoxHead needs a dense segmenter"
-        boxes = box_features(parts.sem_seg_logits, self.normalize)
-        boxes = boxes[:, :-1] if self.drop_background else boxes
+        if self.normalize == "published":
+            boxes = published_box_features(parts.sem_seg_logits)
+        else:
+            boxes = box_features(parts.sem_seg_logits, self.normalize)
+            boxes = boxes[:, :-1] if self.drop_background else boxes
         boxes = boxes if self.use_score else boxes[..., 1:]
         return self.layers(boxes.flatten(1)[..., None, None])
 
@@ -113,6 +125,39 @@ def box_features(logits: Tensor, normalize: str = "image") -> Tensor:
         center = (center - object_center) / object_spread
         spread = spread / object_spread
     return torch.cat([score, center, spread], dim=-1)
+
+
+def published_box_features(logits: Tensor) -> Tensor:
+    """Soft boxes of the parts as the code of Sitawarin et al. (2023) computes them, for its checkpoints.
+
+    Beside `box_features`: the score's weights are sigmoid(sum of all parts' logits - background's), pixels are at their
+    left and upper edges, and sums have a floor of 1e-6 instead of being taken in the log domain, so that the less there
+    is of a part, the further outside of the image is its centre.
+
+    Args:
+        logits: (N, P + 1, h, w), background last, at the size of the image.
+
+    Returns:
+        float32 (N, P, 5): score, centroid x, y, spread x, y, as `box_features`.
+    """
+    logits = logits.float()
+    parts = logits[:, :-1]
+    foreground = (parts.sum(dim=1, keepdim=True) - logits[:, -1:]).sigmoid()
+    foreground = foreground / foreground.sum(dim=(-2, -1), keepdim=True).clamp_min(FLOOR)
+    score = (parts * foreground).sum(dim=(-2, -1))
+    probabilities = logits.softmax(dim=1)[:, :-1]
+    total = probabilities.sum(dim=(-2, -1)) + FLOOR
+    centers, spreads = [], []
+    for side, other in ((-1, -2), (-2, -1)):
+        marginal = probabilities.sum(dim=other) + FLOOR
+        count = logits.shape[side]
+        position = torch.arange(count, device=logits.device, dtype=logits.dtype)
+        center = (marginal * position).sum(dim=-1) / total
+        variance = (marginal * (position - center[..., None]) ** 2).sum(dim=-1) / total
+        centers.append(center / count * 2 - 1)
+        # The root's slope is infinite at 0, the variance in an image of one pixel.
+        spreads.append(variance.clamp_min(FLOOR**2).sqrt() / count * 2)
+    return torch.stack([score, *centers, *spreads], dim=-1)
 
 
 def _moments(weights: Tensor) -> tuple[Tensor, Tensor]:

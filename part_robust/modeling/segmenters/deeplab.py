@@ -38,20 +38,15 @@ class DeepLabSegmenter(PartSegmenter):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        parts, node = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS, cfg.MODEL.SEM_SEG_HEAD
-        check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", node.IN_FEATURES, input_shape)
-        if len(node.PROJECT_CHANNELS) != len(node.IN_FEATURES) - 1:
-            raise UserError(
-                "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS must have a number for each of IN_FEATURES except the coarsest, "
-                f"got {node.PROJECT_CHANNELS} for {node.IN_FEATURES}"
-            )
+        check_features_of_decoder(cfg, input_shape)
+        parts = cfg.MODEL.PART_CLASSIFIER.NUM_PARTS
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = parts + 1
         # Its own loss is never used: it would upsample by the stride, which is wrong for odd sizes.
         cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "cross_entropy"
         cfg.INPUT.CROP.ENABLED = False  # the head would fix its pooling to the crop size
-        return {"head": DeepLabV3PlusHead(cfg, input_shape), "ignore_label": 255 if parts <= 254 else 65535}
+        return {"head": DeepLabV3PlusHead(cfg, input_shape), "ignore_label": ignore_label(parts)}
 
     def forward(
         self,
@@ -82,6 +77,26 @@ class DeepLabSegmenter(PartSegmenter):
 
     def inference(self, output: PartOutput, image_size: tuple[int, int]) -> list[dict]:
         return [{"sem_seg": logits} for logits in upsample(output.sem_seg_logits, image_size)]
+
+
+def check_features_of_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+    """Refuses features that the backbone does not give, and other numbers of features than of projections.
+
+    Raises:
+        UserError: MODEL.SEM_SEG_HEAD.IN_FEATURES or PROJECT_CHANNELS does not fit.
+    """
+    node = cfg.MODEL.SEM_SEG_HEAD
+    check_features("MODEL.SEM_SEG_HEAD.IN_FEATURES", node.IN_FEATURES, input_shape)
+    if len(node.PROJECT_CHANNELS) != len(node.IN_FEATURES) - 1:
+        raise UserError(
+            "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS must have a number for each of IN_FEATURES except the coarsest, "
+            f"got {node.PROJECT_CHANNELS} for {node.IN_FEATURES}"
+        )
+
+
+def ignore_label(parts: int) -> int:
+    """Label of pixels that count nowhere, given the number of parts without background."""
+    return 255 if parts <= 254 else 65535
 
 
 def upsample(logits: Tensor | None, size: Sequence[int]) -> Tensor:
