@@ -1,7 +1,7 @@
 """Colour jitter of training images, a batch at a time on the device of the model.
 
 The numbers are drawn with the image, in the loader's workers, so that images are the same for any batch size and number
-of processes. Letters: N images, H W pixels.
+of processes (on a GPU except for rounding). Letters: N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ def draw_colours(jitter: ColorJitter) -> tuple[list[int], list[float]]:
 
 @torch.no_grad()
 def jittered(batch: Sequence[dict], device: torch.device) -> list[dict]:
-    """Return the items with the colours that their `colours` say, which is left out of them."""
+    """Return the items with the colours that their `colours` say, which is left out of them.
+
+    Args:
+        batch: items of `PartDatasetMapper` with a jitter, all images of one size: uint8 (3, H, W).
+        device: where the images are changed, and stay.
+    """
     order = torch.tensor([item["colours"][0] for item in batch])
     # Of every step, the images by operation; counted on the host, which must not wait for the device.
     counts = [torch.bincount(step, minlength=len(OPERATIONS)).tolist() for step in order.T]
