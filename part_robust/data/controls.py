@@ -61,6 +61,11 @@ def derived_dataset(name: str, kind: str) -> str:
     return derived
 
 
+def labels_of(name: str) -> str:
+    """Return which labels the parts of a data set have, by its name: "parts", or the kind of a derived one."""
+    return next((kind for kind in CHANGES if name.endswith(f"@{kind}")), "parts")
+
+
 def with_label_share(records: Sequence[dict], share: float) -> list[dict]:
     """The training images, of which a share keeps its part labels.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from part_robust.data.controls import labels_of
 from part_robust.runs.measured import matrix
 from part_robust.runs.run import Run
 from part_robust.runs.seeds import BySeed, difference_table, mean_table, missing, spread_cells, spread_titles, spreads
@@ -216,5 +217,9 @@ def notes(cells: Sequence[str], record: Mapping) -> list[str]:
         f"Percent, {images} images of {dataset}; {attack}: {attack_words(settings)}"
         for attack, settings in record["attacks"].items()
     ]
+    if (labels := labels_of(dataset)) != "parts":
+        lines.append(
+            f"{', '.join(cells)}: part scores are of INPUT.PART_LABELS {labels}, so they compare with no other row"
+        )
     lines += [f"{', '.join(cells)}: {sentence}" for sentence in record["warnings"].get(dataset, ())]
     return lines

@@ -60,3 +60,5 @@ def test_controls_run_on_a_toy(toy_data, tmp_path):
     made = Tables(runs, tmp_path, "tables")
     made.write()
     assert "| Two-Headed, object with its class | masks         | adversarial" in made.markdown.read_text()
+    words = "Two-Headed, object with its class, masks, clean: part scores are of INPUT.PART_LABELS object, so"
+    assert words in made.markdown.read_text()
