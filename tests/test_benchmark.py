@@ -37,6 +37,14 @@ def test_data(benchmark, capsys):
     assert all("ours is" in line for line in lines[2:4]) and lines[6].startswith("images per second and core: ")
 
 
+def test_augmentations(benchmark, capsys):
+    benchmark.main(["data", "--photos", "2", "--side", "64", "--size", "32", "--repeats", "1", "--augment"])
+    lines = capsys.readouterr().out.splitlines()[-7:]
+    assert lines[0].split()[:2] == ["with", "none"] and lines[0].endswith("ms an image, +0.00")
+    assert all(re.match(r"with [\w ]+ +\d+\.\d\d ms an image, [+-]", line) for line in lines[:6])
+    assert re.match(r"colour jitter of a batch on cpu +\d+\.\d\d ms an image", lines[6])
+
+
 def test_data_of_windows(benchmark, capsys):
     """As PACO's records, which are cut out of their photographs while loading."""
     benchmark.main(["data", "--photos", "2", "--side", "64", "--window", "40", "--size", "32", "--repeats", "1"])
@@ -44,7 +52,7 @@ def test_data_of_windows(benchmark, capsys):
     assert lines[0] == "2 photographs (first 40 x 40) at 32 pixels, 12.0 parts each"
     assert [line.split("  ")[0] for line in lines[1:4]] == ["ours", "decoding alone", "decoding, JPEG draft mode"]
     assert lines[4].startswith("images per second and core: ")
-    assert re.match(r"draft mode changes [1-9]\d*% of the pixels", lines[5])
+    assert re.match(r"draft mode changes [1-9]\d*% of the pixels", lines[-1])
 
 
 def test_dino(benchmark, capsys):

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loading.add_argument("--side", type=int, default=512, help="of drawn pictures, in pixels")
     loading.add_argument("--window", type=int, default=0, help="side of the part of a drawn picture that is one image")
     loading.add_argument("--size", type=int, default=224, help="side in pixels that the model sees")
+    loading.add_argument("--augment", action="store_true", help="also time each augmentation")
     loading.set_defaults(run=data)
     for each in (command, mask, attend, attacks, loading):
         each.add_argument("--device", default="cpu")

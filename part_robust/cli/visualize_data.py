@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from detectron2.data import DatasetCatalog
 
 from part_robust import load_config
 from part_robust.data import PartDatasetMapper, get_taxonomy
+from part_robust.data.colour_jitter import jittered
 from part_robust.utils.errors import PREPARATION, user_errors
 from part_robust.visualize import (
     Panel,
@@ -80,6 +82,8 @@ def draw(args: argparse.Namespace) -> None:
     panels, labels = [], []
     for record in records:
         item = mapper(record)
+        if "colours" in item:
+            (item,) = jittered([item], torch.device("cpu"))
         image, label_map = item["image"].permute(1, 2, 0).numpy(), item["sem_seg"].numpy()
         labels.append(label_map)
         title = taxonomy.class_names[item["class_id"]]

@@ -147,7 +147,7 @@ def _add_input(cfg: CfgNode) -> None:
     # Largest rotation in degrees, 0..180, before the crop; corners are of the mean colour and count nowhere.
     cfg.INPUT.ROTATION = 0.0
     # Largest relative change of brightness, contrast and saturation, 0 or more, and shift of the hue, 0..0.5
-    # (torchvision's ColorJitter).
+    # (torchvision's ColorJitter, in floats). MODEL.DEVICE changes whole batches, after everything below.
     cfg.INPUT.COLOR_JITTER = (0.0, 0.0, 0.0, 0.0)
     # Operations on each image, and their magnitude, 0..30, of RandAugment's that move no pixels (Cubuk et al., 2020).
     cfg.INPUT.RAND_AUGMENT = (0, 9)

@@ -1,6 +1,7 @@
 """How images change in training and are cut in evaluation: the augmentations that INPUT names, in their order.
 
-Changes of one image; CutMix and MixUp, which need two, are in data/mixing.py.
+Changes of one image, in the loader's workers. CutMix and MixUp, which need two, are in data/mixing.py, and colour
+jitter, which the device computes, is in data/colour_jitter.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Return a random crop of INPUT.SIZE, and what else INPUT turns on: rotation, flip, colours, erasing."""
+    """Return a random crop of INPUT.SIZE, and what else INPUT turns on: rotation, flip, RandAugment, erasing."""
     node = cfg.INPUT
     augmentations: list[T.Augmentation] = []
     if node.ROTATION > 0:
@@ -32,8 +33,6 @@ def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     augmentations.append(RandomResizedCrop(node.SIZE, node.CROP_SCALE, node.CROP_RATIO))
     if node.FLIP_PROB > 0:
         augmentations.append(T.RandomFlip(prob=node.FLIP_PROB))
-    if any(node.COLOR_JITTER):
-        augmentations.append(RandomColours(vision.ColorJitter(*node.COLOR_JITTER)))
     operations, magnitude = node.RAND_AUGMENT
     if operations > 0:
         augmentations.append(RandomColours(ColourRandAugment(num_ops=operations, magnitude=magnitude)))

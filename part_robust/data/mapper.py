@@ -14,8 +14,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
+from torchvision.transforms import ColorJitter
 
 from part_robust.data.augmentations import build_test_augmentations, build_train_augmentations
+from part_robust.data.colour_jitter import draw_colours
 from part_robust.data.mask_sampling import Block, MaskSampler
 from part_robust.data.register import get_taxonomy
 from part_robust.utils.errors import UserError
@@ -41,6 +43,7 @@ class PartDatasetMapper:
         instances: `Instances` with gt_boxes (XYXY pixels), gt_classes (0..P-1) and gt_masks, one per annotation
             that is still visible after the transform.
         content_size: (h, w) of the image's own pixels inside a letterbox, from the top left corner; only there.
+        colours: with a colour jitter, what it is for this image; `colour_jitter.jittered` applies it to the batch.
     """
 
     @configurable
@@ -51,6 +54,7 @@ class PartDatasetMapper:
         num_parts: int,
         ignore_label: int,
         masks_from: str = "masks",
+        jitter: ColorJitter | None = None,
     ) -> None:
         """Set what is done to every record of a data set.
 
@@ -59,6 +63,7 @@ class PartDatasetMapper:
             num_parts: P.
             ignore_label: semantic label of pixels that count nowhere.
             masks_from: "masks", or "boxes" to paint each part's box as its mask (box supervision).
+            jitter: that `colours` are drawn from.
 
         Raises:
             ValueError: `masks_from` is neither.
@@ -69,6 +74,7 @@ class PartDatasetMapper:
         self.num_parts = num_parts
         self.ignore_label = ignore_label
         self.masks_from = masks_from
+        self.jitter = jitter
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool, dataset_name: str) -> dict:
@@ -78,6 +84,7 @@ class PartDatasetMapper:
             "num_parts": taxonomy.num_parts,
             "ignore_label": taxonomy.ignore_label,
             "masks_from": cfg.INPUT.PART_MASKS,
+            "jitter": ColorJitter(*cfg.INPUT.COLOR_JITTER) if is_train and any(cfg.INPUT.COLOR_JITTER) else None,
         }
 
     def __call__(self, record: dict) -> dict:
@@ -100,6 +107,8 @@ class PartDatasetMapper:
         result["instances"] = _instances(record["annotations"], [block for block, _ in masks], image.shape[:2])
         if content is not None:
             result["content_size"] = content
+        if self.jitter is not None:
+            result["colours"] = draw_colours(self.jitter)
         return result
 
     def _mask(self, annotation: dict, record: dict, sampler: MaskSampler) -> tuple[Block | None, float]:

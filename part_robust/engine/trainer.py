@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from part_robust.configured_attacks import build_attacks, training_attack
 from part_robust.data import PartDatasetMapper
+from part_robust.data.colour_jitter import JitteredLoader
 from part_robust.data.test_loader import build_test_loader
 from part_robust.engine.adversarial_loader import AdversarialLoader
 from part_robust.engine.batch_norm import check_batch_norm
@@ -47,7 +48,7 @@ class PartTrainer(DefaultTrainer):
     """Trains on DATASETS.TRAIN, on attacked batches if ATTACK.TRAIN.ENABLED, and watches DATASETS.VAL."""
 
     _trainer: SimpleTrainer  # its model is a `TrainingStep` from `build_hooks` on
-    data_loader: DataLoader | AdversarialLoader
+    data_loader: DataLoader | JitteredLoader | AdversarialLoader
 
     def __init__(self, cfg: CfgNode) -> None:
         with _ddp_as_needed(cfg):
@@ -210,9 +211,10 @@ class PartTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader | JitteredLoader:
         mapper = PartDatasetMapper(cfg, is_train=True, dataset_name=cfg.DATASETS.TRAIN[0])
-        return build_stream_loader(cfg, mapper)
+        loader = build_stream_loader(cfg, mapper)
+        return JitteredLoader(loader, cfg.MODEL.DEVICE) if any(cfg.INPUT.COLOR_JITTER) else loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, records: list[dict] | None = None) -> DataLoader:

@@ -19,9 +19,9 @@ FEATURES = {
         *(*ATTACKED, *GUARD, "ATTACK.TRAIN.METHOD", "trades"),
         *("ATTACK.TRAIN.AWP.GAMMA", 0.01, "ATTACK.TRAIN.AWP.WARMUP_ITERS", 1),
     ],
-    "N-FGSM, MART, EMA, pieces": [
+    "N-FGSM, MART, EMA, pieces, colours": [
         *(*ATTACKED, "ATTACK.TRAIN.NAME", "NFGSM", "ATTACK.TRAIN.METHOD", "mart", "ATTACK.TRAIN.MATCH_ON", "clean"),
-        *("SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2),
+        *("SOLVER.EMA.DECAY", 0.9, "SOLVER.ACCUMULATE", 2, "INPUT.COLOR_JITTER", (0.4, 0.4, 0.4, 0.1)),
     ],
     "clean, bfloat16": ["SOLVER.AMP.ENABLED", True],
 }
@@ -50,8 +50,8 @@ def two_iterations(folder: Path, model: str, device: str, opts: list) -> dict[st
 # The way of a batch through the step does not depend on which head of its kind it ends in; the losses do.
 CASES = [
     *((model, features) for model in FAMILIES for features in ("PGD, TRADES, AWP, guard", "clean, bfloat16")),
-    *((model, "N-FGSM, MART, EMA, pieces") for model in ("resnet", "deeplab_two_headed", "dino_sequential")),
-    ("mask_dino_simple", "N-FGSM, MART, EMA, pieces"),
+    *((model, "N-FGSM, MART, EMA, pieces, colours") for model in ("resnet", "deeplab_two_headed", "dino_sequential")),
+    ("mask_dino_simple", "N-FGSM, MART, EMA, pieces, colours"),
 ]
 
 

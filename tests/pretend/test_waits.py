@@ -9,9 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.engine import HookBase
+from torchvision.transforms import ColorJitter
 
 from part_robust.configured_attacks import build_model_attack
+from part_robust.data.colour_jitter import draw_colours, jittered
 from part_robust.engine import PartTrainer
 from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.plan import build_plan, plan_attacks
@@ -135,3 +138,13 @@ def test_waits(toy_data, tmp_path, model):
 
 def test_all_families_are_bounded():
     assert set(BOUNDS) == set(MODELS)
+
+
+def test_colours_of_a_batch_change_without_a_wait():
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    batch = [
+        {"image": torch.full((3, 8, 8), 9 * i, dtype=torch.uint8), "colours": draw_colours(jitter)} for i in range(5)
+    ]
+    with pretend_device(), count_waits() as waits:
+        found = jittered(batch, torch.device("cuda"))
+        assert not waits and all(item["image"].is_cuda for item in found)

@@ -16,16 +16,28 @@ from detectron2.data.build import trivial_batch_collator
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, IterableDataset
+from torchvision.transforms import ColorJitter
 
 from benchmarks.timing import CLOCKS, best_times
 from part_robust.config import get_part_robust_cfg
 from part_robust.data import PartDatasetMapper
 from part_robust.data.augmentations import build_train_augmentations
+from part_robust.data.colour_jitter import draw_colours, jittered
+from part_robust.data.mixing import MixingMapper
 from part_robust.data.packed_batch import PackedBatch
 from part_robust.data.part_json import load_part_json
 from part_robust.data.preparation.segmentation import part_annotation
+from part_robust.data.taxonomy import PartTaxonomy
 
 PARTS = 12
+# Of each image one, so that its price shows.
+AUGMENTATIONS = {
+    "rotation": ["INPUT.ROTATION", 15.0],
+    "RandAugment": ["INPUT.RAND_AUGMENT", (2, 9)],
+    "erasing": ["INPUT.ERASING_PROB", 1.0],
+    "CutMix of every image": ["INPUT.CUTMIX_PROB", 1.0],
+    "MixUp of every image": ["INPUT.MIXUP_PROB", 1.0],
+}
 BATCHES = 10
 
 
@@ -86,6 +98,8 @@ def data(args: argparse.Namespace) -> None:
             print(f"batch of {count} from a worker, {name:22} {time / BATCHES:7.2f} ms{ratio}")
         changed, most = draft_difference(records, args.size)
         print(f"draft mode changes {changed:.0%} of the pixels, by up to {most} of 255")
+        if args.augment:
+            augmented(args, records, taxonomy)
 
 
 def arriving(images: list[dict], collate: Callable[[list], list]) -> Callable[[], None]:
@@ -97,6 +111,27 @@ def arriving(images: list[dict], collate: Callable[[list], list]) -> Callable[[]
             next(batches)
 
     return run
+
+
+def augmented(args: argparse.Namespace, records: list[dict], taxonomy: PartTaxonomy) -> None:
+    """Prints what each augmentation adds to an image, and the colour jitter of a batch on --device."""
+    sides = {}
+    for name, opts in {"none": [], **AUGMENTATIONS}.items():
+        cfg = get_part_robust_cfg(None, ["INPUT.SIZE", args.size, *opts])
+        mapper = PartDatasetMapper(
+            augmentations=build_train_augmentations(cfg), num_parts=taxonomy.num_parts,
+            ignore_label=taxonomy.ignore_label,
+        )  # fmt: skip
+        sides[name] = all_of(MixingMapper.from_config(cfg, mapper, records, taxonomy.ignore_label), records)
+    times = best_times(sides, args.repeats, torch.device("cpu"), CLOCKS[args.clock])
+    for name, time in times.items():
+        added = (time - times["none"]) / len(records)
+        print(f"with {name:31} {time / len(records):7.2f} ms an image, {added:+.2f}")
+    device, jitter = torch.device(args.device), ColorJitter(0.4, 0.4, 0.4, 0.1)
+    batch = [{"image": mapper(record)["image"], "colours": draw_colours(jitter)} for record in records]
+    sides = {"colours": lambda: jittered(batch, device)}
+    (time,) = best_times(sides, args.repeats, device, CLOCKS[args.clock]).values()
+    print(f"{f'colour jitter of a batch on {device}':36} {time / len(batch):7.2f} ms an image")
 
 
 def decoding(records: list[dict], draft: int) -> Callable[[], None]:
@@ -142,6 +177,7 @@ def _files(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
 def all_of(mapper: Callable[[dict], dict], records: list[dict]) -> Callable[[], None]:
     def run() -> None:
         torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 (what detectron2's augmentations draw from)
         for record in records:
             mapper(record)
 
