@@ -229,7 +229,10 @@ def test_what_has_no_counterpart_is_dropped_and_says_why(downsampled):
     [
         (r"RES5_DILATION must be 2 for layout smp, got 1", [*SMP, "", "MODEL.RESNETS.RES5_DILATION", 1]),
         (r"ASPP_DILATIONS must be \[12, 24, 36\]", [*SMP, "", "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS", [6, 12, 18]]),
-        (r"MODEL\.SEM_SEG_HEAD\.NORM must be a batch norm", [*SMP, "", "MODEL.SEM_SEG_HEAD.NORM", "GN"]),
+        (
+            r"MODEL\.PART_CLASSIFIER\.HEAD_NORM must be a batch norm",
+            [*SMP, "", "MODEL.PART_CLASSIFIER.HEAD_NORM", "GN"],
+        ),
         (r"stride in the 3x3 convolution", [*SMP, "", "MODEL.RESNETS.STRIDE_IN_1X1", True]),
         (r"PIXEL_STD \[58\.395", [*SMP, "", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]]),
         (
