@@ -119,8 +119,8 @@ def in_one_region(
     if "background" in kinds:
         inside = inside | ((low == high) & (high == num_parts))
     if "patch" in kinds and sides:
-        reach = [_reach(changed.any(dim=dim)) for dim in (1, 2)]
-        inside = inside | (torch.maximum(*reach) <= max(sides))
+        width, height = _reach(changed.any(dim=1)), _reach(changed.any(dim=2))
+        inside = inside | (torch.maximum(width, height) <= max(sides))
     return inside
 
 
