@@ -177,9 +177,9 @@ def _score(
         if padding is not None and ((attacked != images) & padding[:, None]).any():
             result.problems.append(f"images {ids[0]}...: letterbox padding was changed")
         if "regions" in tier:
-            labels = torch.stack([item["sem_seg"] for item in batch])
+            label_maps = torch.stack([item["sem_seg"] for item in batch])
             changed = (attacked != images).any(dim=1).cpu()
-            inside = in_one_region(changed, labels, num_parts, tier["regions"], tier["patch_sides"])
+            inside = in_one_region(changed, label_maps, num_parts, tier["regions"], tier["patch_sides"])
             for row in (~inside).nonzero()[:, 0].tolist():
                 result.problems.append(
                     f"image {ids[row]}: changed outside of every single region of tier {result.tier}"
