@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crosscheck_peers import DETERMINISTIC, EXPENSIVE, Peer
+from crosscheck_peers import DETERMINISTIC, EXPENSIVE, Outcome, Peer
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -63,6 +63,13 @@ class Found:
     broken: list[int] = field(default_factory=list)
     forwards: int = 0
     seconds: float = 0.0
+
+    def add(self, image_ids: Sequence[int], outcome: Outcome) -> None:
+        """Add the outcome of a batch."""
+        self.tried += image_ids
+        self.broken += [image_ids[row] for row in (~outcome.robust).nonzero()[:, 0].tolist()]
+        self.forwards += outcome.forwards
+        self.seconds += outcome.seconds
 
 
 def print_now(text: str) -> None:
@@ -141,25 +148,21 @@ def crosscheck_model(
     results: dict[tuple[str, str], list[Found]] = {}
     with attack_mode(model) as inner:
         net = ClassLogits(inner)
-        for name, attack, seed in runs:
+        for number, (name, attack, seed) in enumerate(runs, start=1):
+            what = f"[{number}/{len(runs)}] {name} {attack}, seed {seed}"
             file = folder / f"crosscheck_{dataset}_{tier}" / f"{name}_{attack}_{seed}.json"
             found = read_found(file, key)
             untried = [row for row, image_id in enumerate(left) if image_id not in set(found.tried)]
+            if untried:
+                log(f"{what}: {len(untried)} images ...")
             for start in range(0, len(untried), cfg.DATALOADER.TEST_BATCH_SIZE):
                 rows = untried[start : start + cfg.DATALOADER.TEST_BATCH_SIZE]
-                outcome = peers[name].run(
-                    net, images[rows], labels[rows], [attack], threat["norm"], threat["eps"], seed
-                )
-                found.tried += [left[row] for row in rows]
-                found.broken += [
-                    left[row] for row, robust in zip(rows, outcome.robust.tolist(), strict=True) if not robust
-                ]
-                found.forwards += outcome.forwards
-                found.seconds += outcome.seconds
+                outcome = peers[name].run(net, images[rows], labels[rows], [attack], *threat.values(), seed)
+                found.add([left[row] for row in rows], outcome)
                 write_json(file, asdict(found))
             # The evaluation may have broken more since they were tried.
             found.broken = sorted(set(found.broken) & set(left))
-            log(f"{name} {attack}, seed {seed}: broke {len(found.broken)} of {len(left)}, {found.seconds:.0f} s")
+            log(f"{what}: broke {len(found.broken)} of {len(left)}, {found.seconds:.0f} s")
             results.setdefault((name, attack), []).append(found)
     log(table(results, len(flags["image_id"])))
     return results

@@ -93,6 +93,45 @@ def labelled_regions(
             yield Regions(rows, regions, [own < num_parts if kind == "object" else own == num_parts])
 
 
+def in_one_region(
+    changed: Tensor, labels: Tensor, num_parts: int, kinds: Collection[str], sides: Sequence[int]
+) -> Tensor:
+    """Return whether all changed pixels of each image lie in one region that an attacker may change.
+
+    Args:
+        changed: bool (N, H, W).
+        labels: int64 (N, H, W), the mapper's `sem_seg`.
+        num_parts: P.
+        kinds: of `REGIONS`.
+        sides: of patches, pixels.
+
+    Returns:
+        bool (N,); true for images without changes.
+    """
+    # With pixels that have not changed out of the way, an image's lowest and highest label tell its labels.
+    low = labels.masked_fill(~changed, num_parts + 1).flatten(1).amin(dim=1)
+    high = labels.masked_fill(~changed, -1).flatten(1).amax(dim=1)
+    inside = ~changed.flatten(1).any(dim=1)
+    if "parts" in kinds:
+        inside = inside | ((low == high) & (high < num_parts))
+    if "object" in kinds:
+        inside = inside | (high < num_parts)
+    if "background" in kinds:
+        inside = inside | ((low == high) & (high == num_parts))
+    if "patch" in kinds and sides:
+        width, height = _reach(changed.any(dim=1)), _reach(changed.any(dim=2))
+        inside = inside | (torch.maximum(width, height) <= max(sides))
+    return inside
+
+
+def _reach(line: Tensor) -> Tensor:
+    """Return the number of places from the first to the last true one of each line, bool (N, L)."""
+    place = torch.arange(1, line.shape[1] + 1, device=line.device)
+    last = torch.where(line, place, 0).amax(dim=1)
+    first = torch.where(line, place, line.shape[1] + 1).amin(dim=1)
+    return (last - first + 1).clamp(min=0)
+
+
 def patch_regions(
     importance: Tensor, padding: Tensor | None, keys: Tensor, region: int, side: int, count: int
 ) -> Regions | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from part_robust.evaluation.checks import from_record, merge_checks
 from part_robust.evaluation.checks.add import set_checks
 from part_robust.evaluation.checks.catalogue import CATALOGUE, RecordEvidence
 from part_robust.evaluation.record_schema import read_record
+from part_robust.evaluation.regions import in_one_region
 from part_robust.run_config import complete
 from part_robust.utils.errors import UserError
 from part_robust.utils.files import file_sha256, read_json, write_json
@@ -109,6 +111,7 @@ def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[
             continue
         items = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset)}
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
+        num_parts = len(MetadataCatalog.get(dataset).thing_classes)
         for tier in evaluation["tiers"]:
             result = Verification(dataset, tier)
             for arrays in load_adversarials(folder / evaluation["files"]["adversarials"] / tier):
@@ -116,7 +119,7 @@ def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[
                 if len(batch) < len(arrays["image_id"]):
                     result.problems.append(f"{len(arrays['image_id']) - len(batch)} images are not in {dataset}")
                     continue
-                _score(model, batch, arrays, result, len(MetadataCatalog.get(dataset).thing_classes))
+                _score(model, batch, arrays, result, num_parts, evaluation["tiers"][tier])
             if len(result.right) != evaluation["num_images"]:
                 number = evaluation["num_images"]
                 result.problems.append(f"{len(result.right)} images are saved, {number} were evaluated")
@@ -150,9 +153,14 @@ def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
 
 @torch.no_grad()
 def _score(
-    model: nn.Module, batch: list[dict], arrays: dict[str, np.ndarray], result: Verification, num_parts: int
+    model: nn.Module,
+    batch: list[dict],
+    arrays: dict[str, np.ndarray],
+    result: Verification,
+    num_parts: int,
+    tier: Mapping[str, Any],
 ) -> None:
-    """Adds a batch to the result."""
+    """Add a batch to the result; `tier` is that of the record."""
     ids = arrays["image_id"].tolist()
     with attack_mode(model) as inner, torch.no_grad():
         images, padding = inner.preprocess(batch)
@@ -168,6 +176,14 @@ def _score(
             result.problems.append(f"images {ids[0]}...: outside the threat model: {error}")
         if padding is not None and ((attacked != images) & padding[:, None]).any():
             result.problems.append(f"images {ids[0]}...: letterbox padding was changed")
+        if "regions" in tier:
+            label_maps = torch.stack([item["sem_seg"] for item in batch])
+            changed = (attacked != images).any(dim=1).cpu()
+            inside = in_one_region(changed, label_maps, num_parts, tier["regions"], tier["patch_sides"])
+            for row in (~inside).nonzero()[:, 0].tolist():
+                result.problems.append(
+                    f"image {ids[row]}: changed outside of every single region of tier {result.tier}"
+                )
         found = outputs_to_compare(inner.inference(attacked, padding), batch, num_parts)
     predictions = found["prediction"].tolist() if "prediction" in found else [None] * len(ids)
     for image_id, prediction, label in zip(ids, predictions, arrays["label"].tolist(), strict=True):

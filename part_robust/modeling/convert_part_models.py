@@ -145,6 +145,12 @@ def check_architecture(state: Mapping[str, Tensor], layout: str, cfg: CfgNode) -
             f"MODEL.RESNETS.RES5_DILATION must be 2 for layout smp, got {cfg.MODEL.RESNETS.RES5_DILATION}: the "
             "decoder was trained on features at stride 16"
         )
+    for key, norm in (
+        ("SEM_SEG_HEAD.NORM", cfg.MODEL.SEM_SEG_HEAD.NORM),
+        ("PART_CLASSIFIER.HEAD_NORM", cfg.MODEL.PART_CLASSIFIER.HEAD_NORM),
+    ):
+        if not norm.endswith("BN"):
+            raise UserError(f"MODEL.{key} must be a batch norm for layout smp, got {norm!r}: set it to BN")
     for key, value in _FIXED.items():
         if list(cfg.MODEL.SEM_SEG_HEAD[key]) != value:
             raise UserError(
@@ -210,8 +216,11 @@ def _as_ours(value: Tensor, name: str, part_order: Sequence[int] | None, cfg: Cf
         return value[_places(len(value), part_order, True)]
     head = cfg.MODEL.PART_CLASSIFIER.HEAD
     if head == "BoundingBoxHead" and name == "head.layers.0.weight":
-        by_part = value.unflatten(1, (-1, 5 if cfg.MODEL.BOUNDING_BOX_HEAD.USE_SCORE else 4))
-        return by_part[:, _places(by_part.shape[1], part_order, False)].flatten(1)[..., None, None]
+        numbers = 5 if cfg.MODEL.BOUNDING_BOX_HEAD.USE_SCORE else 4
+        if value.shape[1] % numbers == 0:
+            by_part = value.unflatten(1, (-1, numbers))
+            value = by_part[:, _places(by_part.shape[1], part_order, False)].flatten(1)
+        return value[..., None, None]
     if head == "DownsampledHead" and name == "head.layers.1.weight":
         return value[:, _places(value.shape[1], part_order, not cfg.MODEL.DOWNSAMPLED_HEAD.DROP_BACKGROUND)]
     return value[..., None, None] if head == "DownsampledHead" and name == "head.layers.4.weight" else value

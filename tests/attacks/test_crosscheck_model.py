@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from part_robust.evaluation.statistics import wilson_interval
 from part_robust.utils.errors import UserError
-from part_robust.utils.files import read_json
+from part_robust.utils.files import read_json, write_json
 from tests.commands import exit_code, undone
 from tests.toy import tiny_cfg
 
@@ -134,8 +134,16 @@ def test_an_interrupted_comparison_continues(crosscheck):
     peer.batches.clear()
     assert run("--attacks", "pgd").splitlines()[-8:] == whole
     assert peer.batches == [("pgd", 1, 3), ("pgd", 1, 1)]
-    # Results of other weights or another radius are not used again.
+    # It was stopped between two batches.
     found = read_json(file, "")
+    write_json(
+        file, found | {"tried": found["tried"][:3], "broken": sorted(set(found["broken"]) & {*found["tried"][:3]})}
+    )
+    peer.batches.clear()
+    run("--attacks", "pgd")
+    assert peer.batches == [("pgd", 1, 1)] and sorted(read_json(file, "")["broken"]) == sorted(found["broken"])
+    # Results of other weights or another radius are not used again.
+    write_json(file, found)
     file.write_text(file.read_text().replace('"eps": 60.0', '"eps": 30.0'))
     peer.batches.clear()
     run("--attacks", "pgd")

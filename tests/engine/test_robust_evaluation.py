@@ -225,6 +225,15 @@ def test_verification_finds_what_is_wrong(finished, capsys, tmp_path):
     assert (folder / "robustness.json").read_text() == before, "nothing is left of the findings"
 
 
+def test_verification_finds_changes_outside_of_a_region(config, tmp_path, capsys):
+    evaluate(config(tmp_path, "TEST.TIER", "local", "TEST.SAVE_ADVERSARIALS", "npz", "TEST.NUM_IMAGES", 5))
+    (path,) = (tmp_path / "adversarials_toy_val" / "local").glob("batch_*.npz")
+    assert verify_adversarials.main([str(tmp_path)]) == 0
+    tamper(path, images=lambda images: 255.0 - images)
+    assert verify_adversarials.main([str(tmp_path)]) == 1
+    assert "changed outside of every single region of tier local" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "opts", "error", "words"),
     [

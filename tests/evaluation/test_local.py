@@ -23,7 +23,7 @@ from part_robust.evaluation.local_record import describe_local, local_arrays, lo
 from part_robust.evaluation.named_arrays import ClassArrays
 from part_robust.evaluation.plan import build_tiers
 from part_robust.evaluation.record import describe_evaluation, flags_of, holds, metrics_of, write_files
-from part_robust.evaluation.regions import labelled_regions, patch_regions, region_names, region_numbers
+from part_robust.evaluation.regions import in_one_region, labelled_regions, patch_regions, region_names, region_numbers
 from part_robust.evaluation.siblings import transfer
 from part_robust.modeling.counts import with_counts
 from part_robust.run_config import complete
@@ -108,6 +108,33 @@ def test_regions_of_an_image_are_those_of_its_labels():
         expected = {key: mask for key, mask in expected.items() if mask.any()}
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_changes_in_one_region_and_in_two(seed, side):
+    """Every region that can be attacked contains itself, and one more pixel of another label is found."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (3, 6, 7), generator=generator)
+    items = [{"sem_seg": label, "part_supervision": "full"} for label in labels]
+    for group in labelled_regions(items, 3, ("parts", "object", "background"), torch.device("cpu")):
+        changed, own = group.masks[0][:, 0], labels[group.rows]
+        kind = ["parts"] * 3 + ["object", "background"]
+        kinds = [kind[int(group.regions[0])]]
+        assert in_one_region(changed, own, 3, kinds, ()).all()
+        outside = own == 3 if kinds == ["object"] else own < 3 if kinds == ["background"] else own == 3
+        row = int(torch.randint(0, len(changed), (), generator=generator))
+        if outside[row].any() and changed[row].any():
+            first = outside[row].nonzero()[0]
+            more = changed.clone()
+            more[row, first[0], first[1]] = True
+            assert not in_one_region(more, own, 3, kinds, ())[row]
+    patch = torch.zeros(3, 6, 7, dtype=torch.bool)
+    patch[:, 1 : 1 + side, 2 : 2 + side] = True
+    assert in_one_region(patch, labels, 3, ["patch"], [side]).all()
+    patch[1, 1 + side, 2] = True
+    assert in_one_region(patch, labels, 3, ["patch"], [1, side]).tolist() == [True, False, True]
+    assert in_one_region(torch.zeros_like(patch), labels, 3, (), ()).all()
 
 
 def test_data_without_parts_has_patches_alone():

@@ -179,6 +179,13 @@ def test_other_numbers_start_anew_and_older_names_are_known(downsampled):
     anew = {a.ours for a in reports if a.action == "re-initialised"}
     assert {"segmenter.head.predictor.weight", "head.layers.1.weight", "head.layers.4.weight"} <= anew
     assert all(name.startswith(("segmenter.head.predictor", "head.")) for name in anew)
+    # As of a Bounding-Box model with scores, into a head without.
+    boxes = {key: value for key, value in state.items() if "core_model" not in key}
+    boxes["module._model.core_model.3.weight"] = torch.zeros(50, 5 * PARTS)
+    published_boxes = ["MODEL.BOUNDING_BOX_HEAD.NORMALIZE", "published", "MODEL.BOUNDING_BOX_HEAD.USE_SCORE", False]
+    model, cfg = on_meta(*SMP, "BoundingBoxHead", *published_boxes)
+    _, reports = convert(boxes, model, cfg)
+    assert [a.ours for a in reports if a.action == "re-initialised"] == ["head.layers.0.weight"]
     model, cfg = on_meta(*SMP, "", "MODEL.RESNETS.NORM", "FrozenBN")
     weights, reports = convert(old_names(state), model, cfg)
     assert "missing" not in accounted(old_names(state), model, reports)
@@ -222,6 +229,10 @@ def test_what_has_no_counterpart_is_dropped_and_says_why(downsampled):
     [
         (r"RES5_DILATION must be 2 for layout smp, got 1", [*SMP, "", "MODEL.RESNETS.RES5_DILATION", 1]),
         (r"ASPP_DILATIONS must be \[12, 24, 36\]", [*SMP, "", "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS", [6, 12, 18]]),
+        (
+            r"MODEL\.PART_CLASSIFIER\.HEAD_NORM must be a batch norm",
+            [*SMP, "", "MODEL.PART_CLASSIFIER.HEAD_NORM", "GN"],
+        ),
         (r"stride in the 3x3 convolution", [*SMP, "", "MODEL.RESNETS.STRIDE_IN_1X1", True]),
         (r"PIXEL_STD \[58\.395", [*SMP, "", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]]),
         (
