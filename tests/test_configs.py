@@ -23,7 +23,7 @@ from tests.toy import toy_json, write_toy
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LEAF_FOLDERS = (
-    *("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "part_shapes/augmented", "car_parts"),
+    *("paco", "part_imagenet", "part_shapes", "part_shapes/recipes", "part_shapes/augmented", "car_parts", "plants"),
     "quick_schedules",
 )
 LEAVES = [

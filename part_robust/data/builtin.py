@@ -44,6 +44,12 @@ BUILTIN: dict[str, tuple[str, str | None, str]] = {
         "--split-fractions 0.85 0.15 0 --group-by near --class-rule datasets/rules/car_view.yaml "
         "--class-part-share 0.1 --copy-images --output {folder}",
     ),
+    "plants": (
+        "plants",
+        "images",
+        "With the export (docs/import_coco.md) in the folder PLANTS, import it with: part-robust import-parts roboflow "
+        "--source PLANTS --class-from 'name:^([a-z]+)_' --copy-images --output {folder}",
+    ),
 }
 
 

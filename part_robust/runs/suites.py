@@ -41,6 +41,13 @@ MASK_DINO = {
     "mask_dino_simple_learned_9layers": "Mask DINO Simple, learned matrix, 9 layers",
     "mask_dino_simple_learned_1layer": "Mask DINO Simple, learned matrix, 1 layer",
 }
+# On photographs, with ImageNet weights from the package index: models by kind, and what their parts are learned from.
+PLAIN = {"plain": "EfficientNet-Lite0, no parts"}
+PHOTOGRAPHS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "deeplab": (PLAIN | {name: DEEPLAB[name] for name in ("deeplab_two_headed", "deeplab_pixel")}, {"masks": ""}),
+    "dino": ({"dino_sequential": DINO["dino_sequential"]}, {"boxes": ""}),
+    "mask_dino": ({"mask_dino_simple": "Mask DINO Simple"}, {"masks": ""}),
+}
 # Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
 C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
 # Of one model: does robustness come from the parts, or from any mask, or from the size of the network?
@@ -62,6 +69,7 @@ TABLES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "part_imagenet_dino": ("part_imagenet", DINO_SIZES, {"boxes": ""}),
     "paco_deeplab": ("paco", BASELINE | DEEPLAB, {"masks": ""}),
     "paco_mask_dino": ("paco", MASK_DINO | C_SEG, {"masks": ""}),
+    **{f"{data}_{kind}": (data, *rows) for data in ("car_parts", "plants") for kind, rows in PHOTOGRAPHS.items()},
 }
 TRAININGS = {"clean": "", "adversarial": "_adv"}
 
@@ -148,6 +156,9 @@ SUITES = {
         folder="part_shapes_small",
         of_thesis=False,
     ),
+    "photographs": Suite(
+        {f"{data}_{kind}": () for data in ("car_parts", "plants") for kind in PHOTOGRAPHS}, of_thesis=False
+    ),
     # Tables 2.1 to 2.3: DeepLab learns from boxes there, and its class head is Downsampled.
     "thesis_2": Suite(
         {
@@ -232,7 +243,7 @@ def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:
         (model, model + suffix, (title, supervision))
         for model, title in models.items()
         # The baseline sees no parts, so its supervision makes no difference.
-        for supervision, suffix in (supervisions if model not in BASELINE else {"none": ""}).items()
+        for supervision, suffix in (supervisions if model not in BASELINE | PLAIN else {"none": ""}).items()
     ]
 
 
