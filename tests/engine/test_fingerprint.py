@@ -22,7 +22,16 @@ EVALUATION = {
     "MODEL": {"PRETRAINING"},
     "TEST": {
         *("AUDIT", "CHECKS", "EPS", "EPS_CURVE", "EPS_CURVE_ATTACK", "LOCAL", "NORM", "NUM_IMAGES"),
-        *("FULL_TIERS", "SAVE_ADVERSARIALS", "SAVE_PREDICTIONS", "SMOOTHING", "THREATS", "TIER", "TIERS"),
+        *(
+            "FULL_TIERS",
+            "RESTART_ATTACKS",
+            "SAVE_ADVERSARIALS",
+            "SAVE_PREDICTIONS",
+            "SMOOTHING",
+            "THREATS",
+            "TIER",
+            "TIERS",
+        ),
     },
     "DATASETS": {"TEST"},
 }
