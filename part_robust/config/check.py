@@ -103,6 +103,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
         ("ATTACK.EVAL_DURING_TRAINING", cfg.ATTACK.EVAL_DURING_TRAINING),
         ("TEST.EPS_CURVE_ATTACK", [test.EPS_CURVE_ATTACK]),
         ("TEST.SAMPLED_ATTACKS", test.SAMPLED_ATTACKS),
+        ("TEST.RESTART_ATTACKS", test.RESTART_ATTACKS),
         *((f"TEST.TIERS.{tier}", names) for tier, names in test.TIERS.items()),
     ):
         if key.startswith("TEST.TIERS.") and (problem := wrong(key, names, _TIER)):

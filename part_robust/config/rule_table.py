@@ -97,6 +97,7 @@ _EVALUATION: dict[str, Rule] = {
     "TEST.SAMPLED_ATTACKS": NAMES,
     "TEST.BOUND": number(0, 100),
     "TEST.RESTART_GAIN": number(0, 100),
+    "TEST.RESTART_ATTACKS": NAMES,
     "TEST.LOCAL.REGIONS": list_of(
         one_of("parts", "object", "background", "patch"), "of parts, object, background and patch", least=1
     ),

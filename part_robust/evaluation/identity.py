@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -94,7 +93,7 @@ def _describe_tier(tier: Tier) -> dict[str, Any]:
     described = {"name": tier.name, "kind": tier.kind, "attacks": list(tier.attacks)}
     # Tiers without rounds have the identity that earlier versions gave them.
     described |= tier.describe() if isinstance(tier, LocalTier) else {}
-    return described | ({"rounds": asdict(tier.rounds)} if tier.rounds else {})
+    return described | ({"rounds": tier.rounds.describe()} if tier.rounds else {})
 
 
 def _sha256(value: Any) -> str:

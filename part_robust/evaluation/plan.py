@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -209,6 +209,8 @@ def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
         end = f"_{threat.name}" if threat else ""
         rounds = _round_settings(cfg, name, end) if kind == "class" else None
         attacks = {f"{attack}{end}": _build(cfg, attack, spec, threat=threat) for attack, spec in specs.items()}
+        if rounds and rounds.restart_gain:
+            rounds = replace(rounds, added=_added_to_restarts(cfg, end, attacks))
         return Tier(f"{name}{end}", kind, attacks, rounds)
     if not node.SEGMENTER:
         raise ValueError(f"tier {name!r} attacks the parts and this model predicts none: leave it out of TEST.TIER")
@@ -244,6 +246,24 @@ def _round_settings(cfg: CfgNode, tier: str, end: str) -> RoundSettings | None:
         )
     sampled = tuple(f"{name}{end}" for name in sampled)
     return RoundSettings(restart_gain=float(cfg.TEST.RESTART_GAIN), sampled=sampled, bound=float(cfg.TEST.BOUND))
+
+
+def _added_to_restarts(cfg: CfgNode, end: str, attacks: Mapping[str, Attack]) -> dict[str, Attack]:
+    """Build the attacks of TEST.RESTART_ATTACKS that a tier lacks, in the threat model of its own."""
+    threat_model, added = next(iter(attacks.values())).threat_model, {}
+    for name in cfg.TEST.RESTART_ATTACKS:
+        if f"{name}{end}" in attacks:
+            continue
+        spec = attack_spec(cfg, name).clone()
+        spec.NORM, spec.EPS = threat_model.norm, threat_model.eps
+        attack = build_model_attack(cfg, spec)
+        if attack.objective.needs_parts or not (attack.uses_gradient and attack.starts_randomly):
+            raise ValueError(
+                f"TEST.RESTART_ATTACKS must name attacks on the class that follow a gradient from a random start, got "
+                f"{name!r}. Use apgd_margin or apgd_dlr"
+            )
+        added[f"{name}{end}"] = attack
+    return added
 
 
 def _build(cfg: CfgNode, name: str, spec: CfgNode, eps: float | None = None, threat: Threat | None = None) -> Attack:

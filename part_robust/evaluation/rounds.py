@@ -85,11 +85,12 @@ def next_round(plan: Plan, merged: Merged) -> Round | None:
 
 
 def restarting(tier: Tier) -> dict[str, Attack]:
-    """Return the attacks of a tier that restart, by name: those of the first pass that follow a gradient from random.
+    """Return the attacks of a restart, by name: those added to it, and the tier's that follow a gradient from random.
 
     A black-box attack searches at random all the time, so another start changes little and costs thousands of queries.
     """
-    return {name: attack for name, attack in tier.first_pass.items() if attack.uses_gradient and attack.starts_randomly}
+    own = {name: attack for name, attack in tier.first_pass.items() if attack.uses_gradient and attack.starts_randomly}
+    return {**(tier.rounds.added if tier.rounds else {}), **own}
 
 
 def executed_attacks(tier: Tier, merged: Merged) -> list[Executed]:

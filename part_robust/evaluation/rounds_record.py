@@ -41,6 +41,8 @@ def describe_rounds(tier: Tier, merged: Merged) -> dict[str, Any]:
     if tier.rounds.restart_gain:
         broke = [merged.broken_in(done) for done in merged.rounds if done.tier == tier.name and done.restart]
         record["restarts"] = {"number": len(broke), "broke": broke, "gain": tier.rounds.restart_gain}
+        if tier.rounds.added:
+            record["restarts"]["added"] = tier.rounds.describe()["added"]
     if tier.rounds.sampled:
         record["bound"] = _describe_bound(tier, merged)
     return record

@@ -6,7 +6,8 @@ Letters: N images of (3, H, W), RGB, 0..255; A attacks of a tier.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,20 @@ class RoundSettings:
             they do not restart.
         sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
         bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
+        added: attacks that run in restarts alone, by name.
     """
 
     restart_gain: float = 0.0
     sampled: tuple[str, ...] = ()
     bound: float = 1.0
+    added: Mapping[str, Attack] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, without `added` where there is none, as earlier versions described them."""
+        described = asdict(replace(self, added={}))
+        del described["added"]
+        added = {name: attack.describe() for name, attack in self.added.items()}
+        return described | ({"added": added} if added else {})
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,9 @@ def schedule(
                 continue  # what it begins from is not there yet
             if before is not None and before.state != "finished":
                 waiting.remove(run)
-                conclude(Outcome(run, "left out", reason=f"begins from {before.run.output}, which {before.state}"))
+                reason = f"begins from {before.run.output}, which {before.state}"
+                say(f"{run.title}: left out, {reason}")
+                conclude(Outcome(run, "left out", reason=reason))
             elif run.output not in looked and is_done(run):
                 waiting.remove(run)
                 say(f"{run.title}: finished before ({run.output})")

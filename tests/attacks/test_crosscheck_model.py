@@ -25,6 +25,7 @@ EPS = 60.0
 # One step of next to no length: whatever breaks an image is stronger.
 WEAK = [
     *("ATTACK.SPECS.fgsm.STEP_SIZE", "0.001", "TEST.TIERS.screen", "('fgsm',)", "TEST.CHECKS.IMAGES", "2"),
+    *("TEST.RESTART_ATTACKS", "()"),
     *("TEST.CHECKS.STEPS", "2", "TEST.CHECKS.LONG_STEPS", "2", "DATALOADER.TEST_BATCH_SIZE", "3"),
 ]
 

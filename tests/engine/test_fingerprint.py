@@ -22,6 +22,7 @@ EVALUATION = {
     "MODEL": {"PRETRAINING"},
     "TEST": {
         *("AUDIT", "CHECKS", "EPS", "EPS_CURVE", "EPS_CURVE_ATTACK", "LOCAL", "NORM", "NUM_IMAGES"),
+        *("BOUND", "RESTART_ATTACKS", "RESTART_GAIN", "SAMPLED_ATTACKS"),
         *("FULL_TIERS", "SAVE_ADVERSARIALS", "SAVE_PREDICTIONS", "SMOOTHING", "THREATS", "TIER", "TIERS"),
     },
     "DATASETS": {"TEST"},
@@ -94,7 +95,7 @@ def test_weights_do_not_depend_on_keys_of_the_evaluation(toy_data, tmp_path):
         *("ATTACK.EVAL", ["apgd_ce"], "MODEL.PRETRAINING", "none", "TEST.AUDIT", True, "TEST.CHECKS.IMAGES", 3),
         *("TEST.EPS", 2.0, "TEST.EPS_CURVE", (1.0,), "TEST.EPS_CURVE_ATTACK", "apgd_margin", "TEST.NORM", "l2"),
         *("TEST.NUM_IMAGES", 1, "TEST.SAVE_ADVERSARIALS", "npz", "TEST.TIER", "screen", "TEST.TIERS.screen", ["noise"]),
-        *("ATTACK.SPECS.pgd50.EPS", 1.0, "DATASETS.TEST", ("toy_train",)),
+        *("ATTACK.SPECS.pgd50.EPS", 1.0, "DATASETS.TEST", ("toy_train",), "TEST.RESTART_GAIN", 1.0, "TEST.BOUND", 5.0),
     ]
     found = []
     for name, opts in (("one", []), ("two", changed)):

@@ -34,6 +34,7 @@ from tests.toy import tiny_cfg
 
 OPTS = [
     *("TEST.TIER", "bounded", "TEST.BOUND", 20.0, "TEST.RESTART_GAIN", 5.0, "TEST.PART_BOX_AP", True),
+    *("TEST.RESTART_ATTACKS", []),
     *("TEST.TIERS.bounded", ["pgd20", "square"], "TEST.SAVE_ADVERSARIALS", "npz", "TEST.SAVE_PREDICTIONS", True),
     *("ATTACK.SPECS.pgd20.STEPS", 1, "ATTACK.SPECS.pgd20.STEP_SIZE", 0.01, "ATTACK.SPECS.square.STEPS", 30),
     *("TEST.CHECKS.IMAGES", 2, "TEST.CHECKS.STEPS", 2, "TEST.CHECKS.LONG_STEPS", 2, "TEST.CHECKS.NOISE_DRAWS", 2),
@@ -164,6 +165,9 @@ def test_another_bound_is_another_evaluation(finished):
         (["TEST.SAMPLED_ATTACKS", ["fab_t"]], "TEST.SAMPLED_ATTACKS must name some, not all"),
         (["TEST.SAMPLED_ATTACKS", ["pgd20", "square"]], "TEST.SAMPLED_ATTACKS must name some, not all"),
         (["TEST.BACKEND", "autoattack"], "TEST.BACKEND must be own for tier 'bounded'"),
+        (["TEST.RESTART_ATTACKS", ["noise"]], "TEST.RESTART_ATTACKS must name attacks on the class"),
+        (["TEST.RESTART_ATTACKS", ["fgsm"]], "TEST.RESTART_ATTACKS must name attacks on the class"),
+        (["TEST.RESTART_ATTACKS", ["sea_js"]], "TEST.RESTART_ATTACKS must name attacks on the class"),
     ],
 )
 def test_contradictions(opts, words, weights, tmp_path):
@@ -173,7 +177,12 @@ def test_contradictions(opts, words, weights, tmp_path):
 
 
 def test_wrong_values(weights, tmp_path):
-    for key, value in (("TEST.BOUND", -1.0), ("TEST.RESTART_GAIN", 101.0), ("TEST.SAMPLED_ATTACKS", ["square5"])):
+    for key, value in (
+        ("TEST.BOUND", -1.0),
+        ("TEST.RESTART_GAIN", 101.0),
+        ("TEST.RESTART_ATTACKS", ["a"]),
+        ("TEST.SAMPLED_ATTACKS", ["square5"]),
+    ):
         cfg = make_config(tmp_path, weights["deeplab_two_headed"], "deeplab_two_headed", key, value)
         with pytest.raises(UserError, match=f"{key} must "):
             complete(cfg)
@@ -191,8 +200,14 @@ def test_tiers_without_rounds_are_what_they_were(weights, tmp_path):
 
 def test_every_threat_model_has_its_own_sample(weights, tmp_path):
     cfg = make_config(tmp_path, weights["deeplab_two_headed"], "deeplab_two_headed", "TEST.EPS", -1.0)
-    cfg.TEST.THREATS = "linf:8/255 l2:2"
+    cfg.TEST.THREATS, cfg.TEST.RESTART_ATTACKS = "linf:8/255 l2:2", ["apgd_margin"]
     tiers = {tier.name: tier for tier in build_tiers(cfg)}
     assert list(tiers) == ["bounded_linf", "bounded_l2"]
     assert [tier.rounds.sampled for tier in tiers.values()] == [("square_linf",), ("square_l2",)]
     assert list(tiers["bounded_l2"].first_pass) == ["pgd20_l2"]
+    assert [list(tier.rounds.added) for tier in tiers.values()] == [["apgd_margin_linf"], ["apgd_margin_l2"]]
+    assert all(
+        tier.rounds.added[f"apgd_margin{name[7:]}"].threat_model == tier.threat_model for name, tier in tiers.items()
+    )
+    cfg.TEST.TIERS.bounded = ["apgd_margin", "square"]
+    assert [tier.rounds.added for tier in build_tiers(cfg)] == [{}, {}]

@@ -196,6 +196,22 @@ def test_models_without_jumps_stop_after_one_try(items, tmp_path):
     assert [row["name"] for row in record["attacks"]] == ["ce", "ce_restart_1"]
 
 
+def test_attacks_added_to_restarts_break_what_the_tier_left(items, tmp_path):
+    rounds = RoundSettings(restart_gain=3.0, added={"strong": attack(STEPS=8)})
+    plan = plan_of(Tier("one", "class", {"noisy": noisy()}, rounds))
+    merged, _ = run(tmp_path / "whole", items, COUNT, plan=plan)
+    record = describe_evaluation(plan, merged, metrics_of(plan, merged, evaluators()), "CPU")["tiers"]["one"]
+    assert [row["name"] for row in record["attacks"]][:3] == ["noisy", "strong_restart_1", "noisy_restart_1"]
+    assert record["restarts"]["broke"][0] > 0 and record["restarts"]["added"]["strong"]["steps"] == 8
+    by = flags_of(plan, merged)["broken_by_one"]
+    assert (by == 1).sum() > (by == 2).sum()
+    others, _ = run(tmp_path / "batches", items, 7, plan=plan)
+    assert_same((merged, plan), (others, plan))
+    # Tiers without any are described as earlier versions described them.
+    assert RoundSettings(0.5).describe() == {"restart_gain": 0.5, "sampled": (), "bound": 1.0}
+    assert rounds.describe()["added"]["strong"] == attack(STEPS=8).describe()
+
+
 def test_metrics_and_flags_are_those_of_the_saved_images(items, whole):
     """Every image once, as the last round left it; all metrics of the tier are computed on these."""
     merged, plan, metrics, record, folder = whole

@@ -70,7 +70,8 @@ def test_runs_in_order_and_past_a_failure(runs, tmp_path, monkeypatch):
     assert done.index("toy") < done.index("toy_adv") and done.index("broken") < done.index("broken_adv")
     assert "nowhere.pth" in outcomes[2].run.console.read_text() and outcomes[2].reason
     assert str(tmp_path / "broken") in outcomes[3].reason and not (tmp_path / "broken_adv").exists()
-    assert any("1 of 4 done" in line and line.endswith(" min left") for line in said) and "left" not in said[-1]
+    assert any("1 of 4 done" in line and line.endswith(" min left") for line in said)
+    assert "min left" not in said[-1] and any(line.startswith("broken_adv: left out") for line in said)
     # The adversarial run began from the clean one's weights.
     content = json.loads((tmp_path / "toy_adv" / "finished.json").read_text())
     assert str(tmp_path / "toy" / "model_best.pth") in content["config"]
