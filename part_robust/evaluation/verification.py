@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,8 +124,23 @@ def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[
             if len(result.right) != evaluation["num_images"]:
                 number = evaluation["num_images"]
                 result.problems.append(f"{len(result.right)} images are saved, {number} were evaluated")
+            elif result.accuracy is not None:
+                recorded = _recorded_accuracy(cfg, record, dataset, tier)
+                if recorded is not None and not math.isclose(recorded, result.accuracy, abs_tol=1e-6):
+                    result.problems.append(
+                        f"{result.accuracy:.2f} % of the saved images are right, {recorded:.2f} % in the record"
+                    )
             results.append(result)
     return results
+
+
+def _recorded_accuracy(cfg: CfgNode, record: Mapping[str, Any], dataset: str, tier: str) -> float | None:
+    """Return the record's class accuracy on exactly the saved images, in percent; None where it has none."""
+    if cfg.TEST.SAVE_ADVERSARIALS == "png":
+        scored = record["evaluation"][dataset]["tiers"][tier].get("robust_8bit")
+    else:
+        scored = record["results"].get(dataset, {}).get(f"classification_{tier}")
+    return (scored or {}).get("accuracy")
 
 
 def note_in_record(folder: Path, results: Sequence[Verification]) -> None:
@@ -171,7 +187,8 @@ def _score(
             )
             return
         try:
-            ThreatModel(norm=str(arrays["norm"]), eps=float(arrays["eps"])).verify(attacked, images)
+            # Not by the radius that the file itself states.
+            ThreatModel(norm=tier["norm"], eps=tier["eps"]).verify(attacked, images)
         except ThreatModelViolation as error:
             result.problems.append(f"images {ids[0]}...: outside the threat model: {error}")
         if padding is not None and ((attacked != images) & padding[:, None]).any():

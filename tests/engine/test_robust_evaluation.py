@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from part_robust.cli import verify_adversarials
+from part_robust.data import PartDatasetMapper
 from part_robust.data.sample import sample_records
 from part_robust.engine import JournalMismatch, evaluate
 from part_robust.evaluation.compare import load_evaluated
@@ -229,9 +232,37 @@ def test_verification_finds_changes_outside_of_a_region(config, tmp_path, capsys
     evaluate(config(tmp_path, "TEST.TIER", "local", "TEST.SAVE_ADVERSARIALS", "npz", "TEST.NUM_IMAGES", 5))
     (path,) = (tmp_path / "adversarials_toy_val" / "local").glob("batch_*.npz")
     assert verify_adversarials.main([str(tmp_path)]) == 0
-    tamper(path, images=lambda images: 255.0 - images)
+    original = tamper(path, images=lambda images: 255.0 - images)
     assert verify_adversarials.main([str(tmp_path)]) == 1
     assert "changed outside of every single region of tier local" in capsys.readouterr().err
+    path.write_bytes(original)
+    record = json.loads((tmp_path / "robustness.json").read_text())
+    record["results"]["toy_val"]["classification_local"]["accuracy"] += 20.0
+    (tmp_path / "robustness.json").write_text(json.dumps(record))
+    assert verify_adversarials.main([str(tmp_path)]) == 1
+    assert "of the saved images are right" in capsys.readouterr().err
+
+
+def test_verification_reads_radius_and_places_inside_a_region(config, tmp_path, capsys):
+    """A change of the right pixels that is too large, in a file that says it is not."""
+    opts = ["TEST.LOCAL.EPS", 6.0, "TEST.LOCAL.REGIONS", ["object"], "TEST.SAVE_ADVERSARIALS", "png"]
+    evaluate(config(tmp_path, "TEST.TIER", "local", *opts))
+    assert verify_adversarials.main([str(tmp_path)]) == 0
+    folder = tmp_path / "adversarials_toy_val" / "local"
+    for path in folder.glob("batch_*.npz"):
+        tamper(path, eps=lambda eps: eps + 255.0)
+    assert verify_adversarials.main([str(tmp_path)]) == 0
+    items = {record["image_id"]: record for record in DatasetCatalog.get("toy_val")}
+    mapper = PartDatasetMapper(config(tmp_path / "mapper"), is_train=False, dataset_name="toy_val")
+    parts = len(MetadataCatalog.get("toy_val").thing_classes)
+    found = next(item for item in map(mapper, items.values()) if (item["sem_seg"] < parts).any())
+    inside = (found["sem_seg"] < parts)[:, :, None].numpy()
+    picture = found["image"].permute(1, 2, 0).numpy()
+    moved = np.where(inside, np.where(picture < 128, picture + 40, picture - 40), picture).astype(np.uint8)
+    Image.fromarray(moved).save(folder / f"{found['image_id']}.png")
+    assert verify_adversarials.main([str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
+    assert "outside the threat model" in errors and "outside of every single region" not in errors
 
 
 @pytest.mark.parametrize(
