@@ -172,7 +172,8 @@ def add_test(cfg: CfgNode) -> None:
     cfg.TEST.BOUND = 1.0
     # Tiers on the class, except "thesis", start their gradient attacks again from other random points until a further
     # restart breaks less than this many points of all images, 0..100: 0.2 for models that choose, such as detectors
-    # that read the class from chosen queries. 0: no restarts, so that "standard" stays AutoAttack's set.
+    # that read the class from chosen queries. 0: no restarts, so that "standard" stays AutoAttack's set. In tier
+    # "local" an image counts when a further region of it is broken.
     cfg.TEST.RESTART_GAIN = 0.0
     # Names in ATTACK.SPECS: attacks that a restart runs before those of the tier. On a DINO sequential one run of the
     # margin breaks what four runs of apgd_t on nine targets each do not (docs/attacks.md).

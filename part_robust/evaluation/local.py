@@ -29,6 +29,8 @@ from part_robust.utils.transfer import to_device, to_host
 
 # Images of which every attacked region is kept as a picture.
 PICTURED_IMAGES = 8
+# Relative difference of margins that says nothing.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +118,35 @@ class LocalTier(Tier):
         worst = WorstOfImages(batch, clean, self.attacks)
         groups, arrays = list(self._groups(batch)), {}
         if groups:
-            pairs = RegionPairs(groups, batch, clean, any(attack.uses_gradient for attack in self.attacks.values()))
-            pictured = picture_sample(sample, PICTURED_IMAGES) if sample else frozenset()
-            pictures = RegionPictures(batch, pairs, pictured)
-            self._attack(batch, pairs, worst, pictures, note)
+            pairs, pictures = self.attack_regions(batch, groups, clean, worst, note, sample)
             arrays = pairs.arrays(batch, self._right_covered(batch, pairs)).write(self.name)
-            if len(pictures.chosen):
-                arrays |= pictures.arrays(clean).write(self.name)
+            if (found := pictures.arrays(clean)) is not None:
+                arrays |= found.write(self.name)
         return TierResult(worst.images, batch.outputs(worst.images), worst.broken_by, worst.fooled, {}, {}, arrays)
+
+    def attack_regions(
+        self,
+        batch: AttackedBatch,
+        groups: Sequence[Regions],
+        clean: Tensor,
+        worst: WorstOfImages,
+        note: Callable[[str], None],
+        sample: Collection[int],
+    ) -> tuple[RegionPairs, RegionPictures]:
+        """Attack regions of the images of a batch that are right without attack.
+
+        Args:
+            batch: of their images.
+            groups: one at least.
+            clean: (N, C), logits of the batch.
+            worst: takes the results in.
+            note: callback, receives a progress message before each attack.
+            sample: ids of images that may become pictures.
+        """
+        pairs = RegionPairs(groups, batch, clean, any(attack.uses_gradient for attack in self.attacks.values()))
+        pictures = RegionPictures(batch, pairs, picture_sample(sample, PICTURED_IMAGES) if sample else frozenset())
+        self._attack(batch, pairs, worst, pictures, note)
+        return pairs, pictures
 
     def _attack(
         self,
@@ -145,8 +168,10 @@ class LocalTier(Tier):
                     attacked = batch.attack_rows(name, attack, rows, mask=pairs.masks_of(chunk, candidate))
                     logits = batch.logits_of(attacked.images, rows)
                     margin, fooled = margins(logits, batch.labels[rows])
-                    # The image itself is not a place for the patch.
-                    better = fooled | (margin > pairs.margin[chunk]) | (index == number == 0)
+                    # The image itself is not a place for the patch. Where an attack gets nowhere at any place, the
+                    # first is kept, whatever the rounding, which differs between batches.
+                    before = pairs.margin[chunk]
+                    better = fooled | (margin > before + ROUNDING * (1 + before.abs())) | (index == number == 0)
                     pairs.update(chunk, better, margin, logits.argmax(dim=1), candidate)
                     pairs.broken_by[chunk[fooled]] = index
                     if attack.uses_gradient:

@@ -13,8 +13,10 @@ import numpy as np
 from part_robust.evaluation.batch_arrays import Merged
 from part_robust.evaluation.breakdown import share
 from part_robust.evaluation.local import LocalTier
-from part_robust.evaluation.named_arrays import ClassArrays, RegionArrays, RegionPictureArrays
+from part_robust.evaluation.local_rounds import region_pictures, region_results
+from part_robust.evaluation.named_arrays import ClassArrays, RegionPictureArrays
 from part_robust.evaluation.regions import region_names, region_numbers
+from part_robust.evaluation.rounds import executed_attacks
 
 # Pictures of a report, one for each region as long as there are not more.
 PICTURES = 24
@@ -37,10 +39,11 @@ def describe_local(tier: LocalTier, part_names: Sequence[str], merged: Merged) -
         part_names: of the data set.
         merged: what came out.
     """
-    names, found = region_names(part_names, tier.patch_sides), _sorted(tier, merged)
+    names, found = region_names(part_names, tier.patch_sides), region_results(tier, merged)
     image = merged.image
     clean = merged.read(ClassArrays, "clean").prediction == image.label
-    rows, attacks = np.searchsorted(image.image_id, found.image_id), list(tier.attacks)
+    rows = np.searchsorted(image.image_id, found.image_id)
+    attacks = [run.name for run in executed_attacks(tier, merged)]
     attackable, broken, has_part, broken_in_part = np.zeros((4, len(merged)), dtype=bool)
     regions = []
     for region in region_numbers(tier.regions, len(part_names), len(tier.patch_sides)):
@@ -106,21 +109,12 @@ def local_warnings(local: Mapping[str, Any]) -> list[str]:
 
 def local_arrays(tier: LocalTier, part_names: Sequence[str], merged: Merged) -> dict[str, np.ndarray]:
     """The arrays of local_<dataset>.npz: names, results of all pairs by ascending image id, pictures of some."""
-    arrays = {"names": np.array(region_names(part_names, tier.patch_sides)), **vars(_sorted(tier, merged))}
-    pictures = merged.together(RegionPictureArrays, tier.name)
+    arrays = {"names": np.array(region_names(part_names, tier.patch_sides)), **vars(region_results(tier, merged))}
+    pictures = region_pictures(tier, merged)
     if pictures is not None:
         chosen = _chosen(pictures)
         arrays |= {f"picture_{name}": array[chosen] for name, array in vars(pictures).items()}
     return arrays
-
-
-def _sorted(tier: LocalTier, merged: Merged) -> RegionArrays:
-    """The pairs by image id, then region: the same for any number of processes."""
-    found = merged.together(RegionArrays, tier.name)
-    if found is None:
-        return RegionArrays(**{name: np.zeros(0, dtype=np.int64) for name in RegionArrays.names()})
-    order = np.lexsort((found.region, found.image_id))
-    return RegionArrays(**{name: array[order] for name, array in vars(found).items()})
 
 
 def _chosen(pictures: RegionPictureArrays) -> np.ndarray:

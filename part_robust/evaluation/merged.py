@@ -19,6 +19,7 @@ from part_robust.evaluation.named_arrays import (
     Kind,
     LabelArrays,
     PictureArrays,
+    RegionArrays,
     TierArrays,
     TotalCost,
 )
@@ -38,6 +39,8 @@ class Round:
         attacks: how many they are.
         restart: 1 for the first restart after the first pass; 0 for attacks on a sample.
         number: of the evaluation's rounds, from 1.
+        regions: of a tier of local attacks: (image id, region, top, left) of each region that is attacked.
+        settled: of such a tier: ids of images that are broken already, in another region.
     """
 
     tier: str
@@ -46,6 +49,8 @@ class Round:
     attacks: int
     restart: int = 0
     number: int = 0
+    regions: tuple[tuple[int, int, int, int], ...] = ()
+    settled: frozenset[int] = frozenset()
 
 
 class Merged:
@@ -144,10 +149,15 @@ class Merged:
         return self.right(tier) & (self.read(TierArrays, tier).broken_by < 0)
 
     def broken_in(self, finished: Round) -> int:
-        """Return how many images a round broke."""
-        own = np.isin(self.image.image_id, finished.image_ids)
-        by = self.read(TierArrays, finished.tier).broken_by[own] - finished.first
-        return int(((by >= 0) & (by < finished.attacks)).sum())
+        """Return how many images a round broke; of a tier of local attacks, of how many it broke a region."""
+        regions = self.tried(RegionArrays, finished.tier)
+        if regions is not None:
+            ids, broken_by = regions.image_id, regions.broken_by
+        else:
+            own = np.isin(self.image.image_id, finished.image_ids)
+            ids, broken_by = self.image.image_id[own], self.read(TierArrays, finished.tier).broken_by[own]
+        by = broken_by - finished.first
+        return len(np.unique(ids[(by >= 0) & (by < finished.attacks)]))
 
     def labels(self, row: str) -> LabelArrays:
         """Pixels of the images of a row by label, one batch after the other."""
@@ -159,6 +169,13 @@ class Merged:
         names = kind.names(name)
         changed = np.concatenate([each.get(names["image_id"], []) for each in ({}, *self._replaced)])
         return kind.find(self._concatenated(names.values(), names["image_id"], changed), name)
+
+    def tried(self, kind: type[Kind], name: str) -> Kind | None:
+        """Same as `together` of the finished rounds alone, in their order."""
+        names = kind.names(name)
+        pieces = [each for each in self._tried if names["image_id"] in each]
+        keys = names.values() if pieces else ()
+        return kind.find({key: np.concatenate([each[key] for each in pieces]) for key in keys}, name)
 
     def pictures(self) -> PictureArrays | None:
         """Images that may become pictures, one batch after the other; None where there are none."""

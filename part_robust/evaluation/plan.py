@@ -193,7 +193,12 @@ def _build_tier(cfg: CfgNode, name: str, threat: Threat | None = None) -> Tier:
         raise KeyError(f"no tier {name!r} in TEST.TIERS, there are: {', '.join(sorted(cfg.TEST.TIERS))}")
     specs = {attack: attack_spec(cfg, attack) for attack in cfg.TEST.TIERS[name]}
     if name == "local":
-        return LocalTier.from_config(cfg, name, specs)
+        local = LocalTier.from_config(cfg, name, specs)
+        gain = float(cfg.TEST.RESTART_GAIN)
+        if not gain:
+            return local
+        added = _added_to_restarts(cfg, f"_{name}", local.attacks)
+        return replace(local, rounds=RoundSettings(restart_gain=gain, added=added))
     objectives = {attack: get_objective(spec.OBJECTIVE) for attack, spec in specs.items()}
     on_class = [attack for attack in specs if not objectives[attack].needs_parts]
     if on_class and len(on_class) < len(specs):

@@ -146,19 +146,28 @@ class RegionPictures:
             place = to_device({"to": self.place[pairs[own]], "from": rows[own]}, images.device)
             self.attacked = self.attacked.index_copy(0, place["to"], images[place["from"]])
 
-    def arrays(self, clean: Tensor) -> RegionPictureArrays:
-        """Return what the journal keeps; `clean` (N, C) are the logits of the batch."""
-        rows = self.pairs.rows[self.chosen]
+    def arrays(self, clean: Tensor, broken_alone: bool = False) -> RegionPictureArrays | None:
+        """Return what the journal keeps; None for nothing.
+
+        Args:
+            clean: (N, C), logits of the batch.
+            broken_alone: leave out pairs that no attack has broken.
+        """
+        kept = ((self.pairs.broken_by[self.chosen] >= 0) | (not broken_alone)).nonzero()[:, 0]
+        if not len(kept):
+            return None
+        chosen, attacked = self.chosen[kept], self.attacked[self.batch.on_device(kept)]
+        rows = self.pairs.rows[chosen]
         images = {
             "clean": self.batch.images[self.batch.on_device(rows)].round().clamp(0, 255).byte(),
-            "attacked": self.attacked.round().clamp(0, 255).byte(),
-            "mask": self.pairs.masks_of(self.chosen, self.pairs.chosen[self.chosen])[:, 0],
+            "attacked": attacked.round().clamp(0, 255).byte(),
+            "mask": self.pairs.masks_of(chosen, self.pairs.chosen[chosen])[:, 0],
         }
         return RegionPictureArrays(
             image_id=self.batch.keys[rows].numpy(),
-            region=self.pairs.regions[self.chosen].numpy(),
+            region=self.pairs.regions[chosen].numpy(),
             label=self.batch.labels[rows].numpy(),
             before=clean.argmax(dim=1)[rows].numpy(),
-            after=self.pairs.predictions[self.chosen].numpy(),
+            after=self.pairs.predictions[chosen].numpy(),
             **{name: tensor.numpy() for name, tensor in to_host(images).items()},
         )

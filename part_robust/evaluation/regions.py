@@ -93,6 +93,37 @@ def labelled_regions(
             yield Regions(rows, regions, [own < num_parts if kind == "object" else own == num_parts])
 
 
+def chosen_regions(
+    items: Sequence[dict], num_parts: int, sides: Sequence[int], pairs: Tensor, device: torch.device
+) -> list[Regions]:
+    """Return some regions of images, patches at given places.
+
+    Args:
+        items: the mapper's dicts.
+        num_parts: P.
+        sides: of patches, pixels.
+        pairs: int64 (M, 4), on the host: row of the image, region, top and left of a patch.
+        device: of the masks.
+    """
+    labels = torch.stack([item["sem_seg"] for item in items])
+    # Labels of each region from the first to the last.
+    first = torch.tensor([*range(num_parts), 0, num_parts])
+    last = torch.tensor([*range(num_parts), num_parts - 1, num_parts])
+    found, height, width = [], labels.shape[1], labels.shape[2]
+    rows, regions, _, _ = pairs[pairs[:, 1] < num_parts + 2].unbind(dim=1)
+    if len(rows):
+        moved = to_device(dict(zip("abc", (labels[rows], first[regions], last[regions]), strict=True)), device)
+        own, low, high = moved["a"], moved["b"][:, None, None], moved["c"][:, None, None]
+        found.append(Regions(rows, regions, [((own >= low) & (own <= high))[:, None]]))
+    for number, side in enumerate(sides):
+        patches = pairs[pairs[:, 1] == num_parts + 2 + number]
+        if len(patches):
+            corner = to_device({"": patches[:, 2:]}, device)[""]
+            mask = squares(corner[:, 0], corner[:, 1], side, height, width)
+            found.append(Regions(patches[:, 0], patches[:, 1], [mask], patches[:, None, 2:]))
+    return found
+
+
 def in_one_region(
     changed: Tensor, labels: Tensor, num_parts: int, kinds: Collection[str], sides: Sequence[int]
 ) -> Tensor:

@@ -23,6 +23,8 @@ from part_robust.evaluation.adversarials import save_adversarials
 from part_robust.evaluation.attacked_batch import AttackedBatch
 from part_robust.evaluation.batch_arrays import attack_arrays, describe_batch
 from part_robust.evaluation.journal import BatchArrays
+from part_robust.evaluation.local import LocalTier
+from part_robust.evaluation.local_rounds import restart_regions, with_regions
 from part_robust.evaluation.merged import BROKEN, Merged, Round
 from part_robust.evaluation.named_arrays import AttackArrays, ClassArrays, CostArrays, TierArrays
 from part_robust.evaluation.plan import Plan
@@ -128,6 +130,8 @@ def random_order(ids: np.ndarray) -> np.ndarray:
 def describe_round(finished: Round, merged: Merged) -> str:
     """Return a line for the log."""
     kind = f"restart {finished.restart}" if finished.restart else "a sample"
+    if finished.regions:
+        kind += f" on {len(finished.regions)} regions"
     return f"{kind} of {len(finished.image_ids)} images broke {merged.broken_in(finished)}"
 
 
@@ -136,10 +140,12 @@ def _next_restart(tier: Tier, merged: Merged) -> Round | None:
     names, done = restarting(tier), _restarts(tier, merged)
     enough = done and 100 * merged.broken_in(done[-1]) < tier.rounds.restart_gain * len(merged)
     ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
-    if not names or not tier.rounds.restart_gain or enough or not len(ids):
+    # Of an image that an attack on one region has broken another region may stand.
+    if not names or not tier.rounds.restart_gain or enough or (not len(ids) and tier.kind != "local"):
         return None
     first = len(tier.first_pass) + len(names) * len(done)
-    return Round(tier.name, tuple(ids.tolist()), first, len(names), restart=len(done) + 1)
+    current = Round(tier.name, tuple(ids.tolist()), first, len(names), restart=len(done) + 1)
+    return with_regions(current, tier, merged) if isinstance(tier, LocalTier) else current
 
 
 def _next_sample(tier: Tier, merged: Merged) -> Round | None:
@@ -184,8 +190,11 @@ def run_round_batch(current: Round, setting: BatchSetting, items: list[dict], pr
     attacks = _attacks_of(current, tier)
     with attack_mode(setting.model, full_gradient=False) as inner:
         batch = AttackedBatch(inner, items, len(plan.part_names))
-        result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
-        arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch)}
+        if isinstance(tier, LocalTier):
+            result = restart_regions(current, tier, attacks, batch, progress.note, plan.sample)
+        else:
+            result = run_tier(Tier(tier.name, "class", attacks), batch, progress.note)
+        arrays = {"images.image_id": batch.keys.numpy(), **attack_arrays(batch), **result.arrays}
         for name, fooled in result.fooled.items():
             arrays |= AttackArrays(fooled=fooled.numpy()).write(name)
         rows = (result.broken_by >= 0).nonzero()[:, 0]

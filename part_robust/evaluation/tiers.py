@@ -26,7 +26,7 @@ class RoundSettings:
 
     Attributes:
         restart_gain: points of all images; attacks with random starts restart until a further restart breaks less. 0:
-            they do not restart.
+            they do not restart. Of a tier of local attacks those images count of which it breaks a region.
         sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
         bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
         added: attacks that run in restarts alone, by name.
@@ -55,7 +55,7 @@ class Tier:
             the class; only images that are still right are attacked further. "parts": the worst case per image for
             pixel accuracy, every attack on every image with part labels. "local": of a `LocalTier`.
         attacks: by name, cheap ones first.
-        rounds: what follows the first pass, for tier "class" alone; None for nothing.
+        rounds: what follows the first pass, for tiers of kind "class" and "local" alone; None for nothing.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Tier:
             raise ValueError(f"tier {self.name!r}: kind must be one of {KINDS}, is {self.kind!r}")
         if not self.attacks:
             raise ValueError(f"tier {self.name!r} has no attacks: give TEST.TIERS.{self.name} at least one")
-        if self.rounds and self.kind != "class":
+        if self.rounds and self.kind not in ("class", "local"):
             raise ValueError(f"tier {self.name!r} must attack the class worst case per image to have rounds")
         if self.kind == "full" and len(self.attacks) > 1 and not self.measures_class:
             raise ValueError(f"tier {self.name!r} is of kind full: of attacks on the parts it can have only one")

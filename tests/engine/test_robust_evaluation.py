@@ -229,7 +229,8 @@ def test_verification_finds_what_is_wrong(finished, capsys, tmp_path):
 
 
 def test_verification_finds_changes_outside_of_a_region(config, tmp_path, capsys):
-    evaluate(config(tmp_path, "TEST.TIER", "local", "TEST.SAVE_ADVERSARIALS", "npz", "TEST.NUM_IMAGES", 5))
+    opts = ["TEST.SAVE_ADVERSARIALS", "npz", "TEST.NUM_IMAGES", 5, "TEST.RESTART_GAIN", 1.0]
+    evaluate(config(tmp_path, "TEST.TIER", "local", *opts, "TEST.LOCAL.EPS", 40.0))
     (path,) = (tmp_path / "adversarials_toy_val" / "local").glob("batch_*.npz")
     assert verify_adversarials.main([str(tmp_path)]) == 0
     original = tamper(path, images=lambda images: 255.0 - images)

@@ -16,7 +16,8 @@ def local_tier(**values) -> LocalTier:
         "ce_local": attack(eps=RADIUS),
         "square_local": attack("margin", "Square", eps=RADIUS, STEPS=15),
     }
-    return LocalTier("local", "local", attacks, **{"patch_sides": (3,), "patch_positions": 3, **values})
+    defaults = {"attacks": attacks, "patch_sides": (3,), "patch_positions": 3}
+    return LocalTier("local", "local", **{**defaults, **values})
 
 
 def local_plan(items, **values):

@@ -45,7 +45,8 @@ KINDS = {
         [
             *("TEST.SMOOTHING.SIGMA", 20.0, "TEST.SMOOTHING.SAMPLES", 20),
             *("TEST.TIER", "standard,thesis,parts,local", "ATTACK.SPECS.square1000.STEPS", 2),
-            *("TEST.LOCAL.REGIONS", ["parts", "patch"], "TEST.LOCAL.PATCH_POSITIONS", 2),
+            *("TEST.LOCAL.REGIONS", ["parts", "patch"], "TEST.LOCAL.PATCH_POSITIONS", 2, "TEST.LOCAL.EPS", 1.0),
+            *("TEST.RESTART_GAIN", 100.0, "TEST.RESTART_ATTACKS", ()),
         ],
     ),
     "dino_detector": ("png", ["TEST.TIER", "parts", "TEST.EPS_CURVE", ()]),
