@@ -203,6 +203,18 @@ def test_outputs_are_found_by_their_names(callables, data, tmp_path):
     succeeded(call("evaluate_model", *arguments, "--classes", names, *opts))
     preprocessing = read(tmp_path / "out")["preprocessing"]
     assert preprocessing["class_indices"] == [3, 2, 0] and "2 of the model's 5 outputs" in preprocessing["notes"][0]
+    names.write_text("sign\nplain\nplain\nlamp\nlamp\n")
+    opts[-3] = tmp_path / "unions"
+    succeeded(call("evaluate_model", *arguments, "--classes", names, *opts))
+    record = read(tmp_path / "unions")
+    assert record["preprocessing"]["class_indices"] == [[3, 4], [1, 2], 0]
+    (note,) = record["preprocessing"]["notes"]
+    assert note.startswith("classes with several outputs: 2, up to 2") and "probability of their union" in note
+    checks = {check["id"]: check["status"] for check in record["evaluation"]["toy_val"]["checks"]}
+    assert checks["C6"] == "pass", "the gradient is that of the logits"
+    opts = ["--config-file", tmp_path / "unions" / "config.yaml", "OUTPUT_DIR", tmp_path / "again"]
+    succeeded(call("train_net", "--eval-only", *opts))
+    assert_same_flags(tmp_path / "again", tmp_path / "unions")
 
 
 @pytest.mark.parametrize(
@@ -217,6 +229,7 @@ def test_outputs_are_found_by_their_names(callables, data, tmp_path):
         (["--callable", "external_callables:of_the_batch"], "must classify each image by itself"),
         (["--callable", "external_callables:broken"], "ZeroDivisionError: division by zero"),
         (["--callable", "external_callables:learned", "--size", "64", "--resize", "32"], "INPUT.TEST_RESIZE must be"),
+        (["--callable", "external_callables:learned", "--size", "224x320"], "--size must be one number of pixels"),
         (["--callable", "external_callables:learned", "--std", "0"], "MODEL.PIXEL_STD must be"),
         (["--callable", "external_callables:learned", "--classes", "nothing.txt"], "nothing.txt"),
     ],

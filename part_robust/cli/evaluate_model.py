@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--image-root", metavar="DIR", help="of --json; default: what the json says")
     data.add_argument("--classes", metavar="FILE", help="name of each output of the model, one a line, or json")
     images = parser.add_argument_group("images; what is not given is what the library or the file says, or ImageNet's")
-    images.add_argument("--size", type=int, metavar="PIXELS", help="side of the square input")
+    images.add_argument("--size", metavar="PIXELS", help="side of the square input")
     images.add_argument("--resize", type=int, metavar="PIXELS", help="short side before the middle is cut out")
     images.add_argument("--interpolation", choices=["bilinear", "bicubic"])
     images.add_argument("--values", choices=["0..1", "0..255"], help="of pixels before --mean and --std")

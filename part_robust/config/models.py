@@ -130,7 +130,8 @@ def _add_external(cfg: CfgNode) -> None:
     node.PROBABILITIES = False
     # Images of a batch, for a graph that takes no other number; smaller batches are filled up. 0: any number.
     node.BATCH = 0
-    # For each class of the data set, the output of the model that means it. (): output i is class i.
+    # For each class of the data set, the output of the model that means it, or a list of those that mean it together:
+    # its logit is then the logarithm of the sum of their exponentials. (): output i is class i.
     node.CLASS_INDICES = ()
 
 

@@ -248,7 +248,10 @@ _MODEL: dict[str, Rule] = {
     "MODEL.EXTERNAL.KIND": one_of("", "torchscript", "exported", "timm", "torchvision", "callable"),
     "MODEL.EXTERNAL.CHANNELS": one_of("RGB", "BGR"),
     "MODEL.EXTERNAL.BATCH": whole(0, 2**16),
-    "MODEL.EXTERNAL.CLASS_INDICES": list_of(whole(0), "whole numbers of at least 0"),
+    "MODEL.EXTERNAL.CLASS_INDICES": list_of(
+        Rule("", lambda value: whole(0).holds(value) or list_of(whole(0), "", least=1).holds(value)),
+        "whole numbers of at least 0, or lists of them",
+    ),
     "MODEL.PART_CLASSIFIER.NUM_CLASSES": whole(0),
     "MODEL.PART_CLASSIFIER.NUM_PARTS": whole(0),
     "MODEL.PART_CLASSIFIER.HEAD_NORM": _NORM,

@@ -96,8 +96,9 @@ def preprocessing(args: argparse.Namespace, kind: str, name: str, weights: str) 
     known = known_preprocessing(kind, name, weights)
     changes: dict[str, Any] = {}
     if args.size:
+        size = _side(args.size)
         # The share of the image that is cut out stays.
-        changes |= {"size": args.size, "resize": round(known.resize * args.size / known.size)}
+        changes |= {"size": size, "resize": round(known.resize * size / known.size)}
     if args.values and (args.values == "0..255") != (known.largest == 255.0):
         plain = args.values == "0..255"
         changes |= {"largest": 255.0, "mean": [0.0] * 3, "std": [1.0] * 3} if plain else {"largest": 1.0}
@@ -109,6 +110,15 @@ def preprocessing(args: argparse.Namespace, kind: str, name: str, weights: str) 
     if changes:
         changes["source"] = f"{known.source}, and flags"
     return replace(known, **changes)
+
+
+def _side(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UserError(
+            f"--size must be one number of pixels, the side of a square, got {text}: for a model of other images give "
+            "--callable a function that cuts them out of the square"
+        )
+    return int(text)
 
 
 def describe_images(cfg: CfgNode) -> str:

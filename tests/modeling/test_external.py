@@ -104,6 +104,26 @@ def test_weights_say_the_number_of_outputs(tmp_path):
         read_model("torchvision", "resnet18", str(tmp_path / "seven.pth"), CPU)
 
 
+def test_models_of_torchvision_that_change_their_input(tmp_path):
+    """As torchvision builds them for weights of its own, without the classifiers that only training uses."""
+    from torchvision.models import GoogLeNet
+
+    torch.manual_seed(0)
+    model = GoogLeNet(num_classes=3, aux_logits=True, transform_input=True, init_weights=False).eval()
+    known = known_preprocessing("torchvision", "googlenet", "")
+    pixels = 255 * torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = model((pixels / 255 - mean) / std)
+    own = [torch.tensor(values).view(3, 1, 1) for values in (known.pixel_mean, known.pixel_std)]
+    state = model.state_dict()
+    short = {key: value for key, value in state.items() if not key.startswith("aux")}
+    other = {**state, "aux1.fc2.weight": torch.zeros(1000, 1024), "aux1.fc2.bias": torch.zeros(1000)}
+    for number, weights in enumerate((state, short, other)):
+        torch.save(weights, tmp_path / f"{number}.pth")
+        found = read_model("torchvision", "googlenet", str(tmp_path / f"{number}.pth"), CPU)
+        torch.testing.assert_close(found.function((pixels - own[0]) / own[1]), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_callable_gets_the_path_of_its_weights(callables, tmp_path):
     torch.save(trained().state_dict(), tmp_path / "weights.pth")
     for name, weights in (("loaded", str(tmp_path / "weights.pth")), ("learned", callables)):
@@ -252,6 +272,10 @@ def test_a_name_that_the_library_does_not_have(kind, tmp_path):
 
 
 def test_preprocessing_of_the_libraries():
+    for name in ("googlenet", "inception_v3"):
+        known = known_preprocessing("torchvision", name, "")
+        assert known.pixel_mean == known.pixel_std == [127.5] * 3 and "transform_input" in known.source
+    assert (known.size, known.resize) == (299, 342)
     known = known_preprocessing("torchvision", "resnet50", "")
     assert (known.size, known.resize, known.interpolation) == (224, 232, "bilinear")
     assert known.pixel_mean == pytest.approx([123.675, 116.28, 103.53])
@@ -290,12 +314,50 @@ def test_names_of_outputs(tmp_path):
     ("outputs", "words"),
     [
         (["lamp", "sign"], "got none for 1 of them: plain. The 2 outputs are lamp, sign"),
-        (["lamp", "sign", "plain", "Sign"], "got it twice for sign"),
     ],
 )
 def test_names_that_do_not_fit(outputs, words):
     with pytest.raises(UserError, match=words):
         class_indices(outputs, ["lamp", "plain", "sign"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4, unique=True), min_size=2, max_size=4), st.data())
+def test_a_class_of_several_outputs_is_their_union(groups, data):
+    """Its softmax is the sum of theirs among the outputs that are used, and so is the gradient."""
+    used = [output for group in groups for output in group]
+    groups = [group for group in groups if all(used.count(output) == 1 for output in group)] or [[0, 3], [1]]
+    entries = [group[0] if len(group) == 1 and data.draw(st.booleans()) else group for group in groups]
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    outputs = (8 * torch.randn(3, 9, dtype=torch.float64)).requires_grad_(True)
+    net = ExternalNet(lambda images: outputs, class_indices=entries)
+    logits = net(torch.zeros(3, 3, 2, 2))
+    among = sorted(output for group in groups for output in group)
+    shares = outputs[:, among].softmax(dim=1)
+    expected = torch.stack([shares[:, [among.index(k) for k in group]].sum(dim=1) for group in groups], dim=1)
+    torch.testing.assert_close(logits.softmax(dim=1), expected)
+    weights = torch.randn(len(groups), dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * weights).sum(), outputs)[0] for x in (logits.log_softmax(1), expected.log())]
+    torch.testing.assert_close(*gradients)
+    for number, group in enumerate(groups):
+        if len(group) == 1:
+            assert torch.equal(logits[:, number], outputs[:, group[0]]), "bit for bit"
+
+
+def test_names_that_several_outputs_share(callables):
+    outputs = ["Dog", "lamp", "dog", "sign", "cat"]
+    indices = class_indices(outputs, ["sign", "dog", "lamp"])
+    assert indices == [3, [0, 2], 1]
+    net = tried_callable("five", callables, class_indices=indices)
+    assert "1 of the model's 5 outputs" in net.notes[0] and "classes with several outputs: 1, up to 2" in net.notes[1]
+    with pytest.raises(UserError, match="must name the 5 outputs of the model, got output 6"):
+        tried_callable("five", callables, class_indices=[3, [0, 6], 1])
+    summed = net.outputs(toy_images()[0]).softmax(dim=1)
+    shares = torch.stack([summed[:, 3], summed[:, 0] + summed[:, 2], summed[:, 1]], dim=1)
+    torch.testing.assert_close(net(toy_images()[0]).softmax(dim=1), shares / shares.sum(dim=1, keepdim=True))
+    # Probabilities of outputs add up, too.
+    probabilities = ExternalNet(lambda x: net.outputs(x).softmax(dim=1), probabilities=True, class_indices=indices)
+    torch.testing.assert_close(probabilities(toy_images()[0]).exp(), shares)
 
 
 def test_images_of_the_trial_are_pictures_of_the_range():

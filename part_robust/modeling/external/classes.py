@@ -44,8 +44,8 @@ def _name(entry: Any) -> str:
     return str(entry[-1] if isinstance(entry, list) and entry else entry)
 
 
-def class_indices(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the output of each class of the data set.
+def class_indices(outputs: Sequence[str], classes: Sequence[str]) -> list[int | list[int]]:
+    """Return the output of each class of the data set; a list of outputs where several have its name.
 
     Names are compared without case, and an underscore is a space.
 
@@ -54,7 +54,7 @@ def class_indices(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
         classes: names of the data set's classes, in their order.
 
     Raises:
-        UserError: a class has no output of its name, or several.
+        UserError: a class has no output of its name.
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(outputs):
@@ -66,10 +66,7 @@ def class_indices(outputs: Sequence[str], classes: Sequence[str]) -> list[int]:
             f"got none for {len(missing)} of them: {_some(missing)}. The {len(outputs)} outputs are {_some(outputs)}"
         )
     found = [places[_plain(name)] for name in classes]
-    twice = [name for name, indices in zip(classes, found, strict=True) if len(indices) > 1]
-    if twice:
-        raise UserError(f"--classes FILE must name each class of the data set once, got it twice for {_some(twice)}")
-    return [first for (first,) in found]
+    return [own[0] if len(own) == 1 else own for own in found]
 
 
 def _plain(name: str) -> str:

@@ -24,6 +24,7 @@ class ExternalNet(nn.Module):
     """
 
     indices: Tensor
+    absent: Tensor
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class ExternalNet(nn.Module):
         output: str = "",
         probabilities: bool = False,
         batch: tuple[int, int] = (1, 0),
-        class_indices: Sequence[int] = (),
+        class_indices: Sequence[int | Sequence[int]] = (),
     ) -> None:
         """Wrap a model.
 
@@ -43,7 +44,7 @@ class ExternalNet(nn.Module):
             output: key or index of the logits among several outputs.
             probabilities: outputs are probabilities, whose logarithm is taken.
             batch: see the class.
-            class_indices: output of each class of the data set; empty: output i is class i.
+            class_indices: output of each class of the data set, or its outputs; empty: output i is class i.
         """
         super().__init__()
         self.function = function
@@ -51,7 +52,13 @@ class ExternalNet(nn.Module):
         self.output = output
         self.probabilities = probabilities
         self.batch = batch
-        self.register_buffer("indices", torch.tensor(list(class_indices), dtype=torch.int64), persistent=False)
+        groups = [[entry] if isinstance(entry, int) else list(entry) for entry in class_indices]
+        most = max(map(len, groups), default=0)
+        # (C, most) outputs of each class; those that a class lacks are `absent`.
+        padded = [[*group, *[group[0]] * (most - len(group))] for group in groups]
+        self.register_buffer("indices", torch.tensor(padded, dtype=torch.int64), persistent=False)
+        absent = [[place >= len(group) for place in range(most)] for group in groups]
+        self.register_buffer("absent", torch.tensor(absent, dtype=torch.bool), persistent=False)
         self.differentiable = True
         self.notes: list[str] = []
         for module in self.modules():
@@ -64,13 +71,20 @@ class ExternalNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) of the data set's classes.
 
+        That of a class of several outputs is the logarithm of the sum of their exponentials: the softmax over the
+        classes is then the probability of the union, among the outputs that are used.
+
         Args:
             images: (N, 3, H, W), RGB, normalised.
         """
         logits = self.outputs(images)
         if self.probabilities:
             logits = logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
-        return logits.index_select(1, self.indices) if len(self.indices) else logits
+        if not len(self.indices):
+            return logits
+        if self.indices.shape[1] == 1:
+            return logits.index_select(1, self.indices[:, 0])
+        return logits[:, self.indices].masked_fill(self.absent, -torch.inf).logsumexp(dim=2)
 
     def outputs(self, images: Tensor) -> Tensor:
         """Return the model's own outputs (N, K), in float32 at least."""

@@ -13,6 +13,9 @@ from part_robust.utils.errors import UserError
 from part_robust.utils.files import read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Models of torchvision whose own weights are used with transform_input=True: they turn an input of ImageNet's mean and
+# deviation into one of 0.5 and 0.5 (torchvision/models/inception.py), which is what they get here at once.
+TRANSFORM_INPUT = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,14 @@ def _of_torchvision(name: str) -> Preprocessing:
         size, resize = transforms.crop_size[0], transforms.resize_size[0]
     except (ValueError, AttributeError) as error:
         raise UserError(f"--torchvision must be a classifier of torchvision, got {name!r}") from error
+    transformed = name in TRANSFORM_INPUT
     return Preprocessing(
-        source=f"torchvision's {type(weights).__name__}.{weights.name}",
+        source=f"torchvision's {type(weights).__name__}.{weights.name}{' with transform_input' * transformed}",
         size=size,
         resize=resize,
         interpolation="bicubic" if transforms.interpolation.value == "bicubic" else "bilinear",
-        mean=transforms.mean,
-        std=transforms.std,
+        mean=(0.5,) * 3 if transformed else transforms.mean,
+        std=(0.5,) * 3 if transformed else transforms.std,
     )
 
 
@@ -141,5 +145,8 @@ def _of_export(path: Path) -> Preprocessing:
 
 def _square(height: int, width: int, what: object) -> int:
     if height != width:
-        raise UserError(f"{what} must take square images, got a model of {height} x {width} pixels")
+        raise UserError(
+            f"{what} must take square images, got a model of {height} x {width} pixels: give --callable a function "
+            "that cuts them out of a square"
+        )
     return int(height)

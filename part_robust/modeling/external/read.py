@@ -30,6 +30,8 @@ Function = Callable[[Tensor], Any]
 Batch = tuple[int, int]
 ANY: Batch = (1, 0)
 HALF = (torch.float16, torch.bfloat16)
+# Classifiers inside models of torchvision that only their training uses: beginnings of the names of their weights.
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 
 @dataclass(frozen=True)
@@ -157,22 +159,31 @@ def import_timm() -> Any:
 def _read_torchvision(name: str, weights: str, device: torch.device) -> tuple[Function, Batch]:
     from torchvision import models
 
+    unused = AUXILIARY.get(name, ())
+    options = {"aux_logits": False, "init_weights": False} if unused else {}
+
     def build(classes: int) -> nn.Module:
         try:
-            return models.get_model(name, weights=None, num_classes=classes)
+            return models.get_model(name, weights=None, num_classes=classes, **options)
         except (ValueError, TypeError) as error:
             raise UserError(f"--torchvision must be a model of torchvision, got {name}: {error}") from error
 
-    return _with_weights(build, weights), ANY
+    return _with_weights(build, weights, unused), ANY
 
 
-def _with_weights(build: Callable[[int], nn.Module], weights: str) -> nn.Module:
-    """Build a model with as many outputs as the file has, and load the file."""
+def _with_weights(build: Callable[[int], nn.Module], weights: str, unused: tuple[str, ...] = ()) -> nn.Module:
+    """Build a model with as many outputs as the file has, and load the file.
+
+    Args:
+        build: of a number of outputs.
+        weights: the file.
+        unused: beginnings of names of weights that are left out.
+    """
     state = _state(weights)
     # The layer whose shape depends on the number of classes says how many the file has.
     with torch.device("meta"):
         few, more = (build(number).state_dict() for number in (2, 3))
-    state = _without_prefix(state, few)
+    state = {key: value for key, value in _without_prefix(state, few).items() if not key.startswith(unused)}
     counts = {len(state[key]) for key, value in few.items() if value.shape != more[key].shape and key in state}
     model = build(max(counts, default=2))
     wanted = model.state_dict()

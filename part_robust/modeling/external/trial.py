@@ -86,9 +86,15 @@ def _check_number(net: ExternalNet, outputs: int, num_classes: int) -> None:
                 f"--classes (MODEL.EXTERNAL.CLASS_INDICES) must name the {outputs} outputs of the model, got output "
                 f"{int(net.indices.max())}"
             )
-        dropped = outputs - len(net.indices)
+        used = (~net.absent).sum(dim=1)
+        dropped = outputs - int(used.sum())
         if dropped:
             net.notes.append(f"{dropped} of the model's {outputs} outputs are no class of the data set: left out")
+        if several := int((used > 1).sum()):
+            net.notes.append(
+                f"classes with several outputs: {several}, up to {int(used.amax())} outputs each. The logit of such a "
+                "class is the logarithm of the sum of its outputs' exponentials, as the probability of their union"
+            )
     elif outputs != num_classes:
         raise UserError(
             f"the model must have the {num_classes} classes of the data set, got {outputs} outputs. Give --classes a "
