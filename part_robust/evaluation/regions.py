@@ -112,9 +112,10 @@ def chosen_regions(
     found, height, width = [], labels.shape[1], labels.shape[2]
     rows, regions, _, _ = pairs[pairs[:, 1] < num_parts + 2].unbind(dim=1)
     if len(rows):
-        moved = to_device(dict(zip("abc", (labels[rows], first[regions], last[regions]), strict=True)), device)
-        own, low, high = moved["a"], moved["b"][:, None, None], moved["c"][:, None, None]
-        found.append(Regions(rows, regions, [((own >= low) & (own <= high))[:, None]]))
+        moved = to_device({"maps": labels, "rows": rows, "first": first[regions], "last": last[regions]}, device)
+        own = moved["maps"][moved["rows"]]
+        inside = (own >= moved["first"][:, None, None]) & (own <= moved["last"][:, None, None])
+        found.append(Regions(rows, regions, [inside[:, None]]))
     for number, side in enumerate(sides):
         patches = pairs[pairs[:, 1] == num_parts + 2 + number]
         if len(patches):
