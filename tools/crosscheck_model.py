@@ -81,7 +81,7 @@ def evaluate_ours(args: argparse.Namespace) -> None:
     """Evaluate the model in `args.record`, unless its record is there; an interrupted evaluation continues.
 
     Raises:
-        UserError: the evaluation is missing, and there is no config file or no weights to make it from.
+        UserError: the evaluation is missing, and the config file or the weights that would make it were not given.
     """
     if (args.record / RECORD).is_file():
         return

@@ -97,7 +97,7 @@ def still_right(net: nn.Module, images: Tensor, labels: Tensor, found: Tensor, n
         eps: radius, 0..255 units.
     """
     threat_model = ThreatModel(norm, eps)
-    # What is not a number is no attacked image.
+    # Values that are not finite are replaced by the original's.
     allowed = threat_model.project(torch.where(found.isfinite(), found, images), images)
     threat_model.verify(allowed, images)
     return net(allowed).argmax(dim=1) == labels

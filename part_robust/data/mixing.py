@@ -154,7 +154,7 @@ def _within(instances: Instances, region: torch.Tensor) -> Instances:
 
 
 def _boxes(columns: np.ndarray, rows: np.ndarray) -> Boxes:
-    """Smallest boxes of n masks, from which columns (n, W) and rows (n, H) have pixels: at least one of each."""
+    """Return the smallest boxes of n masks, given the columns (n, W) and rows (n, H) with pixels, at least one each."""
     first = [side.argmax(axis=1) for side in (columns, rows)]
     last = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in (columns, rows)]
     return Boxes(torch.from_numpy(np.stack([*first, *last], axis=1)).float())
