@@ -232,7 +232,8 @@ class PretendGenerator(torch.Generator):
         result = super().__new__(cls)
         result.on = torch.device(device).type
         if result.on == "cuda":
-            STATE.generators.add(result._cdata)
+            # Kept alive: one of the CPU that came to lie at its address would be taken for it.
+            STATE.generators[result._cdata] = result
         return result
 
     device = property(lambda self: CUDA if self.on == "cuda" else torch.device("cpu"))
@@ -251,7 +252,7 @@ class PretendMode(TorchDispatchMode):
         return execute(func, args, kwargs or {})
 
 
-STATE = SimpleNamespace(random=torch.Generator(), own_random=True, generators=set())
+STATE = SimpleNamespace(random=torch.Generator(), own_random=True, generators={})
 
 
 def _cuda_functions() -> dict[str, Callable]:

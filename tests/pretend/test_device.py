@@ -123,6 +123,14 @@ def test_its_random_numbers_are_its_own():
         assert torch.equal(torch.cuda.get_rng_state(), own)
 
 
+def test_a_generator_of_the_cpu_is_not_taken_for_one_of_the_device():
+    """Also at the address where one of the device was before."""
+    with pretend_device():
+        for _ in range(20):
+            torch.Generator("cuda")
+            torch.rand(3, generator=torch.Generator())
+
+
 def test_autocast_has_the_types_of_cuda():
     with pretend_device(), torch.autocast("cuda", dtype=torch.bfloat16):
         x = grid()
