@@ -2,13 +2,17 @@
 
 A fingerprint is the complete config of a training as text, and in its last line the hash of the file in MODEL.WEIGHTS.
 Files written before there were hashes have none, as have those whose weights are gone: then the config alone decides.
+A key that one of two configs lacks has its default there: it came with a later version, in which the default is what
+earlier versions did.
 """
 
 from __future__ import annotations
 
+import functools
+
 from detectron2.config import CfgNode
 
-from part_robust.config import config_text, config_values
+from part_robust.config import config_text, config_values, default_cfg
 from part_robust.config.attacks import SPECS, spec_defaults
 from part_robust.utils.files import file_sha256
 
@@ -76,8 +80,18 @@ def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
     keys = one.keys() | two.keys()
     if not (WEIGHTS_SHA256 in one and WEIGHTS_SHA256 in two):
         keys -= {WEIGHTS_SHA256}
-    missing = object()
-    return sorted(key for key in keys if one.get(key, missing) != two.get(key, missing))
+    defaults, unknown = _defaults(), object()
+
+    def value(config: dict[str, object], key: str) -> object:
+        return config.get(key, defaults.get(key, unknown))
+
+    return sorted(key for key in keys if value(one, key) != value(two, key))
+
+
+@functools.cache
+def _defaults() -> dict[str, object]:
+    """By dotted key, the values of this version's defaults."""
+    return config_values(config_text(default_cfg()))
 
 
 def _with_attack_defaults(config: dict[str, object]) -> dict[str, object]:

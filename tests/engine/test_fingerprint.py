@@ -70,10 +70,25 @@ def test_what_watches_the_training_is_the_trainings():
     assert different_keys(text(), text("ATTACK.EVAL_DURING_TRAINING", ["pgd50"])) == ["ATTACK.EVAL_DURING_TRAINING"]
     both = ["ATTACK.EVAL_DURING_TRAINING", ["pgd20", "pgd50"]]
     assert different_keys(text(*both), text(*both, unwatched, 7)) == [unwatched]
-    # A new key counts, whatever its value: a folder of an older version is another run's.
-    without = yaml.safe_load(text())
-    del without["SOLVER"]["EMA"]
-    assert different_keys(yaml.safe_dump(without), text()) == ["SOLVER.EMA.DECAY"]
+
+
+def test_a_key_of_a_later_version():
+    """A folder of before the key is the same run's as long as the key has its default, and another's else."""
+    older = yaml.safe_load(fingerprint(get_part_robust_cfg(None, [])))
+    del older["SOLVER"]["EMA"], older["SOLVER"]["PATIENCE"], older["TEST"]["SMOOTHING"]
+    older = yaml.safe_dump(older)
+
+    def newer(*opts) -> str:
+        return fingerprint(get_part_robust_cfg(None, opts))
+
+    assert same_run(older, newer()) and same_run(newer(), older)
+    assert different_keys(older, newer("SOLVER.EMA.DECAY", 0.5, "SOLVER.PATIENCE", 2)) == [
+        *("SOLVER.EMA.DECAY", "SOLVER.PATIENCE")
+    ]
+    samples = ("TEST.SMOOTHING.SAMPLES", 7)
+    assert same_training(older, newer(*samples)) and not same_run(older, newer(*samples))
+    # Of a later version, seen from this one.
+    assert different_keys(older + "NEW_KEY: 1\n", older) == ["NEW_KEY"]
 
 
 def test_other_weights_of_the_same_name(tmp_path):
