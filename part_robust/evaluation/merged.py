@@ -36,7 +36,7 @@ class Round:
         tier: name.
         image_ids: of its images.
         first: `TierArrays.broken_by` of the first of its attacks.
-        attacks: how many they are.
+        names: of its attacks, as the tier has them.
         restart: 1 for the first restart after the first pass; 0 for attacks on a sample.
         number: of the evaluation's rounds, from 1.
         regions: of a tier of local attacks: (image id, region, top, left) of each region that is attacked.
@@ -46,7 +46,7 @@ class Round:
     tier: str
     image_ids: tuple[int, ...]
     first: int
-    attacks: int
+    names: tuple[str, ...]
     restart: int = 0
     number: int = 0
     regions: tuple[tuple[int, int, int, int], ...] = ()
@@ -157,7 +157,7 @@ class Merged:
             own = np.isin(self.image.image_id, finished.image_ids)
             ids, broken_by = self.image.image_id[own], self.read(TierArrays, finished.tier).broken_by[own]
         by = broken_by - finished.first
-        return len(np.unique(ids[(by >= 0) & (by < finished.attacks)]))
+        return len(np.unique(ids[(by >= 0) & (by < len(finished.names))]))
 
     def labels(self, row: str) -> LabelArrays:
         """Pixels of the images of a row by label, one batch after the other."""

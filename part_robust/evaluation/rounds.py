@@ -9,6 +9,7 @@ Letters: N images, M of them stand (are right, and not broken).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,22 +87,41 @@ def next_round(plan: Plan, merged: Merged) -> Round | None:
     return None
 
 
-def restarting(tier: Tier) -> dict[str, Attack]:
-    """Return the attacks of a restart, by name: those added to it, and the tier's that follow a gradient from random.
+def restart_stages(tier: Tier) -> list[dict[str, Attack]]:
+    """Return the attacks that restart together, by name: those added for restarts, and the tier's own, if any.
 
-    A black-box attack searches at random all the time, so another start changes little and costs thousands of queries.
+    Its own are those that follow a gradient from a random point. A black-box attack searches at random all the time, so
+    another start changes little and costs thousands of queries.
     """
     own = {name: attack for name, attack in tier.first_pass.items() if attack.uses_gradient and attack.starts_randomly}
-    return {**(tier.rounds.added if tier.rounds else {}), **own}
+    return [dict(stage) for stage in (tier.rounds.added if tier.rounds else {}, own) if stage]
+
+
+def next_stage(stages: int, done: Sequence[tuple[int, bool]]) -> int | None:
+    """Return which stage restarts next; None if none does.
+
+    Each stage restarts until it gains too little, then the one behind it; after a gain the first is tried again. Where
+    the first never gained, the model has no jumps to find, and the expensive stage behind it is left out.
+
+    Args:
+        stages: how many there are, cheap ones first.
+        done: of every restart until now, its stage and whether it gained enough.
+    """
+    if not stages or not done:
+        return 0 if stages else None
+    stage, gained = done[-1]
+    if gained:
+        return 0
+    return stage + 1 if stage + 1 < stages and any(gain for _, gain in done) else None
 
 
 def executed_attacks(tier: Tier, merged: Merged) -> list[Executed]:
     """Return the attacks of a tier in the order in which they ran, those on a sample last."""
     found = [Executed(name, name, attack) for name, attack in tier.first_pass.items()]
-    for restart in range(1, len(_restarts(tier, merged)) + 1):
+    for done in _restarts(tier, merged):
         found += [
-            Executed(f"{name}_restart_{restart}", f"{tier.name}.{name}.restart_{restart}", attack, restart)
-            for name, attack in _restarted(tier, restart).items()
+            Executed(f"{name}_restart_{done.restart}", arrays, attack, done.restart)
+            for name, (arrays, attack) in zip(done.names, _attacks_of(done, tier).items(), strict=True)
         ]
     sampled = tier.rounds.sampled if tier.rounds else ()
     return found + [Executed(name, f"{tier.name}.{name}", tier.attacks[name], sampled=True) for name in sampled]
@@ -113,7 +133,7 @@ def sequential_sample(tier: Tier, merged: Merged) -> tuple[SequentialSample, np.
     The images, int64 (M,) ids, are those that stood before the first was drawn, in the order in which they are drawn.
     """
     assert tier.rounds
-    first = _first_sampled(tier, merged)
+    first = _next_index(tier, merged)
     standing = np.array(merged.stands(tier.name) | (merged.read(TierArrays, tier.name).broken_by >= first))
     ids = np.sort(merged.image.image_id[standing])
     tolerated = int(tier.rounds.bound / 100 * len(merged) + 1e-9)
@@ -137,14 +157,18 @@ def describe_round(finished: Round, merged: Merged) -> str:
 
 def _next_restart(tier: Tier, merged: Merged) -> Round | None:
     assert tier.rounds
-    names, done = restarting(tier), _restarts(tier, merged)
-    enough = done and 100 * merged.broken_in(done[-1]) < tier.rounds.restart_gain * len(merged)
+    stages, done = restart_stages(tier), _restarts(tier, merged)
+    places = {tuple(stage): place for place, stage in enumerate(stages)}
+    enough = tier.rounds.restart_gain * len(merged)
+    following = next_stage(
+        len(stages), [(places[each.names], 100 * merged.broken_in(each) >= enough) for each in done]
+    )
     ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
     # Of an image that an attack on one region has broken another region may stand.
-    if not names or not tier.rounds.restart_gain or enough or (not len(ids) and tier.kind != "local"):
+    if following is None or not tier.rounds.restart_gain or (not len(ids) and tier.kind != "local"):
         return None
-    first = len(tier.first_pass) + len(names) * len(done)
-    current = Round(tier.name, tuple(ids.tolist()), first, len(names), restart=len(done) + 1)
+    names = tuple(stages[following])
+    current = Round(tier.name, tuple(ids.tolist()), _next_index(tier, merged), names, restart=len(done) + 1)
     return with_regions(current, tier, merged) if isinstance(tier, LocalTier) else current
 
 
@@ -156,19 +180,16 @@ def _next_sample(tier: Tier, merged: Merged) -> Round | None:
     size = sample.next_size(drawn, fallen)
     if size is None:
         return None
-    return Round(tier.name, tuple(ids[drawn:size].tolist()), _first_sampled(tier, merged), len(tier.rounds.sampled))
+    return Round(tier.name, tuple(ids[drawn:size].tolist()), _next_index(tier, merged), tier.rounds.sampled)
 
 
 def _restarts(tier: Tier, merged: Merged) -> list[Round]:
     return [done for done in merged.rounds if done.tier == tier.name and done.restart]
 
 
-def _first_sampled(tier: Tier, merged: Merged) -> int:
-    return len(tier.first_pass) + len(restarting(tier)) * len(_restarts(tier, merged))
-
-
-def _restarted(tier: Tier, restart: int) -> dict[str, Attack]:
-    return {name: attack.at_restart(attack.restarts - 1 + restart) for name, attack in restarting(tier).items()}
+def _next_index(tier: Tier, merged: Merged) -> int:
+    """`TierArrays.broken_by` of the first attack behind the restarts until now."""
+    return len(tier.first_pass) + sum(len(done.names) for done in _restarts(tier, merged))
 
 
 def run_round_batch(current: Round, setting: BatchSetting, items: list[dict], progress: Progress) -> BatchArrays:
@@ -226,11 +247,11 @@ def run_round_batch(current: Round, setting: BatchSetting, items: list[dict], pr
 
 def _attacks_of(current: Round, tier: Tier) -> dict[str, Attack]:
     """The attacks of a round, by the name of their arrays."""
-    if current.restart:
-        restarted = _restarted(tier, current.restart)
-        return {f"{tier.name}.{name}.restart_{current.restart}": attack for name, attack in restarted.items()}
-    assert tier.rounds
-    return {f"{tier.name}.{name}": tier.attacks[name] for name in tier.rounds.sampled}
+    if not current.restart:
+        return {f"{tier.name}.{name}": tier.attacks[name] for name in current.names}
+    attacks, end = {name: attack for stage in restart_stages(tier) for name, attack in stage.items()}, current.restart
+    again = {name: attacks[name].at_restart(attacks[name].restarts - 1 + end) for name in current.names}
+    return {f"{tier.name}.{name}.restart_{end}": attack for name, attack in again.items()}
 
 
 def _select(result: TierResult, rows: torch.Tensor, batch: AttackedBatch, first: int) -> TierResult:

@@ -42,7 +42,7 @@ def describe_rounds(tier: Tier, merged: Merged) -> dict[str, Any]:
         broke = [merged.broken_in(done) for done in merged.rounds if done.tier == tier.name and done.restart]
         record["restarts"] = {"number": len(broke), "broke": broke, "gain": tier.rounds.restart_gain}
         if tier.rounds.added:
-            record["restarts"]["added"] = tier.rounds.describe()["added"]
+            record["restarts"]["added"] = tier.rounds.describe()["added_first"]
     if tier.rounds.sampled:
         record["bound"] = _describe_bound(tier, merged)
     return record

@@ -29,7 +29,8 @@ class RoundSettings:
             they do not restart. Of a tier of local attacks those images count of which it breaks a region.
         sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
         bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
-        added: attacks that run in restarts alone, by name.
+        added: attacks that run in restarts alone, by name; cheap ones, which restart first. Where they never break enough,
+            the tier's own attacks do not restart.
     """
 
     restart_gain: float = 0.0
@@ -42,7 +43,7 @@ class RoundSettings:
         described = asdict(replace(self, added={}))
         del described["added"]
         added = {name: attack.describe() for name, attack in self.added.items()}
-        return described | ({"added": added} if added else {})
+        return described | ({"added_first": added} if added else {})
 
 
 @dataclass(frozen=True, eq=False)

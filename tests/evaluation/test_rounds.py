@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from part_robust.evaluation.journal import Journal
 from part_robust.evaluation.named_arrays import ImageArrays
 from part_robust.evaluation.pictures import picture_sample
 from part_robust.evaluation.record import describe_evaluation, flags_of, holds, metrics_of
-from part_robust.evaluation.rounds import sequential_sample
+from part_robust.evaluation.rounds import next_stage, sequential_sample
 from part_robust.evaluation.tiers import RoundSettings, Tier
 from tests.evaluation.tier_fixture import SmallPartModel, attack, evaluators, make_items, make_plan, run
 from tests.processes import start_two
@@ -201,15 +202,39 @@ def test_attacks_added_to_restarts_break_what_the_tier_left(items, tmp_path):
     plan = plan_of(Tier("one", "class", {"noisy": noisy()}, rounds))
     merged, _ = run(tmp_path / "whole", items, COUNT, plan=plan)
     record = describe_evaluation(plan, merged, metrics_of(plan, merged, evaluators()), "CPU")["tiers"]["one"]
-    assert [row["name"] for row in record["attacks"]][:3] == ["noisy", "strong_restart_1", "noisy_restart_1"]
-    assert record["restarts"]["broke"][0] > 0 and record["restarts"]["added"]["strong"]["steps"] == 8
+    broke, names = record["restarts"]["broke"], [row["name"] for row in record["attacks"]]
+    assert names[:3] == ["noisy", "strong_restart_1", "strong_restart_2"] and names[-1] == f"noisy_restart_{len(broke)}"
+    assert broke[0] > 0 == broke[-1] and record["restarts"]["added"]["strong"]["steps"] == 8
     by = flags_of(plan, merged)["broken_by_one"]
-    assert (by == 1).sum() > (by == 2).sum()
+    assert [(by == place + 1).sum() for place in range(len(broke))] == broke
     others, _ = run(tmp_path / "batches", items, 7, plan=plan)
     assert_same((merged, plan), (others, plan))
     # Tiers without any are described as earlier versions described them.
     assert RoundSettings(0.5).describe() == {"restart_gain": 0.5, "sampled": (), "bound": 1.0}
-    assert rounds.describe()["added"]["strong"] == attack(STEPS=8).describe()
+    assert rounds.describe()["added_first"]["strong"] == attack(STEPS=8).describe()
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("luck", list(itertools.product([False, True], repeat=6)))
+def test_restarts_end_when_no_stage_gains(stages, luck):
+    """Whatever the attacks gain: each stage that ever ran ran in vain since the last gain, and none twice in vain."""
+    done = []
+    while (stage := next_stage(stages, done)) is not None:
+        done.append((stage, len(done) < len(luck) and luck[len(done)]))
+    gains = [place for place, (_, gained) in enumerate(done) if gained]
+    in_vain = [stage for stage, _ in done[gains[-1] + 1 if gains else 0 :]]
+    assert in_vain == list(range(stages if gains else 1))
+    assert all(after == 0 for (_, gained), (after, _) in itertools.pairwise(done) if gained)
+    assert next_stage(0, []) is None
+
+
+def test_own_attacks_restart_only_where_added_ones_gain(items, tmp_path):
+    rounds = RoundSettings(restart_gain=30.0, added={"weak": attack("margin", name="PGD", STEPS=1, STEP_SIZE=0.01, KEEP="best")})
+    plan = plan_of(Tier("one", "class", {"noisy": noisy()}, rounds))
+    merged, _ = run(tmp_path, items, plan=plan)
+    record = describe_evaluation(plan, merged, metrics_of(plan, merged, evaluators()), "CPU")["tiers"]["one"]
+    assert [row["name"] for row in record["attacks"]] == ["noisy", "weak_restart_1"]
+    assert record["restarts"]["number"] == 1
 
 
 def test_metrics_and_flags_are_those_of_the_saved_images(items, whole):

