@@ -207,7 +207,10 @@ def table_runs(
 def suite_runs(
     name: str, only: Sequence[str] = (), opts: Sequence[str] = (), folder: str = "", seeds: Sequence[int] = ()
 ) -> list[Run]:
-    """Return every run of a suite, like `table_runs`; `only` names leaf configs. Raises the same ValueError."""
+    """Return every run of a suite, like `table_runs`; raises the same ValueError.
+
+    `only` names leaf configs; what their runs begin from is among the runs, too.
+    """
     suite = SUITES[name]
     if suite.folder and not folder:
         folder = f"./output/{suite.folder}"
@@ -229,11 +232,14 @@ def suite_runs(
                     found.append(_run(table, leaf, leaves[leaf], "adversarial", opts_here, folder, seed, *place))
     _check(name, only, {run.leaf for run in found})
     # A variant goes with what it is one of.
-    return [
+    chosen = [
         run
         for run in found
         if not only or any(run.leaf in (leaf, *(leaf + v for v in suite.variants.get(leaf, ()))) for leaf in only)
     ]
+    # A variant alone still begins from the clean training.
+    needed = {run.after for run in chosen} if only else set()
+    return [run for run in found if run in chosen or (needed and run.output in needed)]
 
 
 def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:

@@ -214,6 +214,15 @@ def test_a_failure_is_named_in_the_end(tool, monkeypatch, tmp_path, capsys):
     assert "make-part-shapes" in (output / "resnet50" / "console.txt").read_text()
 
 
+def test_a_recipe_alone_brings_what_it_begins_from(tool):
+    runs = tool("runs.suites").suite_runs("part_shapes_recipes", ["dino_sequential_ours"], folder="out", seeds=(0, 1))
+    assert [run.title for run in runs] == [
+        *("dino_sequential, seed 0", "dino_sequential_ours_adv, seed 0"),
+        *("dino_sequential, seed 1", "dino_sequential_ours_adv, seed 1"),
+    ]
+    assert [run.after for run in runs[1::2]] == [run.output for run in runs[::2]]
+
+
 def test_recipes_start_from_one_clean_model_and_have_equally_many_passes(tool):
     suites = tool("runs.suites")
     runs = suites.suite_runs("part_shapes_recipes")
