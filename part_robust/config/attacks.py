@@ -175,9 +175,9 @@ def add_test(cfg: CfgNode) -> None:
     # that read the class from chosen queries. 0: no restarts, so that "standard" stays AutoAttack's set. In tier
     # "local" an image counts when a further region of it is broken.
     cfg.TEST.RESTART_GAIN = 0.0
-    # Names in ATTACK.SPECS: cheap attacks that restart first. Those of the tier restart only where these broke as much as
-    # RESTART_GAIN; with () at once. On a DINO sequential one run of the margin breaks what four runs of apgd_t on nine
-    # targets each do not (docs/attacks.md).
+    # Names in ATTACK.SPECS: cheap attacks that restart first. Those of the tier restart only where these broke as much
+    # as RESTART_GAIN; with () at once. On a DINO sequential one run of the margin breaks what four runs of apgd_t on
+    # nine targets each do not (docs/attacks.md).
     cfg.TEST.RESTART_ATTACKS = ["apgd_margin"]
     # TEST.TIER local: attackers of the class who may change one region of the image alone (docs/local.md). They run on
     # each region of each image, so these are few and short.

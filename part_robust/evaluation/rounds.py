@@ -160,9 +160,7 @@ def _next_restart(tier: Tier, merged: Merged) -> Round | None:
     stages, done = restart_stages(tier), _restarts(tier, merged)
     places = {tuple(stage): place for place, stage in enumerate(stages)}
     enough = tier.rounds.restart_gain * len(merged)
-    following = next_stage(
-        len(stages), [(places[each.names], 100 * merged.broken_in(each) >= enough) for each in done]
-    )
+    following = next_stage(len(stages), [(places[each.names], 100 * merged.broken_in(each) >= enough) for each in done])
     ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
     # Of an image that an attack on one region has broken another region may stand.
     if following is None or not tier.rounds.restart_gain or (not len(ids) and tier.kind != "local"):

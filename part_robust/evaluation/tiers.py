@@ -29,8 +29,8 @@ class RoundSettings:
             they do not restart. Of a tier of local attacks those images count of which it breaks a region.
         sampled: names of attacks that run on a random sample of the images that all others left, not in the first pass.
         bound: points of all images that `sampled` might still break outside of the sample when it is large enough.
-        added: attacks that run in restarts alone, by name; cheap ones, which restart first. Where they never break enough,
-            the tier's own attacks do not restart.
+        added: attacks that run in restarts alone, by name; cheap ones, which restart first. Where they never break
+            enough, the tier's own attacks do not restart.
     """
 
     restart_gain: float = 0.0

@@ -229,7 +229,8 @@ def test_restarts_end_when_no_stage_gains(stages, luck):
 
 
 def test_own_attacks_restart_only_where_added_ones_gain(items, tmp_path):
-    rounds = RoundSettings(restart_gain=30.0, added={"weak": attack("margin", name="PGD", STEPS=1, STEP_SIZE=0.01, KEEP="best")})
+    weak = attack("margin", name="PGD", STEPS=1, STEP_SIZE=0.01, KEEP="best")
+    rounds = RoundSettings(restart_gain=30.0, added={"weak": weak})
     plan = plan_of(Tier("one", "class", {"noisy": noisy()}, rounds))
     merged, _ = run(tmp_path, items, plan=plan)
     record = describe_evaluation(plan, merged, metrics_of(plan, merged, evaluators()), "CPU")["tiers"]["one"]
