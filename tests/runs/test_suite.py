@@ -58,6 +58,28 @@ def again(run: Run, *opts: str) -> Run:
     return replace(run, opts=[*run.opts, *opts])
 
 
+@pytest.mark.parametrize(
+    ("given", "slots", "threads"),
+    [
+        ({}, 1, {"OMP_NUM_THREADS": "6", "MKL_NUM_THREADS": "6"}),
+        ({}, 4, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+        ({"OMP_NUM_THREADS": "2"}, 1, {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}),
+        ({"MKL_NUM_THREADS": "3"}, 3, {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "3"}),
+    ],
+)
+def test_threads_of_a_run(given, slots, threads, runs, monkeypatch):
+    """What the user says holds for all libraries; without it the cores are shared out."""
+    started = []
+    monkeypatch.setattr(scheduler, "cores", lambda: 6)
+    monkeypatch.setattr(scheduler.subprocess, "Popen", lambda command, env, **rest: started.append(env))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    scheduler._start_process(runs[1], slots, None)
+    assert {name: started[0].get(name) for name in threads} == threads
+
+
 def test_runs_in_order_and_past_a_failure(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "AT_ONCE", 0.0)
     check_folders(runs)
