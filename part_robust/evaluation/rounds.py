@@ -247,9 +247,13 @@ def _attacks_of(current: Round, tier: Tier) -> dict[str, Attack]:
     """The attacks of a round, by the name of their arrays."""
     if not current.restart:
         return {f"{tier.name}.{name}": tier.attacks[name] for name in current.names}
-    attacks, end = {name: attack for stage in restart_stages(tier) for name, attack in stage.items()}, current.restart
-    again = {name: attacks[name].at_restart(attacks[name].restarts - 1 + end) for name in current.names}
-    return {f"{tier.name}.{name}.restart_{end}": attack for name, attack in again.items()}
+    attacks = {name: attack for stage in restart_stages(tier) for name, attack in stage.items()}
+    return {
+        f"{tier.name}.{name}.restart_{current.restart}": attacks[name].at_restart(
+            attacks[name].restarts - 1 + current.restart
+        )
+        for name in current.names
+    }
 
 
 def _select(result: TierResult, rows: torch.Tensor, batch: AttackedBatch, first: int) -> TierResult:
