@@ -90,7 +90,7 @@ def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
 
 @functools.cache
 def _defaults() -> dict[str, object]:
-    """By dotted key, the values of this version's defaults."""
+    """Return the values of this version's defaults by dotted key."""
     return config_values(config_text(default_cfg()))
 
 
