@@ -154,7 +154,12 @@ def _within(instances: Instances, region: torch.Tensor) -> Instances:
 
 
 def _boxes(columns: np.ndarray, rows: np.ndarray) -> Boxes:
-    """Return the smallest boxes of n masks, given the columns (n, W) and rows (n, H) with pixels, at least one each."""
+    """Return the tight boxes of n masks that are not empty.
+
+    Args:
+        columns: bool (n, W), whether a mask has a pixel in a column.
+        rows: bool (n, H), whether it has one in a row.
+    """
     first = [side.argmax(axis=1) for side in (columns, rows)]
     last = [side.shape[1] - side[:, ::-1].argmax(axis=1) for side in (columns, rows)]
     return Boxes(torch.from_numpy(np.stack([*first, *last], axis=1)).float())

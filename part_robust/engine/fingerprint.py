@@ -91,7 +91,7 @@ def _different(one: dict[str, object], two: dict[str, object]) -> list[str]:
 @functools.cache
 def _defaults() -> dict[str, object]:
     """Return the values of this version's defaults by dotted key."""
-    return config_values(config_text(default_cfg()))
+    return _with_attack_defaults(config_values(config_text(default_cfg())))
 
 
 def _with_attack_defaults(config: dict[str, object]) -> dict[str, object]:

@@ -29,7 +29,7 @@ from part_robust.utils.transfer import to_device, to_host
 
 # Images of which every attacked region is kept as a picture.
 PICTURED_IMAGES = 8
-# Relative difference of margins that says nothing.
+# Relative differences of margins up to this are rounding.
 ROUNDING = 1e-5
 
 

@@ -98,10 +98,10 @@ def restart_stages(tier: Tier) -> list[dict[str, Attack]]:
 
 
 def next_stage(stages: int, done: Sequence[tuple[int, bool]]) -> int | None:
-    """Return which stage restarts next; None if none does.
+    """Return which stage restarts next, or None at the end.
 
-    Each stage restarts until it gains too little, then the one behind it; after a gain the first is tried again. Where
-    the first never gained, the model has no jumps to find, and the expensive stage behind it is left out.
+    A stage restarts until it gains too little, and then the stage behind it; after any gain the first one restarts. The
+    expensive stages run only if the first one has gained: without a gain there, another start makes no difference.
 
     Args:
         stages: how many there are, cheap ones first.
@@ -157,13 +157,15 @@ def describe_round(finished: Round, merged: Merged) -> str:
 
 def _next_restart(tier: Tier, merged: Merged) -> Round | None:
     assert tier.rounds
+    if not tier.rounds.restart_gain:
+        return None
     stages, done = restart_stages(tier), _restarts(tier, merged)
     places = {tuple(stage): place for place, stage in enumerate(stages)}
     enough = tier.rounds.restart_gain * len(merged)
     following = next_stage(len(stages), [(places[each.names], 100 * merged.broken_in(each) >= enough) for each in done])
     ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
     # Of an image that an attack on one region has broken another region may stand.
-    if following is None or not tier.rounds.restart_gain or (not len(ids) and tier.kind != "local"):
+    if following is None or (not len(ids) and tier.kind != "local"):
         return None
     names = tuple(stages[following])
     current = Round(tier.name, tuple(ids.tolist()), _next_index(tier, merged), names, restart=len(done) + 1)

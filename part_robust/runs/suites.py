@@ -231,15 +231,12 @@ def suite_runs(
                     place = (variant, suite.variant_folder)
                     found.append(_run(table, leaf, leaves[leaf], "adversarial", opts_here, folder, seed, *place))
     _check(name, only, {run.leaf for run in found})
-    # A variant goes with what it is one of.
-    chosen = [
-        run
-        for run in found
-        if not only or any(run.leaf in (leaf, *(leaf + v for v in suite.variants.get(leaf, ()))) for leaf in only)
-    ]
-    # A variant alone still begins from the clean training.
-    needed = {run.after for run in chosen} if only else set()
-    return [run for run in found if run in chosen or (needed and run.output in needed)]
+    if not only:
+        return found
+    # A variant goes with what it is one of, and alone it still begins from the clean training.
+    chosen = {leaf + variant for leaf in only for variant in ("", *suite.variants.get(leaf, ()))}
+    needed = {run.after for run in found if run.leaf in chosen}
+    return [run for run in found if run.leaf in chosen or run.output in needed]
 
 
 def _leaves(table: str) -> list[tuple[str, str, tuple[str, str]]]:

@@ -76,6 +76,7 @@ def test_a_key_of_a_later_version():
     """A folder of before the key is the same run's as long as the key has its default, and another's else."""
     older = yaml.safe_load(fingerprint(get_part_robust_cfg(None, [])))
     del older["SOLVER"]["EMA"], older["SOLVER"]["PATIENCE"], older["TEST"]["SMOOTHING"]
+    del older["ATTACK"]["SPECS"]["apgd_soft_pixels"]
     older = yaml.safe_dump(older)
 
     def newer(*opts) -> str:
@@ -86,7 +87,8 @@ def test_a_key_of_a_later_version():
         *("SOLVER.EMA.DECAY", "SOLVER.PATIENCE")
     ]
     samples = ("TEST.SMOOTHING.SAMPLES", 7)
-    assert same_training(older, newer(*samples)) and not same_run(older, newer(*samples))
+    for opts in (samples, ("ATTACK.SPECS.apgd_soft_pixels.STEPS", 7)):
+        assert same_training(older, newer(*opts)) and not same_run(older, newer(*opts))
     # Of a later version, seen from this one.
     assert different_keys(older + "NEW_KEY: 1\n", older) == ["NEW_KEY"]
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,12 +72,13 @@ def test_threads_of_a_run(given, slots, threads, runs, monkeypatch):
     """What the user says holds for all libraries; without it the cores are shared out."""
     started = []
     monkeypatch.setattr(scheduler, "cores", lambda: 6)
-    monkeypatch.setattr(scheduler.subprocess, "Popen", lambda command, env, **rest: started.append(env))
+    monkeypatch.setattr(scheduler.subprocess, "Popen", lambda command, env, **rest: started.append(env) or Mock())
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    scheduler._start_process(runs[1], slots, None)
+    with processes(slots) as start:
+        start(runs[1])
     assert {name: started[0].get(name) for name in threads} == threads
 
 
