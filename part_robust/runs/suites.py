@@ -41,15 +41,6 @@ MASK_DINO = {
     "mask_dino_simple_learned_9layers": "Mask DINO Simple, learned matrix, 9 layers",
     "mask_dino_simple_learned_1layer": "Mask DINO Simple, learned matrix, 1 layer",
 }
-# On photographs, with ImageNet weights from the package index: models by kind, and what their parts are learned from.
-PLAIN = {"plain": "EfficientNet-Lite0, no parts"}
-PHOTOGRAPHS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    "deeplab": (PLAIN | {name: DEEPLAB[name] for name in ("deeplab_two_headed", "deeplab_pixel")}, {"masks": ""}),
-    "dino": ({"dino_sequential": DINO["dino_sequential"]}, {"boxes": ""}),
-    "mask_dino": ({"mask_dino_simple": "Mask DINO Simple"}, {"masks": ""}),
-}
-# Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
-C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
 # Of one model: does robustness come from the parts, or from any mask, or from the size of the network?
 CONTROLS = {
     "deeplab_two_headed": "Two-Headed, parts",
@@ -59,6 +50,20 @@ CONTROLS = {
     "deeplab_two_headed_share_01": "Two-Headed, parts of a tenth of the images",
     "deeplab_two_headed_c_seg_00": "Two-Headed, no part loss",
 }
+# On photographs, with ImageNet weights from the package index: models by kind, and what their parts are learned from.
+PLAIN = {"plain": "EfficientNet-Lite0, no parts"}
+PHOTOGRAPHS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "deeplab": (
+        PLAIN
+        | {name: DEEPLAB[name] for name in ("deeplab_two_headed", "deeplab_pixel")}
+        | {"deeplab_two_headed_c_seg_00": CONTROLS["deeplab_two_headed_c_seg_00"]},
+        {"masks": ""},
+    ),
+    "dino": ({"dino_sequential": DINO["dino_sequential"]}, {"boxes": ""}),
+    "mask_dino": ({"mask_dino_simple": "Mask DINO Simple"}, {"masks": ""}),
+}
+# Of Table 3.3; c_seg = 0.5 is the fixed matrix of 9 layers.
+C_SEG = {f"mask_dino_simple_c_seg_0{tenth}": f"Mask DINO Simple, c_seg 0.{tenth}" for tenth in (0, 3, 7, 9)}
 # Table -> folder of configs, models, and the suffixes of their configs by kind of part supervision.
 TABLES: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "part_shapes_deeplab": ("part_shapes", BASELINE | DEEPLAB, {"masks": "", "boxes": "_boxes"}),
@@ -214,6 +219,8 @@ def suite_runs(
     suite = SUITES[name]
     if suite.folder and not folder:
         folder = f"./output/{suite.folder}"
+    # Runs of several data sets have the same names.
+    data_sets = {TABLES[table][0] for table in suite.tables}
 
     def overrides(leaf: str, training: str) -> list[str]:
         # The user has the last word.
@@ -223,13 +230,14 @@ def suite_runs(
     for seed in seeds or (None,):
         for table, wanted in suite.tables.items():
             leaves = {leaf: cells for _, leaf, cells in _leaves(table)}
+            place = str(PurePosixPath(folder, TABLES[table][0])) if folder and len(data_sets) > 1 else folder
             for leaf in wanted or leaves:
                 for training in TRAININGS:
-                    found.append(_run(table, leaf, leaves[leaf], training, overrides(leaf, training), folder, seed))
+                    found.append(_run(table, leaf, leaves[leaf], training, overrides(leaf, training), place, seed))
                 for variant in suite.variants.get(leaf, ()):
                     opts_here = overrides(leaf + variant, "adversarial")
-                    place = (variant, suite.variant_folder)
-                    found.append(_run(table, leaf, leaves[leaf], "adversarial", opts_here, folder, seed, *place))
+                    config = (variant, suite.variant_folder)
+                    found.append(_run(table, leaf, leaves[leaf], "adversarial", opts_here, place, seed, *config))
     _check(name, only, {run.leaf for run in found})
     if not only:
         return found
