@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from part_robust.data.importers.label_studio import brush_mask
+from part_robust.data.importers.label_studio import bit_mask, brush_mask
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
-from tests.data.tool_files import brush, command, label_studio, line, mask, percent, result, right
+from tests.data.tool_files import brush, command, data_url, label_studio, line, mask, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -81,7 +81,42 @@ def test_cvat_xml(tmp_path, capsys):
     assert 'export the task as "CVAT for images 1.1"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "subsets, expected",
+    [
+        (("Train", "Validation", "Test", "train"), {"train": [0, 3], "val": [1], "test": [2]}),
+        (("Train", "default", "Test", "Test"), {"train": [0, 1], "test": [2, 3]}),  # to divide: all to the first here
+        (("Test", "Test", "Test", "Test"), {"train": [0, 1, 2, 3]}),
+    ],
+)
+def test_subsets_of_a_cvat_project_are_its_splits(tmp_path, subsets, expected):
+    text = CVAT
+    for index, subset in enumerate(subsets):
+        save(tmp_path / "photos" / "a" / f"{index}.png", pixels(index))
+        text = text.replace(f'<image id="{index}"', f'<image id="{index}" subset="{subset}" task_id="7"')
+    (tmp_path / "annotations.xml").write_text(text)
+    arguments = ("cvat", "--file", tmp_path / "annotations.xml", "--images", tmp_path / "photos")
+    assert command(*arguments, "--class-from", "always:car", "--output", tmp_path / "out") == 0
+    found = {}
+    for path in (tmp_path / "out/annotations").iterdir():
+        names = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+        found[path.stem] = sorted(int(name[2]) for name in names)
+    assert found == expected
+
+
 # --- Label Studio 1.x, JSON ---
+
+
+def test_bit_masks_are_the_opaque_pixels():
+    found = (np.random.default_rng(0).random((H, W)) < 0.4).astype(np.uint8)
+    assert np.array_equal(bit_mask(data_url(found), H, W), found)
+    with pytest.raises(ValueError, match="the mask is"):
+        bit_mask(data_url(found), H, W + 1)
+    with pytest.raises(ValueError, match="mode L"):
+        bit_mask(data_url(found, mode="L"), H, W)
+    for cut in (60, 61, 110):
+        with pytest.raises((OSError, ValueError, SyntaxError)):
+            bit_mask(data_url(found)[:cut], H, W)
 
 
 def test_brush_code_is_decoded():
@@ -94,7 +129,7 @@ def test_brush_code_is_decoded():
 
 
 def test_label_studio_json(tmp_path, capsys):
-    for index in range(3):
+    for index in range(4):
         save(tmp_path / "upload" / f"ab-{index}.png", pixels(index))
     points = [[100 * x / W, 100 * y / H] for x, y in zip(polygon(WHEEL)[::2], polygon(WHEEL)[1::2], strict=True)]
     x, y, w, h = WHEEL
@@ -106,6 +141,7 @@ def test_label_studio_json(tmp_path, capsys):
         "height": 100 * w / H,
         "rotation": 90,
     }
+    bits = {"imageDataURL": data_url(mask(DOOR))}
     results = [
         [label_studio("polygonlabels", {"points": points, "closed": True}, ["wheel"]),
          label_studio("brushlabels", {"format": "rle", "rle": brush(mask(DOOR))}, ["door"])],
@@ -114,6 +150,7 @@ def test_label_studio_json(tmp_path, capsys):
          label_studio("keypointlabels", {"x": 1, "y": 1, "width": 1}, ["door"])],
         [label_studio("brushlabels", {"format": "rle", "rle": [1, 2, 3]}, ["door"]),
          label_studio("rectanglelabels", percent(WHEEL), ["wheel"])],
+        [label_studio("bitmasklabels", bits, ["door"]), label_studio("rectanglelabels", percent(WHEEL), ["wheel"])],
     ]  # fmt: skip
     tasks = [
         {
@@ -135,6 +172,7 @@ def test_label_studio_json(tmp_path, capsys):
     assert found["ab-1.png"]["door"] == (1, 1)
     assert found["ab-1.png"]["supervision"] == "partial", "nobody knows how far a door reaches that is a point"
     assert min(found["ab-1.png"]["wheel"]) > 0.8
+    assert right(found["ab-3.png"])
     assert right(found["ab-2.png"], "partial", ["wheel"]), "a broken stroke is unknown, not background"
     assert "skipped: 1 annotations without any shape" in capsys.readouterr().out
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from part_robust.cli import import_parts
 from part_robust.data import check
@@ -52,6 +55,14 @@ def brush(found: np.ndarray) -> list[int]:
         start = end
     bits += "0" * (-len(bits) % 8)
     return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def data_url(found: np.ndarray, mode: str = "LA") -> str:
+    """Label Studio's bit mask: black on transparent ground."""
+    picture = np.stack([found * 0, found * 255], axis=2) if mode == "LA" else found * 255
+    file = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8), mode).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def label_studio(kind: str, value: dict, labels: list[str]) -> dict:

@@ -67,6 +67,9 @@ def test_a_folder_for_all_runs_and_the_last_word_of_the_user(tool):
         "deeplab_two_headed",
         "deeplab_two_headed_5steps",
     }
+    for name in suites.SUITES:  # also one of several data sets, whose leaves have the same names
+        runs = suites.suite_runs(name, folder="out")
+        assert len({run.output for run in runs}) == len(runs), name
 
 
 def test_corrections_of_the_thesis(tool):

@@ -13,7 +13,7 @@ from part_robust.data.importers.coco import coco_contents, read_coco
 from part_robust.data.importers.cvat_xml import read_cvat_xml
 from part_robust.data.importers.datumaro import read_datumaro
 from part_robust.data.importers.folders import read_folders
-from part_robust.data.importers.items import DIVIDE, Contents, Source
+from part_robust.data.importers.items import DIVIDE, Contents, Source, by_split
 from part_robust.data.importers.label_studio import is_label_studio, read_label_studio
 from part_robust.data.importers.labelme import read_labelme
 from part_robust.data.importers.output import Style
@@ -179,7 +179,7 @@ def run_command(args: argparse.Namespace) -> list[str]:
     else:
         contents, native = _read_one(args, tally)
         default = "tag" if native else default
-        found = [contents]
+        found = by_split(*contents)
     settings = settings_of(args)
     if settings.group_by not in ("content", "near", "folder") and not _has_group(settings.group_by):
         settings = ImportSettings(**{**vars(settings), "group_by": f"({settings.group_by})"})

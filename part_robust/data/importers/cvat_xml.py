@@ -1,6 +1,7 @@
 """Reads CVAT's own XML, "CVAT for images 1.1": polygons, rectangles with rotation, ellipses, masks, and image tags.
 
-A mask is a run-length code of its own box: comma-separated run lengths by rows, background first.
+A mask is a run-length code of its own box: comma-separated run lengths by rows, background first. In the export of a
+project each image says its subset.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import MAX_SIDE, ellipse, pasted, turned
 
+# CVAT's own names of subsets, and what people type: split.
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+
 
 def read_cvat_xml(path: Path, tally: ImportCounts) -> Contents:
-    """Items of an annotations.xml; the class of an image is its tag.
+    """Items of an annotations.xml; the class of an image is its tag, its split its subset.
 
     Args:
         path: the file.
@@ -43,6 +48,7 @@ def read_cvat_xml(path: Path, tally: ImportCounts) -> Contents:
             as_side(image.get("width")),
             as_side(image.get("height")),
             image.get("id"),
+            split=_SPLITS.get(image.get("subset", "").strip().lower()),
         )
         for index, shape in enumerate(image):
             label, where = shape.get("label", ""), f"{path.name}: {shape.tag} {index} on {item.file_name}"

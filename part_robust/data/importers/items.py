@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Item:
         has_size: whether the tool's format says the size at all.
         source_id: the tool's own id of the image, for the result's `source`.
         label: the class that the tool's own file gives the image, None where it gives none.
+        split: the split that the tool's own file puts the image in, None where it names none of ours.
         origin: what images that were made of one picture have in common, None where the tool does not say.
         raw: parts as the tool wrote them: `part` (name), `where` (for messages), and COCO's `segmentation` (also a
             `MaskFile`), `bbox`, `iscrowd`; optional `attributes`, `supercategory`, `is_target`, `object_id`, and
@@ -52,6 +53,7 @@ class Item:
     height: int = 0
     source_id: Any = None
     label: str | None = None
+    split: str | None = None
     origin: str | None = None
     raw: list[dict] = field(default_factory=list)
     lost: int = 0
@@ -123,8 +125,27 @@ def tool_contents(items: Sequence[Item], parts: Sequence[str]) -> Contents:
     names = [name for name in dict.fromkeys(parts) if not is_background(name)]
     for item in items:
         item.raw = [raw for raw in item.raw if not is_background(raw["part"])]
+    return _counted(items, names)
+
+
+def _counted(items: list[Item], names: list[str]) -> Contents:
     counts = {"images": len(items), "annotations": sum(len(item.raw) + item.lost for item in items)}
     return Contents(items, names, described=described_items(items), counts=counts | {"categories": len(names)})
+
+
+def by_split(source: Source, contents: Contents) -> list[tuple[Source, Contents]]:
+    """Divide a tool's own file by the splits that it names; the fractions divide what it names none for.
+
+    Args:
+        source: the file.
+        contents: of `tool_contents`.
+    """
+    divided: dict[str, list[Item]] = {}
+    for item in contents.items:
+        divided.setdefault(item.split or DIVIDE, []).append(item)
+    if len(divided) < 2:  # also where all images are of one split: there would be no other
+        return [(source, contents)]
+    return [(replace(source, split=name), _counted(divided[name], contents.parts)) for name in sorted(divided)]
 
 
 def origin_of(file_name: str) -> str | None:

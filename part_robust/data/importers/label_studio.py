@@ -1,18 +1,21 @@
-"""Reads Label Studio's own JSON: rectangles with rotation, polygons, ellipses, brush strokes, and image choices.
+"""Reads Label Studio's own JSON: rectangles with rotation, polygons, ellipses, brush strokes, bit masks, image choices.
 
 Coordinates are percent of the image's width and height. A rectangle turns clockwise about its top left corner. Brush
-strokes are a run-length code of an RGBA picture in words of 8 bits; its opacity is the mask. Several results can be of
-one region, which has one id: its outline, its labels, and choices about it.
+strokes are a run-length code of an RGBA picture in words of 8 bits, bit masks a PNG as a data URL; the opacity of
+either is the mask. Several results can be of one region, which has one id: its outline, its labels, and choices.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from part_robust.data.importers.files import IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
@@ -25,6 +28,12 @@ _NAMES_OF_IMAGE = ("image", "img", "url", "image_url")
 # What describes a region; all results of one region have it alike.
 _OUTLINE = frozenset(
     ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "vertices", "imageDataURL")
+)
+
+# What a broken outline raises; the last three are Pillow's for a broken picture.
+_BROKEN = (
+    *(KeyError, ValueError, TypeError, IndexError, OverflowError, AttributeError),
+    *(OSError, SyntaxError, Image.DecompressionBombError),
 )
 
 
@@ -123,7 +132,7 @@ def _add_region(item: Item, results: Sequence[Mapping], where: str, tally: Impor
     shape = None
     try:
         shape = None if reason else _shape(_value(results[0]), item, tally, where)
-    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
+    except _BROKEN:
         reason = "no_shape"
     if reason:
         tally.add(reason, where)
@@ -140,13 +149,16 @@ def _shape(value: Mapping, item: Item, tally: ImportCounts, where: str) -> dict 
     """The area that a value describes; None where it has none.
 
     Raises:
-        KeyError, ValueError, TypeError, IndexError, OverflowError: it is broken.
+        KeyError, ValueError, TypeError, IndexError, OverflowError, AttributeError, OSError, SyntaxError,
+            Image.DecompressionBombError: it is broken.
     """
     if not item.width or not item.height:
         raise ValueError("percent of an unknown size")
     across, down = item.width / 100, item.height / 100
     if "rle" in value:
         return {"segmentation": encode(brush_mask(value["rle"], item.height, item.width))}
+    if "imageDataURL" in value:
+        return {"segmentation": encode(bit_mask(value["imageDataURL"], item.height, item.width))}
     if "points" in value:
         return {"segmentation": [[v for x, y in value["points"] for v in (x * across, y * down)]]}
     angle = as_number(value.get("rotation")) or 0
@@ -200,3 +212,18 @@ def brush_mask(code: list[int], height: int, width: int) -> np.ndarray:
             values[done : done + length] = [take(word) & 255 for _ in range(length)]
         done += length
     return (values.reshape(height, width, 4)[:, :, 3] > 127).astype(np.uint8)
+
+
+def bit_mask(url: str, height: int, width: int) -> np.ndarray:
+    """uint8 0/1 (H, W) of a picture in a data URL, "data:image/png;base64,...": black on transparent ground.
+
+    Raises:
+        ValueError, OSError, SyntaxError, Image.DecompressionBombError: the picture is broken, has another size, or
+            nothing in it can be transparent.
+    """
+    code = url.rpartition(",")[2]
+    with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as file:
+        if file.size != (width, height) or not file.has_transparency_data:
+            raise ValueError(f"the mask is {file.size} in mode {file.mode}, the image {(width, height)}")
+        opacity = np.asarray(file.convert("RGBA"))[:, :, 3]
+    return (opacity > 127).astype(np.uint8)
