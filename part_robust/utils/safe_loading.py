@@ -51,7 +51,7 @@ def check_pickle(path: str | Path) -> None:
         try:
             _ArraysOnly(file, encoding="latin1").load()
         except UnsafeCheckpoint as error:
-            raise UnsafeCheckpoint(_sentence(path, str(error))) from None
+            raise UnsafeCheckpoint(_sentence(path, str(error), _KEEP_ARRAYS)) from None
         except Exception as error:  # damaged pickles raise anything
             raise NoCheckpoint(_no_checkpoint(path)) from error
 
@@ -74,7 +74,7 @@ def load_tensors(path: str | Path) -> Any:
             raise
         reason = next((line for line in str(error).splitlines() if _FOREIGN.search(line)), "")
         if isinstance(error, pickle.UnpicklingError) and reason and _begin(path).startswith(_MAGIC):
-            raise UnsafeCheckpoint(_sentence(path, str(error).splitlines()[0])) from error
+            raise UnsafeCheckpoint(_sentence(path, str(error).splitlines()[0], _KEEP_TENSORS)) from error
         raise NoCheckpoint(_no_checkpoint(path)) from error
 
 
@@ -141,9 +141,19 @@ def _no_checkpoint(path: str | Path) -> str:
     return f"{path} must be a checkpoint, got {size} bytes that begin with {begin!r}{guess}"
 
 
-def _sentence(path: str | Path, what: str) -> str:
+_KEEP_TENSORS = (
+    "import torch; c = torch.load({path!r}, weights_only=False); "
+    "torch.save({{'model': c.get('model', c.get('state_dict', c))}}, 'weights.pth')"
+)
+_KEEP_ARRAYS = (
+    "import pickle; c = pickle.load(open({path!r}, 'rb'), encoding='latin1'); "
+    "c = {{'model': c.get('model', c), '__author__': '', 'matching_heuristics': True}}; "
+    "pickle.dump(c, open('weights.pkl', 'wb'))"
+)
+
+
+def _sentence(path: str | Path, what: str, keep: str) -> str:
     return (
         f"{path} holds objects that run code when they are read ({what}) and is not opened. If you trust its author, "
-        'keep its weights alone: python -c "import torch; '
-        f"torch.save({{'model': torch.load('{path}', weights_only=False)['model']}}, 'weights.pth')\""
+        f'keep its weights alone: python -c "{keep.format(path=str(path))}"'
     )

@@ -196,19 +196,38 @@ def test_a_signal_saves_and_resuming_is_exact(toy_data, tmp_path, workers):
 
 
 class Payload:
+    """Leaves a mark in the folder in which it is read."""
+
     def __reduce__(self):
-        return (os.system, ("touch /tmp/part_robust_was_here",))
+        return (os.system, ("touch part_robust_was_here",))
 
 
-def test_files_that_run_code_are_not_opened(toy_data, tmp_path):
+@pytest.mark.parametrize(
+    "ending, container", [("pth", "model"), ("pth", "state_dict"), ("pth", ""), ("pkl", "model"), ("pkl", "")]
+)
+def test_files_that_run_code_are_not_opened(tmp_path, monkeypatch, ending, container):
+    """And the command in the message keeps the weights of those whose author one trusts."""
+    monkeypatch.chdir(tmp_path)
     model = nn.Linear(2, 2)
-    torch.save({"model": model.state_dict(), "extra": Payload()}, tmp_path / "bad.pth")
-    with open(tmp_path / "bad.pkl", "wb") as file:
-        pickle.dump({"model": {}, "__author__": Payload()}, file)
-    for name in ("bad.pth", "bad.pkl"):
-        with pytest.raises(UnsafeCheckpoint, match=f"{name} holds objects that run code.*weights_only=False"):
-            PartCheckpointer(model, str(tmp_path)).load(str(tmp_path / name))
-    assert not os.path.exists("/tmp/part_robust_was_here")
+    state = dict(model.state_dict())
+    if ending == "pkl":
+        state = {name: value.numpy() for name, value in state.items()}
+    content = {container: state, "extra": Payload()} if container else {**state, "extra": Payload()}
+    path = tmp_path / f"bad.{ending}"
+    if ending == "pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UnsafeCheckpoint, match=f"bad.{ending} holds objects that run code") as error:
+        PartCheckpointer(model, str(tmp_path)).load(str(path))
+    assert not (tmp_path / "part_robust_was_here").exists()
+    if not container:
+        return  # what runs code is among the weights
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    nn.init.zeros_(model.weight)
+    exec(str(error.value).partition('python -c "')[2].removesuffix('"'), {})
+    PartCheckpointer(model, str(tmp_path)).load(str(tmp_path / f"weights.{ending}"))
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
 def test_the_model_zoo_s_pickles_are_read(tmp_path):
