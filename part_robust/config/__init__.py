@@ -96,6 +96,10 @@ def _add_training(cfg: CfgNode) -> None:
     # Weights and feature maps of convolutions are kept with the channels last ("channels_last"), which suits the tensor
     # cores of NVIDIA GPUs, mostly with bfloat16 or TF32. Results change by rounding alone.
     cfg.SOLVER.CHANNELS_LAST = False
+    # What batch norm normalises with in training steps: statistics of the "batch", which go into the running ones; or
+    # the "running" ones of the weights that the training began with, which stay. Attacks and evaluations always take
+    # the running ones, so with "running" a step learns from the network that was attacked (docs/training.md).
+    cfg.SOLVER.BATCH_NORM = "batch"
     # Average of the weights over the training, w_avg = d w_avg + (1 - d) w after every step, with d growing to DECAY as
     # (1 + steps) / (10 + steps). It is what is evaluated, and what model_best.pth holds. 0 turns it off; 0.999 for
     # thousands of steps, 0.9998 for tens of thousands.

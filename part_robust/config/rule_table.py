@@ -194,6 +194,7 @@ _SOLVER: dict[str, Rule] = {
     "SOLVER.BACKBONE_MULTIPLIER": WEIGHT,
     "SOLVER.BACKBONE_FREEZE_EPOCHS": WEIGHT,
     "SOLVER.BACKBONE_FREEZE_ITERS": whole(0),
+    "SOLVER.BATCH_NORM": one_of("batch", "running"),
     "SOLVER.ACCUMULATE": COUNT,
     "SOLVER.AMP.DTYPE": one_of("bfloat16", "float16"),
     "SOLVER.EMA.DECAY": Rule("a number from 0 to below 1", lambda value: SHARE.holds(value) and value < 1),

@@ -32,7 +32,7 @@ def check_batch_norm(cfg: CfgNode, model: PartClassifier) -> None:
         UserError: a batch norm layer would see one value per channel.
     """
     world, pieces = comm.get_world_size(), cfg.SOLVER.ACCUMULATE
-    if cfg.SOLVER.IMS_PER_BATCH // (world * pieces) > 1:
+    if cfg.SOLVER.IMS_PER_BATCH // (world * pieces) > 1 or cfg.SOLVER.BATCH_NORM == "running":
         return
     layers = layers_with_one_value(model, cfg.INPUT.SIZE)
     if not layers:

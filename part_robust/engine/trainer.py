@@ -29,7 +29,14 @@ from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import build_stream_loader, set_start_iteration
 from part_robust.engine.early_stopping import EarlyStopping, StoppedEarly
 from part_robust.engine.failures import FiniteSteps, SaveOnSignal
-from part_robust.engine.hooks import AttackSchedule, BestCheckpoint, FrozenBackbone, MissedEvaluation, SeededIterations
+from part_robust.engine.hooks import (
+    AttackSchedule,
+    BestCheckpoint,
+    FrozenBackbone,
+    MissedEvaluation,
+    RunningStatistics,
+    SeededIterations,
+)
 from part_robust.engine.optimizer import build_optimizer
 from part_robust.engine.overfitting_guard import OverfittingGuard
 from part_robust.engine.step import build_step_trainer
@@ -88,6 +95,8 @@ class PartTrainer(DefaultTrainer):
                 result.append(EarlyStopping(cfg.SOLVER.PATIENCE, cfg.TEST.EVAL_PERIOD, best, self.checkpointer))
         if cfg.ATTACK.TRAIN.ENABLED:
             result = [*self._attack_batches(), *result]
+        if cfg.SOLVER.BATCH_NORM == "running":
+            result.insert(0, RunningStatistics(unwrap(model)))
         if cfg.SOLVER.BACKBONE_FREEZE_ITERS > 0:
             result.insert(0, FrozenBackbone(unwrap(model).backbone, cfg.SOLVER.BACKBONE_FREEZE_ITERS))
         if self.average:

@@ -8,7 +8,7 @@ import torch
 from part_robust.engine import PartTrainer
 from part_robust.engine.batch_norm import layers_with_one_value
 from part_robust.utils.errors import UserError
-from tests.toy import SIZE, run_cfg
+from tests.toy import ADVERSARIAL, SIZE, run_cfg
 
 BACKBONE, HEAD = "MODEL.RESNETS.NORM FrozenBN", "MODEL.PART_CLASSIFIER.HEAD_NORM ''"
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN"]
@@ -40,12 +40,35 @@ def test_one_value_per_channel_is_refused_by_key(toy_data, tmp_path, model, opti
         ("deeplab_pixel", []),
         ("deeplab_two_headed", ["MODEL.PART_CLASSIFIER.HEAD_NORM", ""]),
         ("mask_dino_simple", FROZEN),
+        ("deeplab_two_headed", ["SOLVER.BATCH_NORM", "running"]),
     ],
 )
 def test_one_image_is_trained_on_where_that_is_possible(toy_data, tmp_path, model, options):
     trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "SOLVER.IMS_PER_BATCH", 1, *options, model=model))
     trainer.train()
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("freeze", [0, 1])
+def test_running_statistics_stay_in_steps_that_see_the_network_of_the_attack(toy_data, tmp_path, freeze):
+    """Also after evaluations, and after a backbone that was frozen at first; the layers' weights learn."""
+    options = ["SOLVER.BATCH_NORM", "running", "SOLVER.BACKBONE_FREEZE_ITERS", freeze]
+    options += ["SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1]
+    trainer = PartTrainer(run_cfg(tmp_path, *ADVERSARIAL, *options, model="deeplab_two_headed"))
+    layers = {name: m for name, m in trainer.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    seen = []
+    for layer in layers.values():
+        layer.register_forward_pre_hook(lambda module, _: seen.append((trainer.model.training, module.training)))
+    trainer.train()
+    assert seen.count((True, False)) >= 3 * len(layers) and (True, True) not in seen
+    assert all(layer.training for layer in layers.values()), "as they were"
+    after = trainer.model.state_dict()
+    for name in layers:
+        assert torch.equal(after[f"{name}.running_mean"], before[f"{name}.running_mean"])
+        assert torch.equal(after[f"{name}.running_var"], before[f"{name}.running_var"])
+    learned = [not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"]) for name in layers]
+    assert sum(learned) > 0.5 * len(learned), "but for gradients too small to count"
 
 
 def test_looking_for_such_layers_changes_nothing(toy_data, tmp_path):
