@@ -67,8 +67,8 @@ def test_running_statistics_stay_in_steps_that_see_the_network_of_the_attack(toy
     for name in layers:
         assert torch.equal(after[f"{name}.running_mean"], before[f"{name}.running_mean"])
         assert torch.equal(after[f"{name}.running_var"], before[f"{name}.running_var"])
-    learned = [not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"]) for name in layers]
-    assert sum(learned) > 0.5 * len(learned), "but for gradients too small to count"
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in layers.values())
+    assert any(not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"]) for name in layers)
 
 
 def test_looking_for_such_layers_changes_nothing(toy_data, tmp_path):
