@@ -1,17 +1,25 @@
-"""Finds batch norm that would take statistics of a single value, which torch refuses in the middle of a training."""
+"""Finds batch norm that spoils a training: statistics of a single value, or of another network than is attacked."""
 
 from __future__ import annotations
 
 import functools
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from part_robust.attacks import attack_mode
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Where the norm of a part of the model is set, and to what it can be set for one image.
 REMEDIES = {
@@ -83,3 +91,83 @@ def layers_with_one_value(model: PartClassifier, size: int) -> list[str]:
         for name in found:
             norms[name].train()
     return list(dict.fromkeys(found))
+
+
+class StatisticsWatch:
+    """Compares what batch norm makes of attacked training images in the step and in the attack.
+
+    A training step normalises with the statistics of its batch, attacks and evaluations with the running ones. Every
+    `PERIOD` iterations the images of the step are classified both ways: `adv/accuracy_batch_statistics` and
+    `adv/accuracy_running_statistics` (percent, of this process) in the event storage. If the first is far above the
+    second for `LOOKS` looks together, the step does not learn from the network that is attacked, and a warning says so,
+    once (Xie and Yuille, "Intriguing properties of adversarial training at scale", 2020, on the two statistics).
+    """
+
+    PERIOD = 20  # in the iterations that detectron2 writes
+    LOOKS = 5
+    # Percentage points.
+    GAP = 30.0
+
+    def __init__(self, model: nn.Module, pieces: int = 1) -> None:
+        """Set what is watched.
+
+        Args:
+            model: with a class head, also inside DistributedDataParallel.
+            pieces: parts of the batch that the step takes one after the other; the first is looked at.
+        """
+        self.model = model
+        self.pieces = pieces
+        self.looks: deque[tuple[float, float]] = deque(maxlen=self.LOOKS)
+        self.warned = False
+
+    def __call__(self, iteration: int, batch: Sequence[dict]) -> None:
+        """Look at a batch, if it is time and a layer takes the batch's statistics. All processes must call this.
+
+        Args:
+            iteration: the trainer's.
+            batch: the step's, with `image` attacked and `class_id`; the model is in the step's mode.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.training]
+        if (iteration + 1) % self.PERIOD or not layers:
+            return
+        accuracies = self._accuracies(layers, list(batch[: -(-len(batch) // self.pieces)]))
+        self.looks.append(accuracies)
+        if has_event_storage():
+            for name, value in zip(("batch", "running"), accuracies, strict=True):
+                get_event_storage().put_scalar(f"adv/accuracy_{name}_statistics", value)
+        step, attack = (sum(values) / len(self.looks) for values in zip(*self.looks, strict=True))
+        if self.warned or len(self.looks) < self.LOOKS or step - attack < self.GAP:
+            return
+        self.warned = True
+        logger.warning(
+            "of attacked training images %.0f %% are right with batch norm's statistics of the batch, as the training "
+            "step sees them, and %.0f %% with the running ones, as attacks and evaluations do: the step learns little "
+            "from the network that is attacked. Set SOLVER.BATCH_NORM running (docs/training.md)",
+            step,
+            attack,
+        )
+
+    def _accuracies(self, layers: Sequence[_BatchNorm], batch: list[dict]) -> tuple[float, float]:
+        """Percent right with the batch's and with the running statistics; the model is left as it was."""
+        with attack_mode(self.model) as inner, torch.no_grad():
+            images, padding = inner.preprocess(batch)
+            labels = torch.tensor([item["class_id"] for item in batch], device=images.device)
+            running = inner.class_logits(images, padding)
+            with _batch_statistics(layers):
+                of_batch = inner.class_logits(images, padding)
+        right = torch.stack([(logits.argmax(dim=1) == labels).float().mean() for logits in (of_batch, running)])
+        return tuple((100.0 * right).tolist())
+
+
+@contextmanager
+def _batch_statistics(layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Layers normalise with the statistics of what they get, and remember nothing of it."""
+    names = ("training", "track_running_stats", "momentum")  # detectron2's synchronised batch norm reads the last alone
+    kept = [(layer, [getattr(layer, name) for name in names]) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats, layer.momentum = True, False, 0.0
+        yield
+    finally:
+        for layer, values in kept:
+            layer.training, layer.track_running_stats, layer.momentum = values
