@@ -16,6 +16,8 @@ from part_robust.data import PartDatasetMapper
 from part_robust.modeling.gradients import full_gradient
 from part_robust.modeling.preprocess import part_targets
 from part_robust.modeling.registry import PartOutput
+from part_robust.modeling.segmenters.tokens import Tokens
+from part_robust.modeling.segmenters.transformer import QuerySelection
 from tests.toy import RESNET_50, SIZE, tiny_cfg
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "part_imagenet"
@@ -127,6 +129,34 @@ def test_padding_pixels_are_not_seen_by_the_transformer(batch):
         first, second = (model.segmenter.encoder(t)[~tokens.padding] for t in (tokens, others))
     torch.testing.assert_close(first, second)
     assert tokens.padding.any() and not tokens.padding.all()
+
+
+@pytest.mark.parametrize(("count", "published"), [(5, False), (5, True), (20, False)])
+def test_padding_is_chosen_last_however_confident_it_is(count, published):
+    """All that is no proposal has one confidence; here it is the highest, as training without padding may leave it."""
+    torch.manual_seed(0)
+    shapes, dim = ((6, 6), (3, 3)), 8
+    padding = torch.zeros(2, 45, dtype=torch.bool)
+    padding[0] = torch.cat([(torch.arange(h * w) % w >= w // 3) for h, w in shapes])  # 12 + 3 pixels are the image's
+    ratio = torch.tensor([[[1 / 3, 1.0], [1 / 3, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    tokens = Tokens(torch.zeros(2, 45, dim), torch.zeros(1, 45, dim), shapes, padding, ratio)
+    selection = QuerySelection(dim=dim, num_queries=count, num_classes=2)
+    if published:
+        selection.padding_last = False
+    nothing = selection.enc_output_norm(selection.enc_output(torch.zeros(dim)))
+
+    def confident_of_nothing(x):
+        return torch.where(torch.isclose(x, nothing).all(dim=-1, keepdim=True), 10.0, x[..., :2])
+
+    memory = torch.randn(2, 45, dim)
+    chosen = selection(memory, tokens, class_head=confident_of_nothing)
+    own = (~padding[0]).sum()
+    is_padding = padding[0][chosen.pixels[0]]
+    assert is_padding.tolist() == [published] * count if count <= own else [False] * own + [True] * (count - own)
+    assert chosen.logits.isfinite().all() and chosen.boxes.isfinite().all()
+    # The image without padding beside it is read as it is alone.
+    alone = Tokens(tokens.features[1:], tokens.position, shapes, None, ratio[1:])
+    assert torch.equal(chosen.pixels[1:], selection(memory[1:], alone, class_head=confident_of_nothing).pixels)
 
 
 def test_targets_under_padding_are_relative_to_the_image(batch):

@@ -38,6 +38,7 @@ def build(classes: int, queries: int, encoder_layers: int, decoder_layers: int):
         *("MODEL.DINO.DECODER_LAYERS", decoder_layers),
     ]
     model = build_model(get_part_robust_cfg(None, opts)).eval()
+    model.segmenter.query_selection.padding_last = False  # as published
     fill(model)
     return model
 

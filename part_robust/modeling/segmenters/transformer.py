@@ -231,9 +231,13 @@ class QuerySelection(nn.Module):
     Attributes:
         factor: this many times Q pixels are chosen, or all there are; above 1 only within
             `modeling.gradients.expanded_queries`.
+        padding_last: padding is chosen only where an image has fewer pixels than queries. In the published code (False)
+            it competes with the one confidence that it has everywhere, and a model whose training images have no
+            padding never learns to make that low.
     """
 
     factor = 1
+    padding_last = True
 
     def __init__(self, *, dim: int, num_queries: int, num_classes: int | None = None) -> None:
         """Set how many queries are chosen, and by which heads.
@@ -277,7 +281,10 @@ class QuerySelection(nn.Module):
         boxes, valid = proposals(tokens)
         x = self.enc_output_norm(self.enc_output(memory * valid[..., None]))
         logits = (class_head or self.enc_out_class_embed)(x)
-        index = self.select(logits.amax(dim=-1))[..., None]
+        scores = logits.amax(dim=-1)
+        if tokens.padding is not None and self.padding_last:
+            scores = scores.masked_fill(tokens.padding, float("-inf"))
+        index = self.select(scores)[..., None]
         images = memory.shape[0]
         content = x.gather(1, index.expand(-1, -1, x.shape[-1]))
         # The box head on the selected pixels only: the others' boxes are used nowhere.
