@@ -55,7 +55,7 @@ class AdversarialLoader:
         precision: str = "float32",
         skip_failures: bool = False,
         seed: int = 0,
-        watch: Callable[[int, list[dict]], None] | None = None,
+        on_batch: Callable[[int, list[dict]], None] | None = None,
     ) -> None:
         """Wrap the train loader.
 
@@ -71,7 +71,7 @@ class AdversarialLoader:
                 clean instead of ending the training, though not for many batches in a row. What the training step
                 makes of them is decided there.
             seed: of the random starts, with the iteration and the place in the batch.
-            watch: is given the iteration and every attacked batch, before the step takes it.
+            on_batch: called with the iteration and every attacked batch, before the step takes it.
 
         Raises:
             ValueError: a value is impossible; an attack on the divergence from the clean prediction that starts there.
@@ -94,7 +94,7 @@ class AdversarialLoader:
         self.precision = precision
         self.skip_failures = skip_failures
         self.seed = seed
-        self.watch = watch
+        self.on_batch = on_batch
         self.iteration = 0
         self.blind_batches = 0
         self.failed_batches = 0
@@ -136,8 +136,8 @@ class AdversarialLoader:
             storage.put_scalar("adv/attack_time", time.perf_counter() - start)
             storage.put_scalar("adv/eps", training_radius(self.attack) * self.attack.scale)
             storage.put_scalar("adv/zero_gradient", blind)
-        if self.watch is not None:
-            self.watch(self.iteration, changed)
+        if self.on_batch is not None:
+            self.on_batch(self.iteration, changed)
         return changed
 
     def _attack(self, batch: list[dict], keys: Tensor) -> AttackResult | None:

@@ -1,4 +1,4 @@
-"""Finds batch norm that spoils a training: statistics of a single value, or of another network than is attacked."""
+"""Batch norm in training: statistics of a single value, and of another network than the one under attack."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from part_robust.attacks import attack_mode
 from part_robust.modeling.part_classifier import PartClassifier
+from part_robust.modeling.preprocess import class_targets
 from part_robust.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -93,75 +95,107 @@ def layers_with_one_value(model: PartClassifier, size: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class StatisticsWatch:
-    """Compares what batch norm makes of attacked training images in the step and in the attack.
+class RunningStatistics(HookBase):
+    """Batch norm has its running statistics in training steps, as in attacks and evaluations, and keeps them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Choose the layers.
+
+        Args:
+            model: batch norm layers that are in evaluation mode already stay so.
+        """
+        self.layers = _training_layers(model)
+
+    def before_step(self) -> None:
+        self._set(training=False)  # evaluations between the steps put the model into training mode again
+
+    def after_train(self) -> None:
+        self._set(training=True)
+
+    def _set(self, training: bool) -> None:
+        for layer in self.layers:
+            layer.training = training
+
+
+class StatisticsCheck:
+    """Compares the accuracy on attacked training images with batch statistics and with running statistics.
 
     A training step normalises with the statistics of its batch, attacks and evaluations with the running ones. Every
-    `PERIOD` iterations the images of the step are classified both ways: `adv/accuracy_batch_statistics` and
-    `adv/accuracy_running_statistics` (percent, of this process) in the event storage. If the first is far above the
-    second for `LOOKS` looks together, the step does not learn from the network that is attacked, and a warning says so,
-    once (Xie and Yuille, "Intriguing properties of adversarial training at scale", 2020, on the two statistics).
+    `PERIOD` iterations the images of the step are classified with both: `adv/accuracy_batch_statistics` and
+    `adv/accuracy_running_statistics` (percent, of this process) in the event storage. If the mean of the first over the
+    last `WINDOW` measurements is `GAP` points above that of the second, the step does not learn from the network that
+    is attacked, and one warning is logged (Xie and Yuille, "Intriguing properties of adversarial training at scale",
+    2020, on the two statistics).
     """
 
     PERIOD = 20  # in the iterations that detectron2 writes
-    LOOKS = 5
+    WINDOW = 5
     # Percentage points.
     GAP = 30.0
 
     def __init__(self, model: nn.Module, pieces: int = 1) -> None:
-        """Set what is watched.
+        """Set the model.
 
         Args:
             model: with a class head, also inside DistributedDataParallel.
-            pieces: parts of the batch that the step takes one after the other; the first is looked at.
+            pieces: number of parts that the step takes one after the other; the first one is measured.
         """
         self.model = model
         self.pieces = pieces
-        self.looks: deque[tuple[float, float]] = deque(maxlen=self.LOOKS)
+        self.accuracies: deque[tuple[float, float]] = deque(maxlen=self.WINDOW)
         self.warned = False
 
     def __call__(self, iteration: int, batch: Sequence[dict]) -> None:
-        """Look at a batch, if it is time and a layer takes the batch's statistics. All processes must call this.
+        """Measure on a batch, every `PERIOD` iterations and if a layer uses batch statistics.
+
+        All processes must call this.
 
         Args:
             iteration: the trainer's.
             batch: the step's, with `image` attacked and `class_id`; the model is in the step's mode.
         """
-        layers = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.training]
-        if (iteration + 1) % self.PERIOD or not layers:
+        if (iteration + 1) % self.PERIOD:
             return
-        accuracies = self._accuracies(layers, list(batch[: -(-len(batch) // self.pieces)]))
-        self.looks.append(accuracies)
+        layers = _training_layers(self.model)
+        if not layers:
+            return
+        self.accuracies.append(self._measure(layers, list(batch[: -(-len(batch) // self.pieces)])))
         if has_event_storage():
-            for name, value in zip(("batch", "running"), accuracies, strict=True):
+            for name, value in zip(("batch", "running"), self.accuracies[-1], strict=True):
                 get_event_storage().put_scalar(f"adv/accuracy_{name}_statistics", value)
-        step, attack = (sum(values) / len(self.looks) for values in zip(*self.looks, strict=True))
-        if self.warned or len(self.looks) < self.LOOKS or step - attack < self.GAP:
+        if self.warned or len(self.accuracies) < self.WINDOW:
+            return
+        of_batch, running = (sum(values) / self.WINDOW for values in zip(*self.accuracies, strict=True))
+        if of_batch - running < self.GAP:
             return
         self.warned = True
         logger.warning(
             "of attacked training images %.0f %% are right with batch norm's statistics of the batch, as the training "
             "step sees them, and %.0f %% with the running ones, as attacks and evaluations do: the step learns little "
             "from the network that is attacked. Set SOLVER.BATCH_NORM running (docs/training.md)",
-            step,
-            attack,
+            of_batch,
+            running,
         )
 
-    def _accuracies(self, layers: Sequence[_BatchNorm], batch: list[dict]) -> tuple[float, float]:
-        """Percent right with the batch's and with the running statistics; the model is left as it was."""
+    def _measure(self, layers: Sequence[_BatchNorm], batch: list[dict]) -> tuple[float, float]:
+        """Percent correct with batch statistics and with running statistics; the model is left unchanged."""
         with attack_mode(self.model) as inner, torch.no_grad():
             images, padding = inner.preprocess(batch)
-            labels = torch.tensor([item["class_id"] for item in batch], device=images.device)
             running = inner.class_logits(images, padding)
             with _batch_statistics(layers):
                 of_batch = inner.class_logits(images, padding)
-        right = torch.stack([(logits.argmax(dim=1) == labels).float().mean() for logits in (of_batch, running)])
-        return tuple((100.0 * right).tolist())
+        predicted = torch.stack([of_batch, running]).argmax(dim=-1).cpu()
+        return tuple((100.0 * (predicted == class_targets(batch)).float().mean(dim=1)).tolist())
+
+
+def _training_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norm layers in training mode, which use batch statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
 
 
 @contextmanager
 def _batch_statistics(layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Layers normalise with the statistics of what they get, and remember nothing of it."""
+    """Let layers normalise with batch statistics and leave their running statistics unchanged."""
     names = ("training", "track_running_stats", "momentum")  # detectron2's synchronised batch norm reads the last alone
     kept = [(layer, [getattr(layer, name) for name in names]) for layer in layers]
     try:

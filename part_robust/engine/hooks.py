@@ -1,4 +1,4 @@
-"""Hooks: eps warm-up, frozen backbone, fixed batch norm, random numbers, a best checkpoint that survives a restart."""
+"""Hooks: the eps warm-up, a frozen backbone, random numbers by iteration, a best checkpoint that survives a restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from part_robust.attacks.noise import make_keys
 from part_robust.engine.adversarial_loader import AdversarialLoader
@@ -105,28 +104,6 @@ class FrozenBackbone(HookBase):
         for module, flag in self.training.items():
             module.training = flag and not frozen
         self.frozen = frozen
-
-
-class RunningStatistics(HookBase):
-    """Batch norm has its running statistics in training steps, as in attacks and evaluations, and keeps them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Choose the layers.
-
-        Args:
-            model: batch norm layers that are in evaluation mode already stay so.
-        """
-        self.layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
-
-    def before_step(self) -> None:
-        self._set(training=False)  # evaluations between the steps put the model into training mode again
-
-    def after_train(self) -> None:
-        self._set(training=True)
-
-    def _set(self, training: bool) -> None:
-        for layer in self.layers:
-            layer.training = training
 
 
 class BestCheckpoint(HookBase):

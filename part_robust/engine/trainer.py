@@ -23,7 +23,7 @@ from part_robust.data import PartDatasetMapper
 from part_robust.data.colour_jitter import JitteredLoader
 from part_robust.data.test_loader import build_test_loader
 from part_robust.engine.adversarial_loader import AdversarialLoader
-from part_robust.engine.batch_norm import StatisticsWatch, check_batch_norm
+from part_robust.engine.batch_norm import RunningStatistics, StatisticsCheck, check_batch_norm
 from part_robust.engine.best_metric import best_metric, validation_datasets
 from part_robust.engine.checkpoint import PartCheckpointer
 from part_robust.engine.data_stream import build_stream_loader, set_start_iteration
@@ -34,7 +34,6 @@ from part_robust.engine.hooks import (
     BestCheckpoint,
     FrozenBackbone,
     MissedEvaluation,
-    RunningStatistics,
     SeededIterations,
 )
 from part_robust.engine.optimizer import build_optimizer
@@ -120,7 +119,7 @@ class PartTrainer(DefaultTrainer):
             precision=node.PRECISION,
             skip_failures=cfg.SOLVER.NON_FINITE == "skip",
             seed=max(cfg.SEED, 0),
-            watch=None if model.head is None else StatisticsWatch(model, cfg.SOLVER.ACCUMULATE),
+            on_batch=None if model.head is None else StatisticsCheck(model, cfg.SOLVER.ACCUMULATE),
         )
         self.data_loader = loader
         result: list[HookBase] = [AttackSchedule(loader, node.EPS_WARMUP_ITERS)]

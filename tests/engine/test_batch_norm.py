@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from part_robust.engine import PartTrainer
-from part_robust.engine.batch_norm import StatisticsWatch, layers_with_one_value
+from part_robust.engine.batch_norm import StatisticsCheck, layers_with_one_value
 from part_robust.utils.errors import UserError
 from tests.toy import ADVERSARIAL, SIZE, metric_lines, run_cfg
 
@@ -108,13 +108,13 @@ def brightness_batch():
     return [{"image": torch.full((3, 2, 2), 200.0 * label), "class_id": label} for label in (0, 1, 1, 0)]
 
 
-def test_statistics_that_are_of_two_networks_are_told_once(caplog):
+def test_a_gap_between_the_two_accuracies_is_one_warning(caplog):
     model = Brightness()
-    watch = StatisticsWatch(model)
+    check = StatisticsCheck(model)
     with caplog.at_level(logging.WARNING), EventStorage() as storage:
-        for iteration in range(12 * StatisticsWatch.PERIOD):
-            watch(iteration, brightness_batch())
-            assert bool(caplog.records) == (iteration + 1 >= StatisticsWatch.LOOKS * StatisticsWatch.PERIOD)
+        for iteration in range(12 * StatisticsCheck.PERIOD):
+            check(iteration, brightness_batch())
+            assert bool(caplog.records) == (iteration + 1 >= StatisticsCheck.WINDOW * StatisticsCheck.PERIOD)
         assert storage.history("adv/accuracy_batch_statistics").values()[-1][0] == 100.0
         assert storage.history("adv/accuracy_running_statistics").values()[-1][0] == 50.0
         assert len(storage.history("adv/accuracy_batch_statistics").values()) == 12
@@ -124,25 +124,25 @@ def test_statistics_that_are_of_two_networks_are_told_once(caplog):
 
 
 @pytest.mark.parametrize("cure", ["running", "true statistics"])
-def test_statistics_of_one_network_are_not_told(caplog, cure):
+def test_equal_accuracies_are_no_warning(caplog, cure):
     model = Brightness()
     if cure == "running":
         model.norm.eval()  # as SOLVER.BATCH_NORM running does in the steps
     else:
         model.norm.running_mean.fill_(100.0)
-    watch = StatisticsWatch(model)
+    check = StatisticsCheck(model)
     with caplog.at_level(logging.WARNING), EventStorage() as storage:
-        for iteration in range(12 * StatisticsWatch.PERIOD):
-            watch(iteration, brightness_batch())
+        for iteration in range(12 * StatisticsCheck.PERIOD):
+            check(iteration, brightness_batch())
         assert ("adv/accuracy_batch_statistics" in storage.histories()) == (cure != "running")
     assert not caplog.records
 
 
-def test_only_the_first_piece_is_looked_at():
+def test_only_the_first_piece_is_measured():
     model = Brightness()
     model.norm.running_mean.fill_(100.0)
     with EventStorage() as storage:
-        StatisticsWatch(model, pieces=2)(
+        StatisticsCheck(model, pieces=2)(
             19, [*brightness_batch()[:2], *[{**item, "class_id": 0} for item in brightness_batch()[1:3]]]
         )
         assert storage.history("adv/accuracy_running_statistics").latest() == 100.0
@@ -165,7 +165,7 @@ def test_the_two_accuracies_are_those_of_copies_and_the_model_stays(toy_data, tm
     training = [module.training for module in trainer.model.modules()]
     random = torch.get_rng_state()
     with EventStorage() as storage:
-        StatisticsWatch(trainer.model)(StatisticsWatch.PERIOD - 1, batch)
+        StatisticsCheck(trainer.model)(StatisticsCheck.PERIOD - 1, batch)
         found = [h.latest() for h in storage.histories().values()]
     layers = [m for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training]
     assert bool(layers) == (model == "deeplab_two_headed")
@@ -178,7 +178,7 @@ def test_the_two_accuracies_are_those_of_copies_and_the_model_stays(toy_data, tm
 
 @pytest.mark.parametrize("way", ["batch", "running"])
 def test_an_adversarial_training_writes_both_accuracies_where_they_can_differ(toy_data, tmp_path, monkeypatch, way):
-    monkeypatch.setattr(StatisticsWatch, "PERIOD", 2)
+    monkeypatch.setattr(StatisticsCheck, "PERIOD", 2)
     options = [*ADVERSARIAL, "SOLVER.BATCH_NORM", way, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0]
     PartTrainer(run_cfg(tmp_path, *options, model="deeplab_two_headed")).train()
     names = {name for line in metric_lines(tmp_path) for name in line}

@@ -133,7 +133,7 @@ def test_padding_pixels_are_not_seen_by_the_transformer(batch):
 
 @pytest.mark.parametrize(("count", "published"), [(5, False), (5, True), (20, False)])
 def test_padding_is_chosen_last_however_confident_it_is(count, published):
-    """All that is no proposal has one confidence; here it is the highest, as training without padding may leave it."""
+    """Padding has the same confidence everywhere; here it is the highest, as after a training without padding."""
     torch.manual_seed(0)
     shapes, dim = ((6, 6), (3, 3)), 8
     padding = torch.zeros(2, 45, dtype=torch.bool)
