@@ -69,7 +69,7 @@ def test_without_attack_there_are_two_panels(a_run, photos, tmp_path, capsys):
         assert 1.2 < picture.width / picture.height < 2.2
 
 
-@pytest.mark.parametrize("transform", ["center_crop", "letterbox"])
+@pytest.mark.parametrize("transform", ["center_crop", "letterbox", "stretch"])
 def test_the_model_sees_what_an_evaluation_shows_it(toy_data, transform, tmp_path):
     """The image of a record, whose file is given by its name alone; and the logits of both."""
     cfg = run_cfg(tmp_path, "INPUT.TEST_TRANSFORM", transform, "INPUT.TEST_RESIZE", 48)

@@ -164,8 +164,9 @@ def _add_input(cfg: CfgNode) -> None:
     cfg.INPUT.CUTMIX_ALPHA = 1.0
     cfg.INPUT.MIXUP_PROB = 0.0
     cfg.INPUT.MIXUP_ALPHA = 0.2
-    # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE) or
-    # "letterbox" (resize the long side to SIZE and pad to a square; the padding is never attacked or scored).
+    # Evaluation: "center_crop" (resize the short side to TEST_RESIZE, cut the middle SIZE x SIZE), "letterbox" (resize
+    # the long side to SIZE and pad to a square; the padding is never attacked or scored), or "stretch" (resize to
+    # SIZE x SIZE whatever the shape, for models whose training images were made square that way).
     cfg.INPUT.TEST_TRANSFORM = "center_crop"
     # Short side in pixels before the centre crop; 0 means SIZE (nothing but the ends of long images is cut).
     cfg.INPUT.TEST_RESIZE = 0

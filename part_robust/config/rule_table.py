@@ -149,7 +149,7 @@ _DATA: dict[str, Rule] = {
     "INPUT.CUTMIX_ALPHA": number(0, above=True),
     "INPUT.MIXUP_PROB": SHARE,
     "INPUT.MIXUP_ALPHA": number(0, above=True),
-    "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox"),
+    "INPUT.TEST_TRANSFORM": one_of("center_crop", "letterbox", "stretch"),
     "INPUT.TEST_RESIZE": whole(0, 2**14),
     "INPUT.TEST_INTERPOLATION": one_of("bilinear", "bicubic"),
     "INPUT.PART_MASKS": one_of("masks", "boxes"),

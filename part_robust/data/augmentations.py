@@ -50,8 +50,12 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     size, interpolation = cfg.INPUT.SIZE, getattr(Image.Resampling, cfg.INPUT.TEST_INTERPOLATION.upper())
     if cfg.INPUT.TEST_TRANSFORM == "letterbox":
         return [Letterbox(size, cfg.MODEL.PIXEL_MEAN, interpolation)]
+    if cfg.INPUT.TEST_TRANSFORM == "stretch":
+        return [T.Resize((size, size), interpolation)]
     if cfg.INPUT.TEST_TRANSFORM != "center_crop":
-        raise ValueError(f"INPUT.TEST_TRANSFORM must be center_crop or letterbox, is {cfg.INPUT.TEST_TRANSFORM}")
+        raise ValueError(
+            f"INPUT.TEST_TRANSFORM must be center_crop, letterbox or stretch, got {cfg.INPUT.TEST_TRANSFORM}"
+        )
     short_side = cfg.INPUT.TEST_RESIZE or size
     if short_side < size:
         raise ValueError(f"INPUT.TEST_RESIZE {short_side} is smaller than INPUT.SIZE {size}")

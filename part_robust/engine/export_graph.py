@@ -147,12 +147,16 @@ def _describe(cfg: CfgNode, target: Path, kind: str, difference: float, device: 
     except (FileNotFoundError, IndexError, KeyError):
         classes = []
     size, data = cfg.INPUT.SIZE, cfg.INPUT
+    resize = {
+        "center_crop": f"short side to {data.TEST_RESIZE or size}, {data.TEST_INTERPOLATION}, then the middle "
+        f"{size} x {size}",
+        "letterbox": "letterbox",
+        "stretch": f"both sides to {size}, {data.TEST_INTERPOLATION}, whatever the shape",
+    }
     description = {
         "format": kind,
         "input": {"name": "images", "shape": ["N", 3, size, size], "dtype": "float32", "values": "RGB, 0..255"},
-        "resize": "letterbox"
-        if data.TEST_TRANSFORM == "letterbox"
-        else f"short side to {data.TEST_RESIZE or size}, {data.TEST_INTERPOLATION}, then the middle {size} x {size}",
+        "resize": resize[data.TEST_TRANSFORM],
         "output": {"name": "class_logits", "shape": ["N", cfg.MODEL.PART_CLASSIFIER.NUM_CLASSES]},
         "classes": classes,
         "device": device.type,

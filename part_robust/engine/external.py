@@ -48,6 +48,7 @@ def external_options(args: argparse.Namespace) -> tuple[list[Any], str]:
         *("MODEL.EXTERNAL.PROBABILITIES", args.probabilities, "MODEL.EXTERNAL.BATCH", args.batch),
         *("MODEL.EXTERNAL.CLASS_INDICES", class_indices(outputs, classes) if outputs else []),
         *("INPUT.SIZE", known.size, "INPUT.TEST_RESIZE", known.resize, "INPUT.TEST_INTERPOLATION", known.interpolation),
+        *("INPUT.TEST_TRANSFORM", known.transform),
         *("MODEL.PIXEL_MEAN", known.pixel_mean, "MODEL.PIXEL_STD", known.pixel_std),
     ]
     return pairs, known.source
@@ -128,6 +129,8 @@ def describe_images(cfg: CfgNode) -> str:
     cut = f"short side to {how['resize']} pixels, the middle {size} is cut out"
     if how["transform"] == "letterbox":
         cut = f"long side to {how['size']} pixels, padded to {size}"
+    elif how["transform"] == "stretch":
+        cut = f"stretched to {size}"
     mean, std = (", ".join(f"{value:.4g}" for value in how[key]) for key in ("mean", "std"))
     return (
         f"Images: {cut}, {how['interpolation']}; attacks change these pixels, 0..255; the model takes "

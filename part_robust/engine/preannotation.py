@@ -28,7 +28,7 @@ _MIN_PIXELS = 16  # smaller pieces of a part are noise of its edge
 def preannotate(cfg: CfgNode, paths: Sequence[Path], image_root: Path, min_score: float = 0.3) -> dict:
     """A part json of what the model finds; its annotations have a `score`.
 
-    Whole images are shown to the model (INPUT.TEST_TRANSFORM letterbox), whatever its evaluation does. A segmentation
+    Whole images are shown to the model, with INPUT.TEST_TRANSFORM letterbox where its evaluation crops. A segmentation
     model gives one annotation for each connected piece of a part, a detection model its boxes.
 
     Args:
@@ -42,7 +42,8 @@ def preannotate(cfg: CfgNode, paths: Sequence[Path], image_root: Path, min_score
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.INPUT.TEST_TRANSFORM = "letterbox"
+    if cfg.INPUT.TEST_TRANSFORM == "center_crop":
+        cfg.INPUT.TEST_TRANSFORM = "letterbox"
     demo = Demo(cfg, min_score)
     if demo.model.segmenter is None:
         raise ValueError("MODEL.PART_CLASSIFIER.SEGMENTER must be set, got '': this model finds no parts to annotate")

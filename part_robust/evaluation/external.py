@@ -41,7 +41,7 @@ def describe_preprocessing(cfg: CfgNode, model: nn.Module | None = None) -> dict
     return {
         "size": data.SIZE,
         "transform": data.TEST_TRANSFORM,
-        "resize": data.SIZE if data.TEST_TRANSFORM == "letterbox" else data.TEST_RESIZE or data.SIZE,
+        "resize": data.TEST_RESIZE or data.SIZE if data.TEST_TRANSFORM == "center_crop" else data.SIZE,
         "interpolation": data.TEST_INTERPOLATION,
         "channels": external.CHANNELS,
         "mean": list(cfg.MODEL.PIXEL_MEAN),

@@ -359,7 +359,12 @@ def test_car_parts(command, tmp_path, capsys):
         "val": dict(zip(views, [17, 8, 9, 3, 7, 6, 4, 6], strict=True)),
         "test": dict(zip(views, [19, 7, 25, 6, 4, 30, 5, 3], strict=True)),
     }
-    assert counted(report) == {"no_class": 4, "background_category": 2, "near_duplicate": 3}
+    assert counted(report) == {
+        "no_class": 4,
+        "background_category": 2,
+        "near_duplicate": 3,
+        "shape_unlike_training": 79,
+    }
     for split in ("train", "val", "test"):
         data = read(tmp_path / "out", split)
         assert not list(violations(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -140,6 +141,29 @@ def test_wrong_settings(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         run(many(tmp_path, 8), tmp_path / "out", class_from_folder, **fields)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wide", "given", "noted"),
+    [
+        ("d", ("train", "test"), 1),
+        ("ad", ("train", "test"), 0),  # training images are wide, too
+        ("", ("train", "test"), 0),
+        ("ad", ("test", "test"), 0),  # no training images
+    ],
+)
+def test_images_shaped_unlike_the_training_images(wide, given, noted, tmp_path):
+    sources = []
+    for names, split in zip(("ab", "cd"), given, strict=True):
+        sizes = {f"{name}.png": {"width": 60 if name in wide else 40, "height": 40} for name in names}
+        for name, size in sizes.items():
+            picture(tmp_path / names / "photos" / name, ord(name[0]), (size["width"], size["height"]))
+        source = write_source(tmp_path / names, list(sizes), [annotation(1), annotation(2, 2)], sizes=sizes)
+        sources.append(replace(source, split=split))
+    report = run(sources, tmp_path / "out", fractions=("0", "0", "1"))
+    assert counted(report).get("shape_unlike_training", 0) == noted
+    if noted:
+        assert "d.png (60 x 40)" in report["noted"]["shape_unlike_training"]["examples"][0]
 
 
 def test_near_pairs_and_near_grouping(tmp_path):

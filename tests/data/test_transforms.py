@@ -140,6 +140,26 @@ def test_long_side_of_a_letterbox_is_exactly_its_size(size):
         assert math.isclose(content[1] / content[0], width / height, rel_tol=1.0 / min(content))
 
 
+# --- stretch ---
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 100), (100, 48), (SIZE, SIZE), (7, 5)])
+def test_stretch_keeps_the_whole_image_and_moves_parts_along(height, width):
+    """A rectangle of the image is the same share of the result in both directions."""
+    image, labels = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    image[: height // 2, : width // 4] = 255
+    labels[: height // 2, : width // 4] = 1
+    (stretch,) = build_test_augmentations(tiny_cfg("resnet", "INPUT.TEST_TRANSFORM", "stretch"))
+    transform = stretch.get_transform(image)
+    result, moved = transform.apply_image(image), transform.apply_segmentation(labels)
+    assert result.shape == (SIZE, SIZE, 3) and result.dtype == np.uint8 and moved.shape == (SIZE, SIZE)
+    corner = transform.apply_coords(np.array([[width // 4, height // 2]], dtype=float))[0]
+    assert corner == pytest.approx([SIZE * (width // 4) / width, SIZE * (height // 2) / height])
+    assert moved.sum() == pytest.approx(corner.prod(), abs=SIZE)
+    assert result.mean() / 255 == pytest.approx(corner.prod() / SIZE**2, abs=0.02)
+    assert getattr(transform, "content_size", None) is None
+
+
 # --- from a config ---
 
 
@@ -158,7 +178,7 @@ def test_augmentations_of_a_config():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("TEST_TRANSFORM", "resize", "INPUT.TEST_TRANSFORM must be center_crop or letterbox, is resize"),
+        ("TEST_TRANSFORM", "resize", "INPUT.TEST_TRANSFORM must be center_crop, letterbox or stretch, got resize"),
         ("TEST_RESIZE", SIZE - 1, "INPUT.TEST_RESIZE 31 is smaller than INPUT.SIZE 32"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from part_robust.engine.export_graph import export_graph
 from part_robust.modeling.external.classes import class_indices, read_output_names
 from part_robust.modeling.external.net import ExternalNet
 from part_robust.modeling.external.preprocessing import known_preprocessing
@@ -27,7 +28,7 @@ from tests.external_models import (
     trained,
     write_callables,
 )
-from tests.toy import SIZE
+from tests.toy import SIZE, run_cfg, save_run
 
 CPU = torch.device("cpu")
 
@@ -285,6 +286,27 @@ def test_preprocessing_of_the_libraries():
     assert (known.size, known.resize, known.interpolation) == (224, 235, "bicubic")
     assert known.pixel_std == pytest.approx([58.395, 57.12, 57.375])
     assert known_preprocessing("timm", "vit_tiny_patch16_224.augreg_in21k", "").pixel_mean == [127.5] * 3
+    # crop_mode "squash": without a crop it is a stretch, with one it stays what it was taken for.
+    stretched = known_preprocessing("timm", "convnext_tiny.in12k_ft_in1k_384", "")
+    assert (stretched.size, stretched.transform, "taken as" in stretched.source) == (384, "stretch", False)
+    assert known.transform == "center_crop"
+
+
+@pytest.mark.parametrize(
+    ("how", "resize", "transform"),
+    [
+        ("center_crop", 0, "short side"),
+        ("center_crop", SIZE + 8, "short side"),
+        ("stretch", 0, "both sides"),
+    ],
+)
+def test_geometry_of_our_own_export(how, resize, transform, toy_data, tmp_path):
+    opts = ("INPUT.TEST_TRANSFORM", how, "INPUT.TEST_RESIZE", resize, "INPUT.TEST_INTERPOLATION", "bicubic")
+    weights = save_run(tmp_path / "run", "resnet")[0].MODEL.WEIGHTS
+    graph = export_graph(run_cfg(tmp_path, *opts, "MODEL.WEIGHTS", weights, model="resnet"), tmp_path, "torchscript")
+    assert json.loads(graph.description.read_text())["resize"].startswith(transform)
+    known = known_preprocessing("torchscript", "", str(graph.path))
+    assert (known.transform, known.resize, known.interpolation) == (how, resize or SIZE, "bicubic")
 
 
 def test_size_of_an_exported_graph(tmp_path):

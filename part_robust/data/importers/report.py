@@ -45,6 +45,11 @@ REASONS = {
         "noted",
         "images made of one picture in two given splits (Roboflow's augmented copies): a leak",
     ),
+    "shape_unlike_training": (
+        "noted",
+        "images to evaluate that are not square as all training images are: if those were stretched (look at a "
+        "wheel), use INPUT.TEST_TRANSFORM stretch",
+    ),
     "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
     # categories
     "background_category": ("skipped", "categories that mean the background, which is not a part"),

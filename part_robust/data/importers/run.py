@@ -110,6 +110,7 @@ def run_import(
     if style.masks == "rle":
         by_split = {split: sorted(members, key=lambda sample: sample.key) for split, members in by_split.items()}
     require_images(sources, by_split, fractions, style, tally)
+    _count_shapes(by_split, tally)
 
     labels = label_space(samples, names, _supercategories(contents), listed, given_parts, settings)
     digest = config_hash([found.described for found in contents], samples, settings)
@@ -150,6 +151,18 @@ def _read_all(
         if name not in used:
             tally.add("category_without_annotations", name)
     return samples
+
+
+def _count_shapes(by_split: Mapping[str, Sequence[ImportedImage]], tally: ImportCounts) -> None:
+    """Notes images to evaluate that are not square where all training images are."""
+    training = by_split.get("train", ())
+    if not training or any(sample.image.width != sample.image.height for sample in training):
+        return
+    for split in ("val", "test"):
+        for sample in by_split.get(split, ()):
+            if sample.image.width != sample.image.height:
+                size = f"{sample.image.width} x {sample.image.height}"
+                tally.add("shape_unlike_training", f"{sample.name} ({size})")
 
 
 def _report(

@@ -25,6 +25,7 @@ class Preprocessing:
     Attributes:
         source: who says so, for people.
         size: side of the square input in pixels.
+        transform: INPUT.TEST_TRANSFORM.
         resize: short side before the middle is cut out, in pixels; 0 for `size`.
         interpolation: "bilinear" or "bicubic".
         largest: the value of white before the mean is taken out, 1 or 255.
@@ -35,6 +36,7 @@ class Preprocessing:
 
     source: str = "defaults: ImageNet's mean and deviation"
     size: int = 224
+    transform: str = "center_crop"
     resize: int = 0
     interpolation: str = "bilinear"
     largest: float = 1.0
@@ -85,10 +87,13 @@ def _of_timm(name: str) -> Preprocessing:
         raise UserError(f"--timm must be a model of timm {import_timm().__version__}, got {name!r}")
     _, height, width = config.input_size
     size = _square(height, width, name)
-    crop = "" if config.crop_mode == "center" else f", whose crop_mode {config.crop_mode} is taken as center"
+    stretched = config.crop_mode == "squash" and config.crop_pct == 1.0
+    known = stretched or config.crop_mode == "center"
+    crop = "" if known else f", whose crop_mode {config.crop_mode} is taken as center"
     return Preprocessing(
         source=f"timm's pretrained_cfg of {name}{crop}",
         size=size,
+        transform="stretch" if stretched else "center_crop",
         resize=math.floor(size / config.crop_pct),
         interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
         mean=config.mean,
@@ -122,7 +127,7 @@ def _of_export(path: Path) -> Preprocessing:
     words = str(content.get("resize", "")).split()
     if words == ["letterbox"]:
         raise UserError(
-            f"{path} must be of a model for center crops, got letterbox, whose padding has the mean colour: export "
+            f"{path} must be of a model without padding, got letterbox, whose padding has the mean colour: export "
             "with INPUT.TEST_TRANSFORM center_crop"
         )
     try:
@@ -134,6 +139,7 @@ def _of_export(path: Path) -> Preprocessing:
     return Preprocessing(
         source=str(path),
         size=_square(height, width, path),
+        transform="stretch" if words[:1] == ["both"] else "center_crop",
         resize=resize,
         interpolation="bicubic" if "bicubic," in words else "bilinear",
         largest=255.0,
