@@ -13,6 +13,7 @@ from part_robust.data.export import cvat_mask
 from part_robust.data.importers.cvat_xml import read_cvat_xml
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.preparation.segmentation import encode
+from part_robust.engine import preannotation
 from tests.data.coloured import DOOR, WHEEL, H, W, all_right, coco, measured, polygon, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -68,12 +69,18 @@ def test_out_to_coco(tmp_path, capsys):
         export_annotations.main([str(tmp_path / "no.json"), "--output", str(tmp_path / "x")])
 
 
+@pytest.mark.parametrize("transform", ["center_crop", "stretch"])
 @pytest.mark.parametrize("model", ["deeplab_two_headed", "dino_two_headed"])
-def test_predictions_are_coco_results(a_run, photos, tmp_path, model):
-    """COCO's own tool reads them; boxes lie in the files, also of images that are not square."""
-    out = tmp_path / "parts.json"
-    arguments = [str(photos), "--run", str(a_run(model)), "--min-score", "0", "--output", str(out)]
+def test_predictions_are_coco_results(a_run, photos, tmp_path, monkeypatch, model, transform):
+    """COCO's own tool reads them; boxes lie in the files, also of images that are not square. No image is cropped."""
+    shown, make = [], preannotation.Demo
+    monkeypatch.setattr(
+        preannotation, "Demo", lambda cfg, score: shown.append(cfg.INPUT.TEST_TRANSFORM) or make(cfg, score)
+    )
+    out, folder = tmp_path / "parts.json", a_run(model, "INPUT.TEST_TRANSFORM", transform)
+    arguments = [str(photos), "--run", str(folder), "--min-score", "0", "--output", str(out)]
     assert preannotate.main([*arguments, "--format", "coco-results"]) == 0
+    assert shown == [transform.replace("center_crop", "letterbox")]
     truth = COCO(str(out.with_suffix(".images.json")))
     results = json.loads(out.read_text())
     assert results and {image["file_name"] for image in truth.imgs.values()} == {"tall.jpg", "wide.png", "clear.PNG"}
