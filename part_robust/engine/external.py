@@ -108,6 +108,8 @@ def preprocessing(args: argparse.Namespace, kind: str, name: str, weights: str) 
     if args.std:
         changes["std"] = args.std[:: -1 if args.channels == "BGR" else 1]
     changes |= {key: value for key in ("resize", "interpolation") if (value := getattr(args, key)) is not None}
+    if args.resize is not None:
+        changes["transform"] = "center_crop"
     if changes:
         changes["source"] = f"{known.source}, and flags"
     return replace(known, **changes)

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from part_robust.cli.evaluate_model import parse_arguments
 from part_robust.engine.export_graph import export_graph
+from part_robust.engine.external import preprocessing
 from part_robust.modeling.external.classes import class_indices, read_output_names
 from part_robust.modeling.external.net import ExternalNet
 from part_robust.modeling.external.preprocessing import known_preprocessing
@@ -290,6 +292,10 @@ def test_preprocessing_of_the_libraries():
     stretched = known_preprocessing("timm", "convnext_tiny.in12k_ft_in1k_384", "")
     assert (stretched.size, stretched.transform, "taken as" in stretched.source) == (384, "stretch", False)
     assert known.transform == "center_crop"
+    flags = ["--timm", "convnext_tiny.in12k_ft_in1k_384", "--weights", "now.pth", "--dataset", "mine"]
+    for more, transform in (([], "stretch"), (["--resize", "440"], "center_crop")):
+        args = parse_arguments([*flags, *more])
+        assert preprocessing(args, "timm", flags[1], "now.pth").transform == transform
 
 
 @pytest.mark.parametrize(
