@@ -47,8 +47,8 @@ REASONS = {
     ),
     "shape_unlike_training": (
         "noted",
-        "images to evaluate that are not square as all training images are: if those were stretched (look at a "
-        "wheel), use INPUT.TEST_TRANSFORM stretch",
+        "images to evaluate that are not square as all training images are: if those were stretched (what is round "
+        "looks narrow), use INPUT.TEST_TRANSFORM stretch",
     ),
     "table_row_without_image": ("noted", "rows of the class table that no image of the json has"),
     # categories
