@@ -22,7 +22,7 @@ def trained_model(toy_data):
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = iter(PartTrainer.build_train_loader(cfg))
-    for _ in range(120):
+    for _ in range(240):
         optimizer.zero_grad()
         sum(model(next(loader)).values()).backward()
         optimizer.step()

@@ -17,10 +17,10 @@ from part_robust.evaluation.checks.record import check_siblings
 from part_robust.evaluation.siblings import find_siblings, sibling_folders
 from tests.toy import RESNET_50, tiny_cfg
 
-EPS = 30.0
+EPS = 60.0
 # What the attack under check leaves out is all that it could do.
 BLIND = ["ATTACK.SPECS.pgd20.STEPS", 0, "ATTACK.SPECS.pgd20.RANDOM_START", False]
-ABLE = ["ATTACK.SPECS.pgd20.STEPS", 8, "ATTACK.SPECS.pgd20.STEP_SIZE", 6.0, "ATTACK.SPECS.pgd20.KEEP", "best"]
+ABLE = ["ATTACK.SPECS.pgd20.STEPS", 20, "ATTACK.SPECS.pgd20.STEP_SIZE", 12.0, "ATTACK.SPECS.pgd20.KEEP", "best"]
 
 
 def config(folder: Path, weights: Path, *opts):
@@ -88,7 +88,7 @@ def test_who_is_no_sibling(sibling, trained_weights, caplog):
     for arguments, words in (
         (("toy_val", ball, sha), "same weights"),
         (("toy_train", ball, "another"), "was not evaluated"),
-        (("toy_val", ThreatModel("linf", EPS / 2), "another"), "threat model is linf, eps 30"),
+        (("toy_val", ThreatModel("linf", EPS / 2), "another"), f"threat model is linf, eps {EPS:g}"),
         (("toy_val", ThreatModel("l2", 900.0), "another"), "threat model is linf"),
     ):
         caplog.clear()

@@ -125,6 +125,16 @@ def random_weights(shape) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["cut", "whole"])
 def test_input_gradients(model, monkeypatch, expected, kind):
+    """A ReLU of the backbone has an input of 0 but for rounding, where both slopes are right and the CPU chooses: by the
+    convolutions of oneDNN, or by PyTorch's own, every number must be the published one."""
+    try:
+        compare_gradients(model, monkeypatch, expected, kind)
+    except AssertionError:
+        with torch.backends.mkldnn.flags(enabled=False):
+            compare_gradients(model, monkeypatch, expected, kind)
+
+
+def compare_gradients(model, monkeypatch, expected, kind):
     image, _, output, _ = run(model, monkeypatch, expected, whole=kind == "whole")
     logits, boxes = output.query_logits, output.query_boxes
     functional = (logits * random_weights(logits.shape)).sum() + 10 * (boxes * random_weights(boxes.shape)).sum()
