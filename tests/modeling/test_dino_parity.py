@@ -125,8 +125,10 @@ def random_weights(shape) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["cut", "whole"])
 def test_input_gradients(model, monkeypatch, expected, kind):
-    """A ReLU of the backbone has an input of 0 but for rounding, where both slopes are right and the CPU chooses: by the
-    convolutions of oneDNN, or by PyTorch's own, every number must be the published one."""
+    """By the convolutions of oneDNN or by PyTorch's own, every number must be the published one.
+
+    A ReLU of the backbone has an input of 0 but for rounding, where both slopes are right and the CPU chooses.
+    """
     try:
         compare_gradients(model, monkeypatch, expected, kind)
     except AssertionError:

@@ -113,7 +113,7 @@ def test_losses(case):
 @pytest.mark.parametrize("kind", ["cut", "whole"])
 def test_input_gradients(case, kind):
     model, expected = case
-    model = copy.deepcopy(model).double()  # rounding of float32 differs between CPUs, and chooses another side of a kink
+    model = copy.deepcopy(model).double()  # float32 rounds, at a kink of a ReLU, as each CPU does
     image, output = run(model, whole=kind == "whole")
     criterion, true_parts = model.segmenter.criterion, output.aux["true_parts"]
     terms = batch_terms(criterion, seeded_sums(criterion, every_set(output), true_parts), true_parts)
