@@ -132,11 +132,12 @@ def test_input_gradients(model, monkeypatch, expected, kind):
     try:
         compare_gradients(model, monkeypatch, expected, kind)
     except AssertionError:
+        compare_gradients(model, monkeypatch, expected, kind, tolerance=1e-3)  # all but the one slope
         with torch.backends.mkldnn.flags(enabled=False):
             compare_gradients(model, monkeypatch, expected, kind)
 
 
-def compare_gradients(model, monkeypatch, expected, kind):
+def compare_gradients(model, monkeypatch, expected, kind, tolerance=1e-4):
     image, _, output, _ = run(model, monkeypatch, expected, whole=kind == "whole")
     logits, boxes = output.query_logits, output.query_boxes
     functional = (logits * random_weights(logits.shape)).sum() + 10 * (boxes * random_weights(boxes.shape)).sum()
@@ -146,7 +147,7 @@ def compare_gradients(model, monkeypatch, expected, kind):
     for name, value in (("functional", functional), ("loss", loss)):
         (gradient,) = torch.autograd.grad(value, image, retain_graph=True)
         wanted = expected[f"gradient_{name}_{kind}"]
-        close(gradient[:, :, ::3, ::3] / wanted.abs().max(), wanted / wanted.abs().max())
+        close(gradient[:, :, ::3, ::3] / wanted.abs().max(), wanted / wanted.abs().max(), tolerance)
 
 
 def test_the_two_gradients_differ(expected):
