@@ -238,6 +238,7 @@ class Attack(ABC):
             images=best.images,
             zero_gradient=zero_gradient,
             num_zero_gradient=number,
+            num_attackable=len(images) if attackable is None else int(attackable.sum()),
             success=best.success,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,

@@ -79,6 +79,7 @@ class AttackResult:
             not evidence of robustness. False for images that were removed before the first step, and for attacks that
             use no gradient.
         num_zero_gradient: number of these images, an integer on the host.
+        num_attackable: images with labels for the objective; the gradient of the others is zero.
         success: bool (N,), the model is wrong on `images`; None where it was not computed (one run, last iterate kept,
             `scored` False).
         forwards: images sent through the model: a batch of 4 for 3 steps counts 12.
@@ -92,6 +93,7 @@ class AttackResult:
     images: Tensor
     zero_gradient: Tensor
     num_zero_gradient: int
+    num_attackable: int
     success: Tensor | None = None
     forwards: int = 0
     backwards: int = 0

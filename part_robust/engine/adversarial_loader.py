@@ -114,7 +114,7 @@ class AdversarialLoader:
         keys = make_keys(self.seed, self.iteration, self._positions(batch)[:count])
         size = -(-count // self.pieces)
         attacked: list[dict] = []
-        without_gradient = 0
+        without_gradient = attackable = 0
         failed = False
         for first in range(0, count, size):
             piece = batch[first : min(first + size, count)]
@@ -125,12 +125,14 @@ class AdversarialLoader:
                 continue
             attacked += [{**item, "image": image} for item, image in zip(piece, result.images, strict=True)]
             without_gradient += result.num_zero_gradient
+            attackable += result.num_attackable
         self.failed_batches = self.failed_batches + 1 if failed else 0
         changed = attacked + batch[count:]
         if self.keep_clean:
             changed = [{**item, "image_clean": old["image"]} for item, old in zip(changed, batch, strict=True)]
-        blind = without_gradient / count
-        self._watch_gradient(blind)
+        blind = without_gradient / max(attackable, 1)
+        if attackable:  # by chance a batch may have no image with labels for the attack's objective
+            self._watch_gradient(blind)
         if has_event_storage():
             storage = get_event_storage()
             storage.put_scalar("adv/attack_time", time.perf_counter() - start)
@@ -173,10 +175,15 @@ class AdversarialLoader:
             self.blind_batches = 0
             return
         self.blind_batches += 1
+        remedy = (
+            "Choose a loss that depends on the images (part losses need images with part labels)"
+            if self.attack.objective.needs_parts
+            else "The model may answer every image alike: let eps grow (ATTACK.TRAIN.EPS_WARMUP_ITERS), or lower "
+            "SOLVER.BASE_LR"
+        )
         sentence = (
             f"the gradient of ATTACK.TRAIN.OBJECTIVE {self.attack.objective.name} was zero for every image of a "
-            "training batch: their attack is its random start alone. Choose a loss that depends on the images "
-            "(part losses need images with part labels)"
+            f"training batch: their attack is its random start alone. {remedy}"
         )
         log_every_n_seconds(logging.WARNING, sentence, n=60, name=logger.name)
         if self.blind_batches >= BLIND_LIMIT:

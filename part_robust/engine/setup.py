@@ -176,20 +176,29 @@ def check_training(cfg: CfgNode) -> None:
 
 
 def check_part_labels(cfg: CfgNode) -> None:
-    """Check that the training set has the labels that the loss needs.
+    """Check that the training set has the labels that the loss and the attack need.
 
     Raises:
-        UserError: the training minimises a loss of the parts alone, and no image has part labels: the loss would be 0.
+        UserError: the training minimises a loss of the parts alone, or its attack maximises one, and no image has part
+            labels: the loss would be 0.
     """
     node = cfg.MODEL.PART_CLASSIFIER
-    if node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1):
+    learns_class = node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1)
+    objective = training_attack(cfg).objective if cfg.ATTACK.TRAIN.ENABLED else None
+    attacks_class = objective is None or objective.needs_class or not objective.needs_parts
+    if learns_class and attacks_class:
         return
     records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
     if all(record["part_supervision"] == "none" for record in with_label_share(records, cfg.DATASETS.PART_LABEL_SHARE)):
+        remedy = (
+            f"the attack would change nothing. Set ATTACK.TRAIN.OBJECTIVE to cross_entropy, is {objective.name}"
+            if learns_class and objective
+            else "this training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with "
+            "SEG_LOSS_WEIGHT below 1"
+        )
         raise UserError(
             f"DATASETS.TRAIN must have images with part labels, got {', '.join(cfg.DATASETS.TRAIN)} without any "
-            f"(DATASETS.PART_LABEL_SHARE {cfg.DATASETS.PART_LABEL_SHARE:g}): this "
-            "training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with SEG_LOSS_WEIGHT below 1"
+            f"(DATASETS.PART_LABEL_SHARE {cfg.DATASETS.PART_LABEL_SHARE:g}): {remedy}"
         )
 
 

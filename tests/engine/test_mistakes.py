@@ -259,6 +259,11 @@ def test_a_training_that_would_learn_nothing(tmp_path):
         complete_config(arguments(tmp_path, *opts))
         with pytest.raises(UserError, match="part labels, got without_parts without any.*learn nothing"):
             complete_config(arguments(tmp_path, *opts, model="deeplab_segmenter"))
+        attacked = [*opts, "ATTACK.TRAIN.ENABLED", True, "ATTACK.TRAIN.OBJECTIVE"]
+        for objective in ("cross_entropy", "joint"):
+            complete_config(arguments(tmp_path, *attacked, objective))
+        with pytest.raises(UserError, match=r"without_parts without any.*ATTACK\.TRAIN\.OBJECTIVE to .*, is part_loss"):
+            complete_config(arguments(tmp_path, *attacked, "part_loss"))
     finally:
         DatasetCatalog.pop("without_parts"), MetadataCatalog.pop("without_parts")
 

@@ -193,22 +193,30 @@ def test_joint_attack_on_dense_parts_follows_the_training_loss(toy_data, tmp_pat
     assert 0.3 * float(parts.mean()) == pytest.approx(float(trained["loss_part_seg"]), rel=1e-4)
 
 
-def test_a_blind_attack_is_named_and_refused_in_the_end(toy_data, tmp_path, caplog, monkeypatch):
-    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, model="resnet"))
+@pytest.mark.parametrize(
+    ("model", "objective", "remedy"),
+    [
+        ("resnet", "cross_entropy", "let eps grow (ATTACK.TRAIN.EPS_WARMUP_ITERS)"),
+        ("deeplab_two_headed", "part_loss", "part losses need images with part labels"),
+    ],
+)
+def test_a_blind_attack_is_named_and_refused_in_the_end(
+    toy_data, tmp_path, caplog, monkeypatch, model, objective, remedy
+):
+    trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.OBJECTIVE", objective, model=model))
     loader = trainer.data_loader
-    nn.init.zeros_(_last(trainer))
+    for name, parameter in trainer.model.named_parameters():
+        if not name.startswith("backbone") and parameter.dim() > 1:
+            nn.init.zeros_(parameter)
     monkeypatch.setattr("part_robust.engine.adversarial_loader.BLIND_LIMIT", 3)
     monkeypatch.setattr("detectron2.utils.logger._LOG_TIMER", {})  # another test may have made it say so just now
     batches = iter(loader)
     next(batches)
-    assert "ATTACK.TRAIN.OBJECTIVE cross_entropy was zero for every image" in caplog.text
+    assert f"ATTACK.TRAIN.OBJECTIVE {objective} was zero for every image" in caplog.text
+    assert remedy in caplog.text
     next(batches)
     with pytest.raises(AttackError, match="3 batches in a row"):
         next(batches)
-
-
-def _last(trainer):
-    return [parameter for parameter in trainer.model.head.parameters() if parameter.dim() > 1][-1]
 
 
 def test_failure_of_an_attack_names_the_images(toy_data, tmp_path):
