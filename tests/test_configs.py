@@ -93,7 +93,7 @@ def test_a_recipe_with_augmentation_for_each_objective():
         train = cfg.ATTACK.TRAIN
         assert train.ENABLED and train.EPS == 8.0 and cfg.SOLVER.EMA.DECAY == 0.999
         assert cfg.MODEL.WEIGHTS == "./output/part_shapes/deeplab_two_headed/model_best.pth"
-        assert mixes(cfg) or (cfg.INPUT.ROTATION and any(cfg.INPUT.COLOR_JITTER) and cfg.INPUT.ERASING_PROB)
+        assert mixes(cfg) or (cfg.INPUT.ROTATION and cfg.INPUT.ERASING_PROB and train.EPS_WARMUP_ITERS)
         found.add((train.NAME, train.METHOD))
     assert found == {("PGD", "adversarial"), ("PGD", "trades"), ("PGD", "mart"), ("NFGSM", "adversarial")}
 

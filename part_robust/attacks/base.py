@@ -224,6 +224,7 @@ class Attack(ABC):
             {
                 "allowed": problem.threat_model.allowed(best.images, images, perturbable),
                 "zero_gradient": zero_gradient,
+                "attackable": torch.ones_like(zero_gradient) if attackable is None else attackable,
                 "low": images.amin(),
                 "high": images.amax(),
             }
@@ -238,7 +239,7 @@ class Attack(ABC):
             images=best.images,
             zero_gradient=zero_gradient,
             num_zero_gradient=number,
-            num_attackable=len(images) if attackable is None else int(attackable.sum()),
+            num_attackable=int(flags["attackable"].sum()),
             success=best.success,
             forwards=problem.counts.forwards,
             backwards=problem.counts.backwards,
