@@ -79,7 +79,7 @@ class AttackResult:
             not evidence of robustness. False for images that were removed before the first step, and for attacks that
             use no gradient.
         num_zero_gradient: number of these images, an integer on the host.
-        num_attackable: images with labels for the objective; the gradient of the others is zero.
+        num_attackable: number of images with labels for the objective, an integer on the host.
         success: bool (N,), the model is wrong on `images`; None where it was not computed (one run, last iterate kept,
             `scored` False).
         forwards: images sent through the model: a batch of 4 for 3 steps counts 12.

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 # This many batches in a row without any gradient do not happen by chance.
-BLIND_LIMIT = 20
+BATCH_LIMIT = 20
 
 
 class AdversarialLoader:
@@ -96,7 +96,7 @@ class AdversarialLoader:
         self.seed = seed
         self.on_batch = on_batch
         self.iteration = 0
-        self.blind_batches = 0
+        self.zero_gradient_batches = 0
         self.failed_batches = 0
 
     def __iter__(self) -> Iterator[list[dict]]:
@@ -130,14 +130,14 @@ class AdversarialLoader:
         changed = attacked + batch[count:]
         if self.keep_clean:
             changed = [{**item, "image_clean": old["image"]} for item, old in zip(changed, batch, strict=True)]
-        blind = without_gradient / max(attackable, 1)
+        share = without_gradient / max(attackable, 1)
         if attackable:  # by chance a batch may have no image with labels for the attack's objective
-            self._watch_gradient(blind)
+            self._watch_gradient(share)
         if has_event_storage():
             storage = get_event_storage()
             storage.put_scalar("adv/attack_time", time.perf_counter() - start)
             storage.put_scalar("adv/eps", training_radius(self.attack) * self.attack.scale)
-            storage.put_scalar("adv/zero_gradient", blind)
+            storage.put_scalar("adv/zero_gradient", share)
         if self.on_batch is not None:
             self.on_batch(self.iteration, changed)
         return changed
@@ -155,7 +155,7 @@ class AdversarialLoader:
         except ThreatModelViolation as error:
             files = ", ".join(str(item.get("file_name", "an image")) for item in batch)
             sentence = f"iteration {self.iteration}: the attack failed on one of {files}: {error}"
-            if not self.skip_failures or self.failed_batches >= BLIND_LIMIT:
+            if not self.skip_failures or self.failed_batches >= BATCH_LIMIT:
                 raise AttackError(sentence) from error
             logger.warning("%s. These images stay clean (SOLVER.NON_FINITE skip)", sentence)
             return None
@@ -169,22 +169,24 @@ class AdversarialLoader:
             return torch.tensor([item["position"] for item in batch])
         return torch.arange(len(batch)) + comm.get_rank() * len(batch)
 
-    def _watch_gradient(self, blind: float) -> None:
+    def _watch_gradient(self, share: float) -> None:
         """Warns of, and in the end refuses, an attack that is nothing but its random start."""
-        if blind < 1.0 or self.attack.scale == 0 or self.attack.threat_model.eps == 0:
-            self.blind_batches = 0
+        if share < 1.0 or self.attack.scale == 0 or self.attack.threat_model.eps == 0:
+            self.zero_gradient_batches = 0
             return
-        self.blind_batches += 1
+        self.zero_gradient_batches += 1
         remedy = (
             "Choose a loss that depends on the images (part losses need images with part labels)"
             if self.attack.objective.needs_parts
-            else "The model may answer every image alike: let eps grow (ATTACK.TRAIN.EPS_WARMUP_ITERS), or lower "
-            "SOLVER.BASE_LR"
+            else "The class head may predict the same for every image: let eps grow (ATTACK.TRAIN.EPS_WARMUP_ITERS), "
+            "or lower SOLVER.BASE_LR"
         )
         sentence = (
             f"the gradient of ATTACK.TRAIN.OBJECTIVE {self.attack.objective.name} was zero for every image of a "
             f"training batch: their attack is its random start alone. {remedy}"
         )
         log_every_n_seconds(logging.WARNING, sentence, n=60, name=logger.name)
-        if self.blind_batches >= BLIND_LIMIT:
-            raise AttackError(f"{sentence}; {self.blind_batches} batches in a row up to iteration {self.iteration}")
+        if self.zero_gradient_batches >= BATCH_LIMIT:
+            raise AttackError(
+                f"{sentence}; {self.zero_gradient_batches} batches in a row up to iteration {self.iteration}"
+            )

@@ -185,13 +185,13 @@ def check_part_labels(cfg: CfgNode) -> None:
     node = cfg.MODEL.PART_CLASSIFIER
     learns_class = node.HEAD and (not node.SEGMENTER or node.SEG_LOSS_WEIGHT < 1)
     objective = training_attack(cfg).objective if cfg.ATTACK.TRAIN.ENABLED else None
-    attacks_class = objective is None or objective.needs_class or not objective.needs_parts
+    attacks_class = objective is None or objective.needs_class
     if learns_class and attacks_class:
         return
     records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
     if all(record["part_supervision"] == "none" for record in with_label_share(records, cfg.DATASETS.PART_LABEL_SHARE)):
         remedy = (
-            f"the attack would change nothing. Set ATTACK.TRAIN.OBJECTIVE to cross_entropy, is {objective.name}"
+            f"the attack would have no gradient. Set ATTACK.TRAIN.OBJECTIVE to cross_entropy, is {objective.name}"
             if learns_class and objective
             else "this training would learn nothing. Add a class head (MODEL.PART_CLASSIFIER.HEAD) with "
             "SEG_LOSS_WEIGHT below 1"

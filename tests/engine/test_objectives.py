@@ -200,7 +200,7 @@ def test_joint_attack_on_dense_parts_follows_the_training_loss(toy_data, tmp_pat
         ("deeplab_two_headed", "part_loss", "part losses need images with part labels"),
     ],
 )
-def test_a_blind_attack_is_named_and_refused_in_the_end(
+def test_an_attack_without_gradient_is_named_and_refused_in_the_end(
     toy_data, tmp_path, caplog, monkeypatch, model, objective, remedy
 ):
     trainer = PartTrainer(run_cfg(tmp_path, *QUIET, "ATTACK.TRAIN.OBJECTIVE", objective, model=model))
@@ -208,7 +208,7 @@ def test_a_blind_attack_is_named_and_refused_in_the_end(
     for name, parameter in trainer.model.named_parameters():
         if not name.startswith("backbone") and parameter.dim() > 1:
             nn.init.zeros_(parameter)
-    monkeypatch.setattr("part_robust.engine.adversarial_loader.BLIND_LIMIT", 3)
+    monkeypatch.setattr("part_robust.engine.adversarial_loader.BATCH_LIMIT", 3)
     monkeypatch.setattr("detectron2.utils.logger._LOG_TIMER", {})  # another test may have made it say so just now
     batches = iter(loader)
     next(batches)
