@@ -156,14 +156,14 @@ class Demo:
                 threat, delta = attack.threat_model, changed - clean
                 reach = threat.eps if threat.norm == "linf" else float(np.abs(delta).max())
                 words = f"{type(attack).__name__}, {threat.norm} {threat.eps:g}/255"
-                blind = " (zero gradient: the attack had no effect)" if bool(result.zero_gradient[index]) else ""
+                note = " (zero gradient: the attack had no effect)" if bool(result.zero_gradient[index]) else ""
                 panels += [
-                    Panel(amplify(delta, reach), f"perturbation x {127.5 / max(reach, 1e-6):.0f}\n{words}{blind}"),
+                    Panel(amplify(delta, reach), f"perturbation x {127.5 / max(reach, 1e-6):.0f}\n{words}{note}"),
                     Panel(_picture(changed), "attacked"),
                     Panel(then.picture, _title("attacked: ", then)),
                 ]
                 aim = f" from {self.class_names[truths[index]['class_id']]}" if self.model.head is not None else ""
-                line += f" | {words}{aim}: {self._line(then)}{blind}"
+                line += f" | {words}{aim}: {self._line(then)}{note}"
                 parts.append(then.parts)
             yield item, line, (panels, parts)
 

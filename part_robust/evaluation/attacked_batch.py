@@ -32,7 +32,7 @@ class Cost:
         forwards: images sent through the model by the attack.
         backwards: images whose gradient was taken.
         seconds: wall time.
-        blind: images whose gradient was zero throughout.
+        zero_gradient: images whose gradient was zero at every step, though there was something to attack.
         histories: (S, M) each, the loss of M images at each step of the first run, NaN where an image had left, on the
             device; empty for attacks that record none.
         steps: S.
@@ -42,7 +42,7 @@ class Cost:
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
-    blind: int = 0
+    zero_gradient: int = 0
     histories: list[Tensor] = field(default_factory=list)
     steps: int = 0
 
@@ -194,7 +194,7 @@ class AttackedBatch:
         cost.images += len(rows)
         cost.forwards += result.forwards
         cost.backwards += result.backwards
-        cost.blind += result.num_zero_gradient if attack.threat_model.eps > 0 else 0
+        cost.zero_gradient += result.num_zero_gradient if attack.threat_model.eps > 0 else 0
         if result.history is not None:
             cost.steps = attack.steps
             cost.histories.append(result.history[: attack.steps])

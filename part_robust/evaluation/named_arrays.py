@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -26,14 +27,19 @@ class NamedArrays:
 
     Attributes:
         template: name of an array, of `{field}` and of the `{name}` of what the arrays are about.
+        names_of_before: field -> its word in the names of arrays, where journals have another one.
     """
 
     template: ClassVar[str]
+    names_of_before: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @classmethod
     def names(cls, name: str = "") -> dict[str, str]:
         """Field -> name of its array."""
-        return {field.name: cls.template.format(field=field.name, name=name) for field in fields(cls)}
+        return {
+            field.name: cls.template.format(field=cls.names_of_before.get(field.name, field.name), name=name)
+            for field in fields(cls)
+        }
 
     def write(self, name: str = "") -> BatchArrays:
         """Return the arrays that are there, by name."""
@@ -237,17 +243,18 @@ class CostArrays(NamedArrays):
         images: images attacked.
         forwards: images sent through the model.
         backwards: images whose gradient was taken.
-        blind: images whose gradient was zero throughout.
+        zero_gradient: images whose gradient was zero at every step.
         seconds: wall time.
         history: float (S,), sum over the images of the loss at each step of the first run.
     """
 
     template = "costs.{name}.{field}"
+    names_of_before = MappingProxyType({"zero_gradient": "blind"})
 
     images: np.ndarray | None = None
     forwards: np.ndarray | None = None
     backwards: np.ndarray | None = None
-    blind: np.ndarray | None = None
+    zero_gradient: np.ndarray | None = None
     seconds: np.ndarray | None = None
     history: np.ndarray | None = None
 
@@ -263,7 +270,7 @@ class TotalCost:
     images: int
     forwards: int
     backwards: int
-    blind: int
+    zero_gradient: int
     seconds: float
     history: np.ndarray | None
 

@@ -261,10 +261,10 @@ def plan_warnings(plan: Plan, merged: Merged) -> list[str]:
     attacks = plan.attacks()
     for name, arrays in result_names(plan).items():
         attack, cost = attacks[name], merged.cost(arrays)
-        if cost.blind and attack.uses_gradient:
+        if cost.zero_gradient and attack.uses_gradient:
             what = "regions of images" if name in local else "images"
             sentences.append(
-                f"{name}: {cost.blind} of {cost.images} {what} had an all-zero gradient at every step; "
+                f"{name}: {cost.zero_gradient} of {cost.images} {what} had an all-zero gradient at every step; "
                 "a failed attack on them is not evidence of robustness, and robust accuracy is overestimated"
             )
     for tier in plan.tiers:

@@ -369,7 +369,7 @@ class LateSquare(Square):
 
 @pytest.mark.parametrize(("late", "status"), [(0, "pass"), (20, "fail")])
 def test_queries_that_break_late(late, status):
-    # Blind to the gradient, so that the black box finds what is left.
+    # Gradient attacks find nothing, so that the black box finds what is left.
     with attack_mode(models.Quantised()) as view:
         context = subject_of(view, pgd(EPS=8.0))
         standing = len(competitors.white_box_survivors(context))

@@ -98,6 +98,6 @@ def test_a_journal_of_an_earlier_version_is_read(tmp_path):
     assert merged.read(CurveArrays, "0.5").curve.all()
     assert sorted(merged.labels("clean").hits.tolist()) == [1, 2, 3, 4, 5]
     cost, rest = merged.cost("pgd"), merged.cost("evaluation")
-    assert (cost.images, cost.forwards, cost.backwards, cost.blind, cost.seconds) == (8, 8, 8, 8, 3.0)
+    assert (cost.images, cost.forwards, cost.backwards, cost.zero_gradient, cost.seconds) == (8, 8, 8, 8, 3.0)
     assert cost.history.tolist() == [2.0, 4.0]
     assert (rest.images, rest.forwards, rest.seconds, rest.history) == (0, 21, 1.5, None)

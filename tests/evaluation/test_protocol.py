@@ -246,11 +246,11 @@ def test_record(whole, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_blind_attacks_and_unsteady_models_are_named(items, tmp_path, monkeypatch):
+def test_attacks_without_gradient_and_unsteady_models_are_named(items, tmp_path, monkeypatch):
     original = SmallPartModel.class_logits
     monkeypatch.setattr(SmallPartModel, "class_logits", lambda self, x, padding=None: 1e8 * original(self, x))
     plan = make_plan(tiers=[Tier("one", "class", {"ce": attack()})], curve={})
-    merged, _ = run(tmp_path / "blind", items, plan=plan)
+    merged, _ = run(tmp_path / "no_gradient", items, plan=plan)
     assert any("all-zero gradient" in sentence for sentence in plan_warnings(plan, merged))
     monkeypatch.undo()
     inference = SmallPartModel.inference

@@ -80,13 +80,13 @@ def test_every_image_stays_in_the_ball_and_the_model_as_it_was(model):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_images_without_part_labels_are_no_blind_spots_of_an_attack_on_the_parts(model):
+def test_images_without_part_labels_do_not_count_as_zero_gradients_of_an_attack_on_the_parts(model):
     assert any(item["part_supervision"] == "none" for batch in loader(4) for item in batch)
     attacks = {"pgd": build_attack({"STEPS": 1, "OBJECTIVE": "pixel_cross_entropy"})}
     assert run_with_warnings(model, attacks)[1] == []
 
 
-def test_blind_attacks_are_counted_and_warned_about(model):
+def test_attacks_with_a_zero_gradient_are_counted_and_warned_about(model):
     class Saturated(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -19,7 +19,7 @@ from tests.toy import RESNET_50, tiny_cfg
 
 EPS = 60.0
 # What the attack under check leaves out is all that it could do.
-BLIND = ["ATTACK.SPECS.pgd20.STEPS", 0, "ATTACK.SPECS.pgd20.RANDOM_START", False]
+NO_STEPS = ["ATTACK.SPECS.pgd20.STEPS", 0, "ATTACK.SPECS.pgd20.RANDOM_START", False]
 ABLE = ["ATTACK.SPECS.pgd20.STEPS", 20, "ATTACK.SPECS.pgd20.STEP_SIZE", 12.0, "ATTACK.SPECS.pgd20.KEEP", "best"]
 
 
@@ -55,8 +55,8 @@ def sibling(trained_weights, tmp_path_factory):
     return folder
 
 
-def test_siblings_images_show_that_an_attack_was_blind(sibling, trained_weights):
-    record, check = evaluated(sibling.parent / "blind", trained_weights, *BLIND)
+def test_siblings_images_show_that_an_attack_had_no_gradient(sibling, trained_weights):
+    record, check = evaluated(sibling.parent / "no_steps", trained_weights, *NO_STEPS)
     (row,) = record["transfer"]["siblings"]
     assert (row["name"], row["tier"], row["images"]) == ("sibling", "screen", record["transfer"]["standing"])
     assert row["broke"] == record["transfer"]["broke"] > 3
@@ -123,7 +123,7 @@ def test_images_that_do_not_fit_end_no_evaluation(sibling, trained_weights, tmp_
             with np.load(path) as file:
                 arrays = change({key: file[key] for key in file.files})
             np.savez(path, **arrays)
-    record, check = evaluated(tmp_path / "own", trained_weights, *BLIND)
+    record, check = evaluated(tmp_path / "own", trained_weights, *NO_STEPS)
     assert check is None and "transfer" not in record
     for name, (_, words) in MISFITS.items():
         (message,) = [line for line in caplog.messages if f"made for {name} are left out" in line]

@@ -148,10 +148,10 @@ def check_losses(context: CheckContext) -> Finding:
             return Finding(FAIL, NO_DEPENDENCE, 100.0)
         if context.padding is not None:
             gradient = gradient * (~context.padding)[:, None]
-        blind = int((gradient == 0).flatten(1).all(dim=1).sum())
-        worst = max(worst, percent(blind, total))
-        if blind:
-            findings.append(f"{blind} of {total} images have an all-zero gradient of {name}")
+        without = int((gradient == 0).flatten(1).all(dim=1).sum())
+        worst = max(worst, percent(without, total))
+        if without:
+            findings.append(f"{without} of {total} images have an all-zero gradient of {name}")
     saturated = int((class_cross_entropy(context.logits(context.images), context.labels) < SATURATED).sum())
     if percent(saturated, total) > 5.0:
         worst = max(worst, percent(saturated, total))

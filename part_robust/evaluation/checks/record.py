@@ -92,12 +92,12 @@ def check_losses_alone(E: Mapping[str, Any], attacks: Mapping[str, Mapping]) -> 
         if _is_black_box(row["name"], attacks) or row.get("restart"):
             continue
         words = str(attacks.get(row["name"], {}).get("objective", row["name"])).lower().replace("-", "_")
-        blind = words == "cross_entropy" or "ce" in words.split("_")
+        by_cross_entropy = words == "cross_entropy" or "ce" in words.split("_")
         value = row.get("accuracy_alone")
-        if value is None and not blind:
+        if value is None and not by_cross_entropy:
             value = row.get("accuracy_after")
         if value is not None:
-            groups[blind].append(value)
+            groups[by_cross_entropy].append(value)
     if not groups[True] or not groups[False]:
         return None
     gap = min(groups[True]) - min(groups[False])
