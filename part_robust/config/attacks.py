@@ -47,8 +47,8 @@ def add_attack(cfg: CfgNode) -> None:
     # DINO and Mask DINO. False: no denoising queries on a batch of attacked images. They are made of the true parts, so
     # their loss is learned whatever the attack has done to the image, and it is a third of all loss terms.
     train.DENOISING = True
-    # DINO and Mask DINO: the image on which queries are assigned to true parts. "clean": parts keep the queries that
-    # answer for them before the attack (as far as these are still chosen), for one forward pass more; on the attacked
+    # DINO and Mask DINO: the image on which queries are assigned to true parts. "clean": parts keep the queries
+    # assigned to them before the attack (as far as these are still chosen), for one forward pass more; on the attacked
     # image the assignment moves with the attack, and with it what each query should learn.
     train.MATCH_ON = "attacked"
     # Adversarial weight perturbation (Wu et al., 2020): every step's gradient is taken where the loss is worst within

@@ -174,7 +174,7 @@ def describe_certification(
         merged: what came out of the attacks.
     """
     rows = np.searchsorted(merged.image.image_id, votes.image_id)
-    attacked = {eps: standing[rows] for eps, standing in _right_under_l2(plan, merged).items()}
+    attacked = {eps: robust[rows] for eps, robust in _right_under_l2(plan, merged).items()}
     sure = certificates.certified == votes.label
     return {
         **smoothing.describe(),
@@ -190,7 +190,7 @@ def describe_certification(
             {"eps": eps, "eps_01": eps / PIXEL_RANGE, **share(certificates.holds(votes.label, eps))}
             for eps in curve_radii(smoothing, list(attacked))
         ],
-        "attacked": [{"eps": eps, **share(standing)} for eps, standing in attacked.items()],
+        "attacked": [{"eps": eps, **share(robust)} for eps, robust in attacked.items()],
         "forwards": len(votes.image_id) * (smoothing.selection + smoothing.samples),
         "seconds": float(votes.seconds.sum()),
         "attacked_norms": sorted({attack.threat_model.norm for attack in plan.attacks().values()}),

@@ -1,6 +1,6 @@
 """Restarts of a tier of local attacks: they run on the regions that all attacks before left, whatever the image.
 
-A region of an image is what stands or falls here. A patch stays at the place where the first pass got farthest.
+The unit here is a region of an image. A patch stays at the place where the first pass got farthest.
 
 Letters: N images, of C classes; M pairs of an image and a region of it.
 """
@@ -64,7 +64,7 @@ def with_regions(current: Round, tier: LocalTier, merged: Merged) -> Round | Non
         return None
     columns = [array[left].tolist() for array in (found.image_id, found.region, found.top, found.left)]
     ids = np.unique(found.image_id[left])
-    broken = merged.image.image_id[~merged.stands(tier.name)]
+    broken = merged.image.image_id[~merged.still_right(tier.name)]
     return replace(
         current,
         image_ids=tuple(ids.tolist()),

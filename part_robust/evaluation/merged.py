@@ -144,7 +144,7 @@ class Merged:
         """Return bool (N,), whether the class is right on a row's images."""
         return self.read(ClassArrays, row).prediction == self.image.label
 
-    def stands(self, tier: str) -> np.ndarray:
+    def still_right(self, tier: str) -> np.ndarray:
         """Return bool (N,), whether the class is right on a tier's images as scored last, and no attack broke them."""
         return self.right(tier) & (self.read(TierArrays, tier).broken_by < 0)
 

@@ -132,7 +132,7 @@ def right(merged: Merged, row: str) -> np.ndarray:
 
 def holds(merged: Merged, tier: Tier) -> np.ndarray:
     """Return bool (N,), whether the class is right on a tier's images as scored last, and after each of its attacks."""
-    return merged.stands(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
+    return merged.still_right(tier.name) if tier.kind in ("class", "local") else right(merged, tier.name)
 
 
 def _right_under_everything(plan: Plan, merged: Merged, headline: Tier) -> np.ndarray:

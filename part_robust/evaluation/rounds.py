@@ -130,12 +130,12 @@ def executed_attacks(tier: Tier, merged: Merged) -> list[Executed]:
 def sequential_sample(tier: Tier, merged: Merged) -> tuple[SequentialSample, np.ndarray, int, int]:
     """Return the sample of a tier with attacks on one: its plan, images, how many of these were drawn, and fell.
 
-    The images, int64 (M,) ids, are those that stood before the first was drawn, in the order in which they are drawn.
+    The images, int64 (M,) ids, are those that were right before the first was drawn, in the order of drawing.
     """
     assert tier.rounds
     first = _next_index(tier, merged)
-    standing = np.array(merged.stands(tier.name) | (merged.read(TierArrays, tier.name).broken_by >= first))
-    ids = np.sort(merged.image.image_id[standing])
+    candidates = np.array(merged.still_right(tier.name) | (merged.read(TierArrays, tier.name).broken_by >= first))
+    ids = np.sort(merged.image.image_id[candidates])
     tolerated = int(tier.rounds.bound / 100 * len(merged) + 1e-9)
     rounds = [done for done in merged.rounds if done.tier == tier.name and not done.restart]
     drawn, fallen = sum(len(done.image_ids) for done in rounds), sum(map(merged.broken_in, rounds))
@@ -163,7 +163,7 @@ def _next_restart(tier: Tier, merged: Merged) -> Round | None:
     places = {tuple(stage): place for place, stage in enumerate(stages)}
     enough = tier.rounds.restart_gain * len(merged)
     following = next_stage(len(stages), [(places[each.names], 100 * merged.broken_in(each) >= enough) for each in done])
-    ids = np.sort(merged.image.image_id[merged.stands(tier.name)])
+    ids = np.sort(merged.image.image_id[merged.still_right(tier.name)])
     # Of an image that an attack on one region has broken another region may stand.
     if following is None or (not len(ids) and tier.kind != "local"):
         return None

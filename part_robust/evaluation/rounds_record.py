@@ -56,7 +56,7 @@ def _describe_bound(tier: Tier, merged: Merged) -> dict[str, Any]:
     assert tier.rounds
     sample, _, drawn, fallen = sequential_sample(tier, merged)
     images = sample.at_most_more(drawn, fallen)
-    standing = int(merged.stands(tier.name).sum())
+    still_right = int(merged.still_right(tier.name).sum())
     return {
         "points": 100.0 * images / len(merged),
         "images": images,
@@ -67,7 +67,7 @@ def _describe_bound(tier: Tier, merged: Merged) -> dict[str, Any]:
         "stood": sample.population,
         "drawn": drawn,
         "fell": fallen,
-        "at_least": 100.0 * max(standing - images, 0) / len(merged),
+        "at_least": 100.0 * max(still_right - images, 0) / len(merged),
         "order_seed": ORDER_SEED,
     }
 

@@ -24,7 +24,7 @@ FIRST_SHARE = 0.7
 
 @dataclass(frozen=True)
 class SequentialSample:
-    """A sample that grows until, with the confidence asked for, at most T further members would fall.
+    """A sample that grows until, with the requested confidence, at most T further members would fall.
 
     The j-th look is at the least n at which x = j - 1 shows that, so which look follows depends on x alone. It ends
     when no member fell since the look before, or at the latest when T members are left.
@@ -65,7 +65,7 @@ class SequentialSample:
         return size if drawn < size else None
 
     def at_most_more(self, drawn: int, fallen: int) -> int:
-        """Return how many further members would fall at most, with the confidence asked for.
+        """Return how many further members would fall at most, with the requested confidence.
 
         Args:
             drawn: n of a look, 0 before the first.

@@ -74,7 +74,7 @@ def test_an_honest_model_passes_everything():
     with attack_mode(models.Honest()) as view:
         context = subject_of(view)
         attacked = context.run(context.attack)
-        assert 0 < attacked.standing < len(context), "the checks must have something to compare"
+        assert 0 < attacked.num_right < len(context), "the checks must have something to compare"
         cheap, same = run_cheap_checks(context, SMALL, attacked.images)
         assert same is context
         audit = run_audit(context, SMALL, black_box=Corners(2.0), transferred=attacked.images)
@@ -294,7 +294,7 @@ def test_restarts_that_find_more():
     with attack_mode(models.Watershed()) as view:
         context = subject_of(view, pgd(EPS=8.0), images=images)
         result = strength.check_convergence(context, 16)
-        assert context.pgd(32, 0.1).standing == 24, "more steps from the image itself do not help"
+        assert context.pgd(32, 0.1).num_right == 24, "more steps from the image itself do not help"
         assert result.status == "fail" and "after one random start" in result.sentence and result.value > 10
         assert strength.check_convergence(context, 16, restarts=1).status == "pass"
         near = subject_of(view, pgd(EPS=4.0), images=images)
@@ -308,7 +308,7 @@ def test_choice_of_queries_that_hides_a_path(lead, status):
         assert context.labels.tolist() == [0] * 4
         expanded = expand_queries(view, None)
         result = CATALOGUE["C21"].result(competitors.check_query_selection(context, expanded, 16))
-        assert context.pgd(16, 0.1).standing == 4, "through the gate nothing is to be found"
+        assert context.pgd(16, 0.1).num_right == 4, "through the gate nothing is to be found"
     assert result.status == status and "4 images" in result.sentence
     if status == "fail":
         assert result.level == "error" and "QUERY_FACTOR" in result.remedy
@@ -372,13 +372,13 @@ def test_queries_that_break_late(late, status):
     # Gradient attacks find nothing, so that the black box finds what is left.
     with attack_mode(models.Quantised()) as view:
         context = subject_of(view, pgd(EPS=8.0))
-        standing = len(competitors.white_box_survivors(context))
+        unbroken = len(competitors.not_broken_by_gradients(context))
         attack = LateSquare(
             threat_model=context.threat_model, objective=get_objective("margin"), steps=80, area_share=0.8
         )
         attack.late = late
         result = CATALOGUE["C21"].result(competitors.check_queries(context, attack))
-        assert competitors.check_black_box(context, attack).status == "fail" and standing > 2
+        assert competitors.check_black_box(context, attack).status == "fail" and unbroken > 2
     assert result.status == status and result.level == ("warning" if status == "fail" else "error"), result
     assert competitors.check_queries(context, None).status == "skipped"
 

@@ -72,8 +72,8 @@ def test_only_images_that_still_stand_are_attacked(whole):
     rows = record["tiers"]["strong"]["attacks"]
     assert rows[0]["attacked_images"] == clean
     for earlier, later in zip(rows, rows[1:], strict=False):
-        standing = round(earlier["accuracy_after"] * record["num_images"] / 100)
-        assert later["attacked_images"] == standing
+        unbroken = round(earlier["accuracy_after"] * record["num_images"] / 100)
+        assert later["attacked_images"] == unbroken
         assert later["accuracy_after"] <= earlier["accuracy_after"]
     assert rows[0]["accuracy_alone"] == rows[0]["accuracy_after"] and rows[1]["accuracy_alone"] is None
     # The second tier's attacks ran already: they cost nothing again.
@@ -112,13 +112,13 @@ def test_worst_case_images_are_kept(items, tmp_path):
                 expected = label_counts(outputs, batch, len(PARTS)).right.tolist()
                 assert saved["pixels_right"].tolist() == expected
             elif tier.kind == "class":
-                standing = [row for row, item in enumerate(batch) if right[item["image_id"]]]
+                unbroken = [row for row, item in enumerate(batch) if right[item["image_id"]]]
                 with attack_mode(model) as inner:
                     for single in tier.attacks.values():
                         keys = torch.tensor([item["image_id"] for item in batch])
                         alone = single(inner.class_logits, clean, labels, keys=keys).images
                         margins = class_margin(inner.class_logits(alone), labels) - class_margin(logits, labels)
-                        assert (margins[standing] <= 1e-4).all()
+                        assert (margins[unbroken] <= 1e-4).all()
             seen += saved["image_id"].tolist()
         assert sorted(seen) == sorted(by_id)
 

@@ -23,8 +23,8 @@ INNER, RIM = 32, 16
 FOUND = 95.0
 
 
-def white_box_survivors(context: CheckContext) -> Tensor:
-    """int64 (M,): images that no attack run so far has broken."""
+def not_broken_by_gradients(context: CheckContext) -> Tensor:
+    """Return int64 (M,), images that no attack run so far has broken."""
     remaining = ~context.fooled(context.images)
     for trial in context.runs.values():
         # Attacks of other radii do not count.
@@ -48,7 +48,7 @@ def check_queries(context: CheckContext, attack: Attack | None) -> Finding:
     queries = getattr(attack, "steps", 0)
     if attack is None or queries < 4:
         return Finding(SKIPPED, "no black-box attack with queries was given")
-    index = white_box_survivors(context)
+    index = not_broken_by_gradients(context)
     if not len(index):
         return Finding(PASS, "the white-box attacks broke every image", 0.0)
     quarter = copy.copy(attack)
@@ -113,7 +113,7 @@ def check_transfer(context: CheckContext, transferred: Tensor | None) -> Finding
 def _rest(
     context: CheckContext, who: str, fooled: Callable[[CheckContext, Tensor], Tensor], points: float = 0.2
 ) -> Finding:
-    index = white_box_survivors(context)
+    index = not_broken_by_gradients(context)
     if not len(index):
         return Finding(PASS, "the white-box attacks broke every image", 0.0)
     broken = int(fooled(context.subset(index), index).sum())
@@ -125,7 +125,7 @@ def _rest(
 
 def check_noise(context: CheckContext, draws: int, seed: int = 0) -> Finding:
     """C16: random corners of the ball, `draws` for each image, break fewer images than the attack."""
-    attacked = context.run(context.attack).standing
+    attacked = context.run(context.attack).num_right
     broken = context.fooled(context.images)
     for draw in range(draws):
         broken |= context.fooled(_corner(context, noise.make_keys(seed, context.keys, 16, draw)))

@@ -71,8 +71,8 @@ class AttackRun:
     reported: Tensor | None
 
     @property
-    def standing(self) -> int:
-        """Images still classified correctly."""
+    def num_right(self) -> int:
+        """Number of images that are still classified correctly."""
         return int((~self.fooled).sum())
 
 

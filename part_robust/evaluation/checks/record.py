@@ -50,16 +50,16 @@ def check_flags(E: Mapping[str, Any], flags: Mapping[str, np.ndarray]) -> Findin
                 f"{int(flags[key].sum())} flags of {key} are set, the record says {numbers[name]['correct']}"
             )
     for tier, values in class_tiers(E).items():
-        standing = flags.get(f"robust_{tier}")
-        if standing is None:
+        robust = flags.get(f"robust_{tier}")
+        if robust is None:
             continue
-        broken = np.zeros(len(standing), dtype=bool)
+        broken = np.zeros(len(robust), dtype=bool)
         # Another tier may have run the attacks on images outside of this one's sample.
         sampled, drawn = (values.get("bound") or {}).get("attacks", ()), flags.get(f"sampled_{tier}", broken)
         for attack in values.get("attacks") or ():
             fooled = flags.get(f"fooled_{attack['name']}", broken).astype(bool)
             broken |= fooled & drawn if attack["name"] in sampled else fooled
-        both = int((standing.astype(bool) & broken).sum())
+        both = int((robust.astype(bool) & broken).sum())
         if both:
             findings.append(f"{both} images count as robust in {tier} although an attack of it broke them")
     if findings:
@@ -208,12 +208,12 @@ def check_siblings(E: Mapping[str, Any]) -> Finding | None:
     if not found:
         return None
     who = ", ".join(row["name"] for row in found["siblings"])
-    standing = found["standing"]
-    tried = max((row.get("images", standing) for row in found["siblings"]), default=0)
+    unbroken = found["standing"]
+    tried = max((row.get("images", unbroken) for row in found["siblings"]), default=0)
     if not tried:
-        return Finding(SKIPPED, f"images made for {who} are of none of the {standing} images that were not broken")
-    some = f" (at most {tried} were tried)" if tried < standing else ""
-    sentence = f"images made for {who} broke {found['broke']} of the {standing} images that were not broken{some}"
+        return Finding(SKIPPED, f"images made for {who} are of none of the {unbroken} images that were not broken")
+    some = f" (at most {tried} were tried)" if tried < unbroken else ""
+    sentence = f"images made for {who} broke {found['broke']} of the {unbroken} images that were not broken{some}"
     points = 100.0 * found["broke"] / max(E.get("num_images") or 0, 1)
     return Finding(FAIL if found["broke"] > 1 and points > 0.5 else PASS, sentence, points)
 

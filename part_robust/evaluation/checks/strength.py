@@ -24,7 +24,7 @@ ROUNDING = 1e-4
 def check_losses_agree(context: CheckContext, steps: int) -> Finding:
     """C8: PGD on the cross-entropy leaves at most 5 points more unbroken than PGD on the margin."""
     trials = [
-        context.pgd(steps, SHORT_STEP, objective=get_objective(name)).standing for name in ("cross_entropy", "margin")
+        context.pgd(steps, SHORT_STEP, objective=get_objective(name)).num_right for name in ("cross_entropy", "margin")
     ]
     gap = percent(trials[0] - trials[1], len(context))
     numbers = f"{trials[0]} of {len(context)} images are right under the cross-entropy, {trials[1]} under the margin"
@@ -46,26 +46,26 @@ def check_effort(context: CheckContext, steps: int, long_steps: int | None = Non
         pairs.append((f"{steps} steps", f"{long_steps} steps"))
     worst, findings = 0.0, []
     for weaker, stronger in pairs:
-        rise = trials[stronger].standing - trials[weaker].standing
+        rise = trials[stronger].num_right - trials[weaker].num_right
         worst = max(worst, percent(rise, len(context)))
         if more_than(rise, len(context), 0.5):
             findings.append(
-                f"{trials[stronger].standing} of {len(context)} images are right under {stronger}, "
-                f"{trials[weaker].standing} under {weaker}"
+                f"{trials[stronger].num_right} of {len(context)} images are right under {stronger}, "
+                f"{trials[weaker].num_right} under {weaker}"
             )
     if findings:
         return Finding(FAIL, "; ".join(findings), worst)
-    counts = ", ".join(f"{trial.standing} under {name}" for name, trial in trials.items())
+    counts = ", ".join(f"{trial.num_right} under {name}" for name, trial in trials.items())
     return Finding(PASS, f"of {len(context)} images are right {counts}", worst)
 
 
 def check_convergence(context: CheckContext, long_steps: int, restarts: int = 5) -> Finding:
     """C10: neither twice the steps nor more restarts break more than half a point of the images."""
     once, twice = context.pgd(long_steps, LONG_STEP), context.pgd(2 * long_steps, LONG_STEP)
-    gain = once.standing - twice.standing
+    gain = once.num_right - twice.num_right
     findings = {
-        f"{once.standing} of {len(context)} images are right after {long_steps} steps, {twice.standing} after twice as "
-        "many": gain
+        f"{once.num_right} of {len(context)} images are right after {long_steps} steps, {twice.num_right} after "
+        "twice as many": gain
     }
     if restarts > 1:
         first = context.random_starts(long_steps, LONG_STEP)
@@ -95,11 +95,11 @@ def check_best_iterate(context: CheckContext) -> Finding:
 
 def check_unbounded(context: CheckContext) -> Finding:
     """C12: without a bound on the perturbation, no more are right than by guessing."""
-    standing, classes = context.unbounded(UNBOUNDED_STEPS).standing, context.classes
-    numbers = f"{standing} of {len(context)} images are right under {UNBOUNDED_STEPS} steps without a bound"
-    if more_than(standing, len(context), 100.0 / classes):
-        return Finding(FAIL, f"{numbers}; guessing gets {len(context) / classes:.1f}", percent(standing, len(context)))
-    return Finding(PASS, numbers, percent(standing, len(context)))
+    num_right, classes = context.unbounded(UNBOUNDED_STEPS).num_right, context.classes
+    numbers = f"{num_right} of {len(context)} images are right under {UNBOUNDED_STEPS} steps without a bound"
+    if more_than(num_right, len(context), 100.0 / classes):
+        return Finding(FAIL, f"{numbers}; guessing gets {len(context) / classes:.1f}", percent(num_right, len(context)))
+    return Finding(PASS, numbers, percent(num_right, len(context)))
 
 
 @torch.no_grad()
