@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from part_robust.data.json_values import is_int
 from part_robust.data.taxonomy import PartTaxonomy, derive_classes, taxonomy_from_json
 from part_robust.data.validation import violations
 from part_robust.utils.files import check_file
@@ -157,8 +158,9 @@ def image_record(image: Mapping, image_root: str | Path) -> dict:
     }
     if crop_of(image) is not None:
         record["crop_xyxy"] = crop_of(image)
-        if image["source"].get("image_size"):
-            record["source_size"] = tuple(image["source"]["image_size"])
+        size = image["source"].get("image_size")
+        if isinstance(size, list) and len(size) == 2 and all(is_int(side) for side in size):
+            record["source_size"] = tuple(size)
     return record
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from part_robust.data.importers.class_rule import read_class_rule, shown
-from part_robust.data.importers.items import Item, plain_name
+from part_robust.data.importers.items import Item, folder_of, plain_name
 from part_robust.data.importers.report import ImportCounts
+from part_robust.data.part_json import folded_name
 
 # Items of one source -> class names, None where an image has none.
 ClassSource = Callable[[Sequence[Item]], list[str | None]]
@@ -47,18 +48,20 @@ def class_source(text: str, tally: ImportCounts, skip_unclassed: bool = False) -
 
 
 def class_from_folder(items: Sequence[Item]) -> list[str | None]:
-    """`dogs/7.jpg` is of class `dogs`: the folder the image lies in.
+    """`dogs/7.jpg` is of class `dogs`: the folder the image lies in, not one of a web address or another machine.
 
     Raises:
         ValueError: some file names have no folder, or all lie in one that means no class.
     """
-    flat = [item.file_name for item in items if "/" not in item.file_name]
+    names = [item.file_name if folded_name(item.file_name) == folded_name(item.found) else item.found for item in items]
+    names = [name or item.file_name for name, item in zip(names, items, strict=True)]
+    flat = [name for name in names if folder_of(name) is None]
     if flat:
         raise ValueError(
             f"--class-from folder: {len(flat)} of {len(items)} file names have no folder, first: {shown(flat)}. "
             "Name the class with --class-csv or --class-rule"
         )
-    folders: list[str | None] = [PurePosixPath(item.file_name).parent.name for item in items]
+    folders = [folder_of(name) for name in names]
     found = {str(folder) for folder in folders}
     if len(found) == 1 and found & {name for name in found if name.lower() in _GENERAL_FOLDERS}:
         raise ValueError(
@@ -192,7 +195,7 @@ def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tupl
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not UTF-8, or a column is missing.
+        ValueError: not UTF-8, a column is missing, or a field has no end.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{option} {path} does not exist")
@@ -206,7 +209,10 @@ def read_table(path: Path, columns: Sequence[str], option: str) -> Iterable[tupl
     twice = next((name for name in columns if list(reader.fieldnames or ()).count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{path} has the column {twice} twice, so it is unknown which one counts: remove one")
-    return [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
+    try:
+        return [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def known_only(class_source: ClassSource, known: Sequence[str]) -> ClassSource:

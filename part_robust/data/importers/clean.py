@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from part_robust.data.importers.files import BROKEN_PICTURE
 from part_robust.data.importers.items import Item, MaskFile
 from part_robust.data.importers.numbers import as_number, is_number, is_set
 from part_robust.data.importers.report import ImportCounts
@@ -136,7 +137,7 @@ def _clean_segmentation(raw: Mapping, h: int, w: int, tally: ImportCounts) -> tu
 def _read_mask(mask: MaskFile, h: int, w: int) -> tuple[dict | None, str | None]:
     try:
         pixels = mask.read(mask.path, mask.key)
-    except (OSError, ValueError, SyntaxError):
+    except BROKEN_PICTURE:
         return None, "mask_unreadable"
     if pixels.shape != (h, w):
         return None, "mask_size"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from part_robust.data.importers.items import Contents, Item, is_background, origin_of, plain_name
-from part_robust.data.importers.numbers import as_identifier, as_number, as_side, is_set
+from part_robust.data.importers.numbers import as_identifier, as_name, as_number, as_side, is_set
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import rotation_of, turned
 from part_robust.data.part_json import parse_json
@@ -77,12 +77,9 @@ def part_names(path: Path, data: Mapping, tally: ImportCounts, twins: str = "joi
     entries = []
     for index, category in enumerate(data["categories"]):
         where = f"{path}: categories[{index}]"
-        identifier, name = as_identifier(category["id"], where), category["name"]
-        if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
-            raise ValueError(f"{where} (id {category['id']!r}) has the name {name!r}: give it a name")
-        entries.append(
-            (identifier, str(name).strip(), str(category.get("supercategory") or "").strip(), category["id"])
-        )
+        identifier = as_identifier(category["id"], where)
+        name = as_name(category["name"], f"{where} (id {category['id']!r})")
+        entries.append((identifier, name, str(category.get("supercategory") or "").strip(), category["id"]))
     entries.sort(key=lambda entry: (isinstance(entry[0], str), entry[0]))
     parents: dict[str, set[str]] = {}
     for _, name, parent, _ in entries:

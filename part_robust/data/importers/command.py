@@ -12,6 +12,7 @@ from part_robust.data.importers.classes import CLASS_FROM, ClassSource, CsvClass
 from part_robust.data.importers.coco import coco_contents, read_coco
 from part_robust.data.importers.cvat_xml import read_cvat_xml
 from part_robust.data.importers.datumaro import read_datumaro
+from part_robust.data.importers.files import IMAGE_ENDINGS
 from part_robust.data.importers.folders import read_folders
 from part_robust.data.importers.items import DIVIDE, Contents, Source, by_split
 from part_robust.data.importers.label_studio import is_label_studio, read_label_studio
@@ -38,7 +39,7 @@ _FORMATS = {
     "pascal-part": ("tag", "Annotations_Part/*.mat and JPEGImages/"),
     "part-imagenet-pp": ("tag", "PartImageNet++: json/<wnid>.json"),
 }
-_ROBOFLOW = (("train", "train"), ("valid", "val"), ("test", "test"))
+_ROBOFLOW = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 _ROBOFLOW_JSON = "_annotations.coco.json"
 
 
@@ -232,11 +233,16 @@ def _read_one(args: argparse.Namespace, tally: ImportCounts) -> tuple[tuple[Sour
 
 def _read_roboflow(folder: Path, tally: ImportCounts) -> list[tuple[Source, Contents]]:
     found = []
-    for name, split in _ROBOFLOW:
+    for name, split in _ROBOFLOW.items():
         path = folder / name / _ROBOFLOW_JSON
         if path.is_file():
             source = Source(path, path.parent, split)
             found.append((source, coco_contents(path, read_coco(path), tally)))
+        elif path.parent.is_dir() and any(entry.suffix.lower() in IMAGE_ENDINGS for entry in path.parent.iterdir()):
+            raise FileNotFoundError(f"{path.parent} has images and no {_ROBOFLOW_JSON}: add it, or remove the folder")
+    others = sorted(path.parent for path in folder.glob(f"*/{_ROBOFLOW_JSON}") if path.parent.name not in _ROBOFLOW)
+    if others:
+        raise ValueError(f"{others[0]} is none of the folders train, valid and test: rename or remove it")
     if not found:
         raise FileNotFoundError(f"{folder} has no train/{_ROBOFLOW_JSON}: name the folder of Roboflow's COCO export")
     if len(found) == 1:

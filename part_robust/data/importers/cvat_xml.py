@@ -14,11 +14,16 @@ import numpy as np
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import ImportCounts
-from part_robust.data.importers.shapes import MAX_SIDE, ellipse, pasted, turned
+from part_robust.data.importers.shapes import ellipse, pasted, turned
+from part_robust.data.mask_validation import is_near
 
 # CVAT's own names of subsets, and what people type: split.
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
+
+
+class FarOutside(ValueError):
+    """A mask whose box reaches further outside than a side of the image: expanding it could take all memory."""
 
 
 def read_cvat_xml(path: Path, tally: ImportCounts) -> Contents:
@@ -83,8 +88,8 @@ def _add_shape(item: Item, shape: ElementTree.Element, label: str, where: str, t
         else:
             item.add_without_area(label, where, tally)
             return
-    except (ValueError, IndexError):
-        tally.add("no_shape", where)
+    except (ValueError, IndexError) as error:
+        tally.add("far_outside" if isinstance(error, FarOutside) else "no_shape", where)
         item.lost += 1
         return
     item.raw.append(raw)
@@ -99,7 +104,10 @@ def _number(shape: ElementTree.Element, key: str) -> float:
 
 def _points(text: str) -> list[float]:
     """Turn "x,y;x,y" into [x, y, x, y]."""
-    return [float(value) for point in text.split(";") for value in point.split(",")]
+    points = [[float(value) for value in point.split(",")] for point in text.split(";")]
+    if any(len(point) != 2 for point in points):
+        raise ValueError("a point is not x,y")
+    return [value for point in points for value in point]
 
 
 def _ellipse(shape: ElementTree.Element) -> list[float]:
@@ -110,9 +118,11 @@ def _ellipse(shape: ElementTree.Element) -> list[float]:
 def _mask(shape: ElementTree.Element, item: Item) -> dict:
     left, top, width, height = (int(_number(shape, key)) for key in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape.get("rle", "").split(",")]
-    if min(runs) < 0 or sum(runs) != width * height or max(width, height) > MAX_SIDE:
+    if min(width, height, *runs) < 0 or sum(runs) != width * height:
         raise ValueError("the runs do not fill the box")
-    box = np.repeat(np.arange(len(runs)) % 2, runs)
+    if not is_near([left, top, left + width, top + height], item.height, item.width):
+        raise FarOutside
+    box = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
     return pasted(box.reshape(height, width), left, top, item.height, item.width)
 
 

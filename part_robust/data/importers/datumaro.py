@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
-from part_robust.data.importers.numbers import as_side
+from part_robust.data.importers.numbers import as_name, as_side
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import ellipse, rotation_of, turned
 from part_robust.data.part_json import parse_json
@@ -26,10 +26,11 @@ def read_datumaro(path: Path, tally: ImportCounts) -> Contents:
     """
     data = parse_json(path)
     try:
-        labels = [str(entry["name"]) for entry in data["categories"]["label"]["labels"]]
+        names = [entry["name"] for entry in data["categories"]["label"]["labels"]]
         entries = list(data["items"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not Datumaro's json: it must have categories.label.labels and items") from error
+    labels = [as_name(name, f"{path}: categories.label.labels[{index}]") for index, name in enumerate(names)]
     items = [_item(entry, f"{path}: items[{index}]") for index, entry in enumerate(entries)]
     classes = set()
     for item, entry in zip(items, entries, strict=True):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from PIL import Image
+
 from part_robust.data.importers.class_rule import shown
 from part_robust.data.importers.items import Item
 from part_robust.data.importers.report import ImportCounts
@@ -15,6 +17,8 @@ from part_robust.data.part_json import folded_name
 
 # Label Studio puts eight digits in front of the names of uploaded files.
 _UPLOAD = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
+# What Pillow raises for a picture that it cannot decode.
+BROKEN_PICTURE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -94,7 +98,7 @@ def _inside(name: str) -> Iterator[str]:
 def find_files(
     items: Sequence[Item], root: Path, listed_in: Path, skip_missing: bool, tally: ImportCounts
 ) -> dict[str, str]:
-    """{file name of the tool: name below the root} of the images that exist.
+    """{file name of the tool: name below the root} of the images that exist; sets their `found`, too.
 
     Args:
         items: images of one source.
@@ -120,7 +124,7 @@ def find_files(
                 both = f"{name} is listed twice, with different annotations"
             raise ValueError(f"{listed_in}: {both}: give each image its own file name, and list it once")
         owners[name] = item.file_name
-        found[item.file_name] = name
+        found[item.file_name] = item.found = name
         if name != item.file_name:
             tally.add("file_name_repaired", f"{item.file_name} is {name}")
     if missing and not skip_missing:

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from part_robust.data.importers.classes import read_table
-from part_robust.data.importers.files import IMAGE_ENDINGS
+from part_robust.data.importers.files import BROKEN_PICTURE, IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, MaskFile, is_background, tool_contents
 from part_robust.data.importers.report import ImportCounts
 
 _IGNORED = (255, 65535)  # labels that count nowhere, by custom
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
+_NO_MASKS = (".gif", ".jpeg", ".jpg", ".npy", ".npz", ".webp")  # other pictures and arrays, by mistake
 _UNKNOWN_SHARE = 0.02  # of a mask's pixels in unnamed colours; more is a mask whose colours were changed
 
 
@@ -36,7 +37,8 @@ def read_folders(root: Path, names_file: Path, background: int, tally: ImportCou
     if not (root / "images").is_dir():
         raise FileNotFoundError(f"{root / 'images'} does not exist: images must lie in images/<class>/")
     names = read_names(names_file)
-    masks = {path for path in (root / "masks").rglob("*") if path.suffix.lower() in _MASK_ENDINGS and path.is_file()}
+    _check_background(names_file, names, background)
+    masks = _mask_files(root / "masks", tally)
     items = []
     for path in sorted((root / "images").rglob("*")):
         if path.suffix.lower() not in IMAGE_ENDINGS or not path.is_file():
@@ -44,20 +46,41 @@ def read_folders(root: Path, names_file: Path, background: int, tally: ImportCou
         name = path.relative_to(root / "images")
         label = name.parts[0] if len(name.parts) > 1 else None
         item = Item(name.as_posix(), label=label, has_size=False)
-        mask = next(
-            (found for ending in _MASK_ENDINGS if (found := root / "masks" / name.with_suffix(ending)) in masks), None
-        )
-        if mask is None:
-            tally.add("no_mask", name.as_posix())
+        stem = name.with_suffix("").as_posix()
+        if stem not in masks:
+            tally.add("no_mask", f"{name.as_posix()} ({root / 'masks' / stem}.png does not exist)")
         else:
-            masks.discard(mask)
-            _read_map(item, mask, names, background, tally)
+            _read_map(item, masks.pop(stem), names, background, tally)
         items.append(item)
     if not items:
         raise ValueError(f"{root / 'images'} has no image (endings {', '.join(IMAGE_ENDINGS)})")
-    for mask in sorted(masks):
+    for mask in sorted(masks.values()):
         tally.add("mask_without_image", str(mask))
     return tool_contents(items, sorted(set(names.values())))
+
+
+def _mask_files(folder: Path, tally: ImportCounts) -> dict[str, Path]:
+    """{name without ending: mask} of a folder; counts what cannot be one."""
+    masks: dict[str, Path] = {}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for ending in _MASK_ENDINGS:
+        for path in (path for path in files if path.suffix.lower() == ending):
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            if masks.setdefault(stem, path) != path:
+                tally.add("mask_without_image", f"{path} (there is {masks[stem].name})")
+    for path in (path for path in files if path.suffix.lower() in _NO_MASKS):
+        tally.add("mask_unreadable", f"{path}: save it as PNG")
+    return masks
+
+
+def _check_background(table: Path, names: dict, background: int) -> None:
+    """Raise ValueError where the table of names has a part for the label of the background."""
+    name = names.get(background, "background")
+    if not is_background(name):
+        raise ValueError(
+            f"{table} names label {background} {name!r}, and --background {background} says that it is the background: "
+            "remove the row, or give --background the label of the background (-1 where there is none)"
+        )
 
 
 def _read_map(item: Item, mask: Path, names: dict, background: int, tally: ImportCounts) -> None:
@@ -65,7 +88,7 @@ def _read_map(item: Item, mask: Path, names: dict, background: int, tally: Impor
     coloured = any(isinstance(value, tuple) for value in names)
     try:
         found, counts = _values(str(mask), coloured)
-    except (OSError, ValueError, SyntaxError) as error:
+    except BROKEN_PICTURE as error:
         tally.add("mask_unreadable", f"{mask}: {error}")
         item.lost += 1
         return

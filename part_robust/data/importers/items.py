@@ -33,6 +33,7 @@ class Item:
 
     Attributes:
         file_name: relative to the image root of its source, forward slashes.
+        found: the file below the image root that the name means, once it was looked for.
         width, height: what the tool says, in pixels; 0 where it does not say.
         has_size: whether the tool's format says the size at all.
         source_id: the tool's own id of the image, for the result's `source`.
@@ -42,6 +43,7 @@ class Item:
         raw: parts as the tool wrote them: `part` (name), `where` (for messages), and COCO's `segmentation` (also a
             `MaskFile`), `bbox`, `iscrowd`; optional `attributes`, `supercategory`, `is_target`, `object_id`, and
             `ignore` for a region that counts nowhere.
+        fits_both: the file says the stored size of a picture that EXIF turns, and the parts fit either frame.
         lost: number of parts that could not be read: the pixels of this image without a part are unknown.
         without_area: names of what is marked with points or lines.
         parts, ignore: filled in by `clean.clean_item`: usable parts, and RLEs of regions that count nowhere.
@@ -62,6 +64,8 @@ class Item:
     ignore: list[dict] = field(default_factory=list)
     key: str = ""
     has_size: bool = True
+    found: str = ""
+    fits_both: bool = False
 
     def name_class(self, label: str, tally: ImportCounts) -> None:
         """Takes a class that the tool's file gives the image; the first of several counts."""
@@ -163,6 +167,11 @@ def plain_name(file_name: str) -> str:
     """Forward slashes, no "./" in front, no doubled slash."""
     name = re.sub(r"(?<!:)/{2,}", "/", file_name.replace("\\", "/"))
     return name.removeprefix("./")
+
+
+def folder_of(name: str) -> str | None:
+    """Return the folder that a file lies in, None where its name has none."""
+    return PurePosixPath(name).parent.name or None
 
 
 def described_items(items: Sequence[Item]) -> list:

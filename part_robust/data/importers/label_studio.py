@@ -10,18 +10,18 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from part_robust.data.importers.files import IMAGE_ENDINGS
+from part_robust.data.importers.files import BROKEN_PICTURE, IMAGE_ENDINGS
 from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_number, as_side
 from part_robust.data.importers.report import ImportCounts
-from part_robust.data.importers.shapes import ellipse, turned_rectangle
+from part_robust.data.importers.shapes import check_picture_size, ellipse, turned_rectangle
 from part_robust.data.preparation.segmentation import encode
 
 _NAMES_OF_IMAGE = ("image", "img", "url", "image_url")
@@ -30,11 +30,8 @@ _OUTLINE = frozenset(
     ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "vertices", "imageDataURL")
 )
 
-# What a broken outline raises; the last three are Pillow's for a broken picture.
-_BROKEN = (
-    *(KeyError, ValueError, TypeError, IndexError, OverflowError, AttributeError),
-    *(OSError, SyntaxError, Image.DecompressionBombError),
-)
+# What a broken outline raises.
+_BROKEN = (*BROKEN_PICTURE, KeyError, TypeError, IndexError, OverflowError, AttributeError)
 
 
 def is_label_studio(data: Any) -> bool:
@@ -51,35 +48,65 @@ def read_label_studio(path: Path, data: list, tally: ImportCounts) -> Contents:
         tally: counts what has no area, no label, several labels or several annotators, and what is broken.
 
     Raises:
-        ValueError: a task names no image.
+        ValueError: a task names no image, or several without saying which one the results are on.
     """
-    items = []
+    items: list[Item] = []
+    tags = {str(result.get("to_name")) for task in data for result in _all_results(task) if _outline(result)}
     for index, task in enumerate(data):
-        name = _image_of(task.get("data"))
-        if name is None:
-            raise ValueError(f"{path}: task {index} (id {task.get('id')!r}) has no image in its `data`")
-        item = Item(plain_name(name), source_id=task.get("id"))
-        _add_results(item, _results(item, task, path.name, tally), path.name, tally)
-        items.append(item)
+        names = _images_of(task.get("data"), tags, f"{path}: task {index} (id {task.get('id')!r})")
+        found = {place: Item(plain_name(name), source_id=task.get("id")) for place, name in names.items()}
+        _add_results(found, _results(names, task, path.name, tally), path.name, tally)
+        items += found.values()
     return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))
 
 
-def _image_of(data: Any) -> str | None:
-    """The task's image: the value called so, else the first that looks like a file of one, else the only text."""
-    if not isinstance(data, Mapping):
-        return None
+def _images_of(data: Any, tags: Set[str], where: str) -> dict[str, str]:
+    """The images of a task by the place that its results name: "" is the only one.
+
+    The only image is the value called so, else the first that looks like a file of one, else the only text. With
+    regions on several image tags of a project these must be called as the keys of `data`; the pages of a list of
+    images are "0", "1", ..., which results name by their `item_index`.
+
+    Raises:
+        ValueError: there is none, or it is unknown which of several the results are on.
+    """
+    data = data if isinstance(data, Mapping) else {}
     texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
-    files = [value for value in texts.values() if value.partition("?")[0].lower().endswith(IMAGE_ENDINGS)]
-    named = [texts[key] for key in _NAMES_OF_IMAGE if key in texts]
-    return next(iter([*named, *files, *(texts.values() if len(texts) == 1 else ())]), None)
+    files = list(dict.fromkeys(value for value in texts.values() if _is_image(value)))
+    if len(tags) > 1 and len(files) > 1:
+        if not tags <= set(texts):
+            raise ValueError(
+                f"{where} has several images, and results on {', '.join(sorted(tags))}: its `data` must have these as "
+                "keys, or export a task for each image"
+            )
+        return {tag: texts[tag] for tag in sorted(tags)}
+    named = [texts[key] for key in (*sorted(tags), *_NAMES_OF_IMAGE) if key in texts]
+    for name in [*named, *files, *(texts.values() if len(texts) == 1 else ())]:
+        return {"": name}
+    for pages in data.values():
+        if isinstance(pages, list) and pages and all(isinstance(page, str) and _is_image(page) for page in pages):
+            return {str(index): page for index, page in enumerate(pages)}
+    raise ValueError(f"{where} has no image in its `data`")
 
 
-def _results(item: Item, task: Mapping, where: str, tally: ImportCounts) -> list[Mapping]:
+def _is_image(text: str) -> bool:
+    return text.partition("?")[0].lower().endswith(IMAGE_ENDINGS)
+
+
+def _annotations(task: Mapping) -> list[Mapping]:
+    return _mappings(task.get("annotations") or task.get("completions"))
+
+
+def _all_results(task: Mapping) -> list[Mapping]:
+    return [result for annotation in _annotations(task) for result in _mappings(annotation.get("result"))]
+
+
+def _results(names: Mapping[str, str], task: Mapping, where: str, tally: ImportCounts) -> list[Mapping]:
     """Results of the ground truth, else of the first annotation that was not cancelled; the others are counted."""
-    found = _mappings(task.get("annotations") or task.get("completions"))
-    found = sorted((e for e in found if not e.get("was_cancelled")), key=lambda entry: not entry.get("ground_truth"))
+    found = [entry for entry in _annotations(task) if not entry.get("was_cancelled")]
+    found.sort(key=lambda entry: not entry.get("ground_truth"))
     for entry in found[1:]:
-        tally.add("further_annotations", f"{where}: annotation {entry.get('id')!r} of {item.file_name}")
+        tally.add("further_annotations", f"{where}: annotation {entry.get('id')!r} of {', '.join(names.values())}")
     return _mappings(found[0].get("result")) if found else []
 
 
@@ -95,25 +122,39 @@ def _value(result: Mapping) -> Mapping:
 def _texts(result: Mapping, key: Any) -> list[str]:
     """Labels or choices of a result."""
     found = _value(result).get(key) if isinstance(key, str) else None
-    return [str(text) for text in found] if isinstance(found, list) else []
+    return [text for text in found if isinstance(text, str) and text.strip()] if isinstance(found, list) else []
 
 
-def _add_results(item: Item, results: Sequence[Mapping], source: str, tally: ImportCounts) -> None:
-    """Adds class and parts of one annotation to its item."""
-    regions: dict[tuple[str, str], list[Mapping]] = defaultdict(list)
+def _outline(result: Mapping) -> dict:
+    return {key: value for key, value in _value(result).items() if key in _OUTLINE}
+
+
+def _add_results(items: Mapping[str, Item], results: Sequence[Mapping], source: str, tally: ImportCounts) -> None:
+    """Adds class and parts of one annotation to the items that its results name, see `_images_of`."""
+    regions: dict[tuple[str, str, str], list[Mapping]] = defaultdict(list)
     for result in results:
-        item.width = item.width or as_side(result.get("original_width"))
-        item.height = item.height or as_side(result.get("original_height"))
-        outline = {key: value for key, value in _value(result).items() if key in _OUTLINE}
-        if outline:
-            regions[str(result.get("id")), repr(sorted(outline.items()))].append(result)
+        page = result.get("item_index", None if result.get("type") == "choices" else 0)
+        places = (str(result.get("to_name")), str(page), "")
+        place = next((place for place in places if place in items), None)
+        if place is None and result.get("type") != "choices":
+            tally.add("unknown_image", f"{source}: result {result.get('id')!r} on {result.get('to_name')!r}")
+            continue
+        # A choice that is of none of the images is one of the task.
+        chosen = list(items.values()) if place is None else [items[place]]
+        for item in chosen:
+            item.width = item.width or as_side(result.get("original_width"))
+            item.height = item.height or as_side(result.get("original_height"))
+        outline = _outline(result)
+        if outline and place is not None:
+            regions[place, str(result.get("id")), repr(sorted(outline.items()))].append(result)
         elif result.get("type") == "choices":
-            for choice in _texts(result, "choices"):
-                item.name_class(choice, tally)
+            for item in chosen:
+                for choice in _texts(result, "choices"):
+                    item.name_class(choice, tally)
         else:
-            tally.add("shape_kind", _where(source, result, item))
-    for region in regions.values():
-        _add_region(item, region, _where(source, region[0], item), tally)
+            tally.add("shape_kind", _where(source, result, chosen[0]))
+    for (place, _, _), region in regions.items():
+        _add_region(items[place], region, _where(source, region[0], items[place]), tally)
 
 
 def _where(source: str, result: Mapping, item: Item) -> str:
@@ -186,6 +227,7 @@ def brush_mask(code: list[int], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: the code is broken, or its picture has another size.
     """
+    check_picture_size(height, width)
     bits = np.unpackbits(np.asarray(code, dtype=np.uint8))
     position = 0
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from part_robust.data.importers.items import Contents, Item, plain_name, tool_contents
+from part_robust.data.importers.files import BROKEN_PICTURE
+from part_robust.data.importers.items import Contents, Item, folder_of, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_side
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.importers.shapes import ellipse, pasted
@@ -25,7 +25,7 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
 
     Args:
         folder: where the jsons are.
-        images: image root; an image lies where its json's `imagePath` says, seen from the json.
+        images: image root; an image lies where its json's `imagePath` says, seen from the json, or beside the json.
         tally: counts shapes without an area, and broken files and shapes.
 
     Raises:
@@ -38,21 +38,16 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
         except ValueError as error:
             tally.add("unreadable_annotation", str(error))
             continue
-        if not isinstance(data, Mapping) or not isinstance(data.get("shapes"), list) or "imagePath" not in data:
-            tally.add("unreadable_annotation", f"{path}: has no `shapes` and `imagePath`")
+        if not isinstance(data, Mapping) or not isinstance(data.get("shapes"), list) or not _image_path(data):
+            tally.add("unreadable_annotation", f"{path}: must have `shapes`, and a file name as `imagePath`")
             continue
-        beside = (path.parent / plain_name(str(data["imagePath"]))).resolve()
-        base = images.resolve()
-        name = (
-            beside.relative_to(base).as_posix() if beside.is_relative_to(base) else plain_name(str(data["imagePath"]))
-        )
+        name = _name_below(images.resolve(), path.parent, _image_path(data))
         item = Item(name, as_side(data.get("imageWidth")), as_side(data.get("imageHeight")), path.stem)
         flags = data.get("flags")
         if isinstance(flags, Mapping):
             for flag in (flag for flag, value in flags.items() if value is True):
                 item.name_class(str(flag), tally)
-        if item.label is None and "/" in name:
-            item.label = name.split("/")[-2]
+        item.label = item.label or folder_of(name)
         for index, shape in enumerate(data["shapes"]):
             _add_shape(item, shape, f"{path.name}: shapes[{index}]", tally)
         items.append(item)
@@ -61,10 +56,32 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
     return tool_contents(items, sorted({raw["part"] for item in items for raw in item.raw}))
 
 
+def _image_path(data: Mapping) -> str:
+    value = data.get("imagePath")
+    return plain_name(value) if isinstance(value, str) else ""
+
+
+def _name_below(images: Path, folder: Path, image_path: str) -> str:
+    """Return the name below the image root of the file that a json in a folder means; its own where there is none.
+
+    A path of another machine, or of a folder that was moved since, means the file of that name beside the json.
+    """
+    places = [(folder / image_path).resolve(), (folder / PurePosixPath(image_path).name).resolve()]
+    for place in places:
+        if place.is_relative_to(images) and place.is_file():
+            return place.relative_to(images).as_posix()
+    return places[0].relative_to(images).as_posix() if places[0].is_relative_to(images) else image_path
+
+
 def _add_shape(item: Item, shape: Any, where: str, tally: ImportCounts) -> None:
+    label = shape.get("label") if isinstance(shape, Mapping) else ""
+    if not isinstance(label, str) or not label.strip():
+        tally.add("no_label", where)
+        item.lost += 1
+        return
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
-        raw: dict[str, Any] = {"part": str(shape["label"]).strip(), "where": where, "no_box": True}
+        raw: dict[str, Any] = {"part": label.strip(), "where": where, "no_box": True}
         kind = shape.get("shape_type") or "polygon"
         if kind in ("polygon", "oriented_rectangle", "rotation"):
             raw["segmentation"] = [[value for point in points for value in point]]
@@ -81,9 +98,7 @@ def _add_shape(item: Item, shape: Any, where: str, tally: ImportCounts) -> None:
         else:
             item.add_without_area(raw["part"], f"{where} ({kind})", tally)
             return
-        if not raw["part"]:
-            raise ValueError("no label")
-    except (KeyError, ValueError, TypeError, OSError, AttributeError, binascii.Error):
+    except (*BROKEN_PICTURE, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         tally.add("no_shape", where)
         item.lost += 1
         return

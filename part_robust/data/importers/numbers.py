@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """A finite json number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    """A finite json number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def as_number(value: Any) -> int | float | None:
@@ -48,3 +49,15 @@ def is_set(value: Any) -> bool:
     """Return whether a flag such as `iscrowd` is set, also as text."""
     number = as_number(value)
     return number != 0 if number is not None else str(value).strip().lower() in ("true", "yes")
+
+
+def as_name(value: Any, where: str) -> str:
+    """Return the name that a value of a json or yaml file is.
+
+    Raises:
+        ValueError: it is empty, or neither text nor a whole number (yaml reads a bare `no` as false).
+    """
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip():
+        hint = ", in quotes" if isinstance(value, bool) else ""
+        raise ValueError(f"{where} has the name {value!r}: give it a name{hint}")
+    return str(value).strip()

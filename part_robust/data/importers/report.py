@@ -18,7 +18,7 @@ REASONS = {
     "size_mismatch": ("skipped", "images whose file has another size than the json says: their parts lie elsewhere"),
     "ambiguous_rotation": (
         "skipped",
-        "images whose EXIF rotation keeps width and height: their parts may be drawn either way up; save them turned",
+        "images with an EXIF rotation whose parts may be drawn either way up; save them turned, without the tag",
     ),
     "unreadable_annotation": ("skipped", "annotation files that cannot be read"),
     "class_not_wanted": ("skipped", "images of a class that is not imported"),
@@ -34,7 +34,7 @@ REASONS = {
     "turned_size": ("repaired", "images whose parts fit the EXIF-turned frame only: width and height exchanged"),
     "image_with_lost_parts": ("noted", "images with parts that could not be read: part_supervision is partial"),
     "several_classes": ("noted", "images to which the file gives several classes: the first is taken"),
-    "no_mask": ("noted", "images without a mask file"),
+    "no_mask": ("noted", "images without a file with their parts"),
     "image_without_parts": ("noted", "images without any usable annotation"),
     "exif_orientation": ("noted", "images with an EXIF rotation (the loader follows the json's width and height)"),
     "duplicate_content": ("noted", "images with the pixels of an earlier one: never divided between splits"),
@@ -75,7 +75,7 @@ REASONS = {
     "far_outside": ("skipped", "annotations that reach further outside than a side of the image"),
     "mask_unreadable": ("skipped", "masks that cannot be read"),
     "mask_size": ("skipped", "masks of another size than their image"),
-    "mask_without_image": ("skipped", "mask files that belong to no image"),
+    "mask_without_image": ("skipped", "mask and label files that belong to no image"),
     "unknown_label": ("skipped", "labels of a mask that the table of names does not have: their pixels count nowhere"),
     "unknown_colour": (
         "skipped",

@@ -104,6 +104,12 @@ def require_parts(
         }
         remedy = next((text for reason, text in remedies.items() if tally.counts[reason]), "correct what is counted")
         raise ValueError(f"{where}: no image is left (counted: {counted_text(tally)}){_first(tally)}: {remedy}")
+    without = tally.counts["no_mask"]
+    if without == sum(len(found.items) for found in contents):
+        raise ValueError(
+            f"{where}: none of the {without} images has a file with its parts, first {tally.examples['no_mask'][0]}: "
+            "add the files, or correct their names"
+        )
     had_parts = any(found.counts.get("annotations", 1) for found in contents)
     if had_parts and not any(sample.image.parts for sample in samples):
         raise ValueError(

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
 from tqdm import tqdm
 
 from part_robust.data.importers.classes import ClassSource
 from part_robust.data.importers.clean import clean_item
-from part_robust.data.importers.files import find_files
+from part_robust.data.importers.files import BROKEN_PICTURE, find_files
 from part_robust.data.importers.items import Contents, Item, Source
 from part_robust.data.importers.numbers import as_number
 from part_robust.data.importers.report import ImportCounts
@@ -94,10 +93,15 @@ def read_samples(
     prefix = PurePosixPath(source.image_root.resolve().relative_to(root).as_posix())
     paths = {item.file_name: source.image_root / found[item.file_name] for item in items}
     cleaned: dict[str, tuple[Item, Picture]] = {}
+    turned = False  # whether parts of any image of this source were drawn upright, in spite of the size that it says
     for item, picture, counted in _cleaned(items, paths, settings.crowd, source, workers):
         tally.extend(counted)
+        turned |= any(reason == "turned_size" for reason, _ in counted)
         if picture is not None:
             cleaned[item.file_name] = item, picture
+    for name in [name for name, (item, _) in cleaned.items() if turned and item.fits_both]:
+        tally.add("ambiguous_rotation", name)
+        del cleaned[name]
     if labels is None:
         kept = [item for item in items if item.file_name in cleaned]
         by_name = dict(
@@ -151,7 +155,7 @@ def _read_picture(item: Item, path: Path, tally: ImportCounts) -> Picture | None
     """Decodes the file and checks or adds the size; None where the image cannot be used."""
     try:
         picture = read_picture(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         tally.add("unreadable_image", f"{item.file_name}: {error}".replace(str(path), item.file_name))
         return None
     stored = (picture.width, picture.height)
@@ -169,25 +173,28 @@ def _read_picture(item: Item, path: Path, tally: ImportCounts) -> Picture | None
     if picture.rotated and turned == stored and (item.raw or item.lost):
         tally.add("ambiguous_rotation", item.file_name)
         return None
-    if turned != stored and (item.width, item.height) == stored and _fit_only(item, turned, stored):
-        item.width, item.height = turned
-        tally.add("turned_size", item.file_name)
+    if turned != stored and (item.width, item.height) == stored and item.raw:
+        fits_stored, fits_turned = _fits(item, stored), _fits(item, turned)
+        item.fits_both = fits_stored and fits_turned
+        if fits_turned and not fits_stored:  # drawn upright
+            item.width, item.height = turned
+            tally.add("turned_size", item.file_name)
     return picture
 
 
-def _fit_only(item: Item, turned: tuple[int, int], stored: tuple[int, int]) -> bool:
-    """Return whether parts leave the stored frame and all of them lie in the turned one: they were drawn upright."""
+def _fits(item: Item, size: tuple[int, int]) -> bool:
+    """Return whether all parts lie in a frame of this width and height; those without a place do."""
     ends = [end for raw in item.raw if (end := _end(raw)) is not None]
-    if not ends:
-        return False
-    right, bottom = max(end[0] for end in ends), max(end[1] for end in ends)
-    leaves = right > stored[0] + 1 or bottom > stored[1] + 1
-    return leaves and right <= turned[0] + 1 and bottom <= turned[1] + 1
+    return all(right <= size[0] + 1 and bottom <= size[1] + 1 for right, bottom in ends)
 
 
 def _end(raw: Mapping) -> tuple[float, float] | None:
-    """Largest x and y of a part's polygons, else of its box."""
+    """Largest x and y of a part's polygons, else of its box; of a run-length code its frame."""
     segmentation, box = raw.get("segmentation"), raw.get("bbox")
+    if isinstance(segmentation, Mapping):
+        size = segmentation.get("size")
+        height, width = map(as_number, size) if isinstance(size, list) and len(size) == 2 else (None, None)
+        return None if height is None or width is None else (width, height)
     if isinstance(segmentation, list) and segmentation and all(isinstance(polygon, list) for polygon in segmentation):
         values = [[as_number(value) for value in polygon] for polygon in segmentation]
         xs = [x for polygon in values for x in polygon[0::2] if x is not None]

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from part_robust.data.importers.numbers import as_number
 from part_robust.data.importers.report import ImportCounts
 from part_robust.data.preparation.segmentation import encode
 
 _ELLIPSE_POINTS = 48
-MAX_SIDE = 30_000  # pixels; Pillow refuses pictures of more than about 13,000 squared
 
 
 def turned_rectangle(
@@ -68,6 +68,12 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float
     return polygon
 
 
+def check_picture_size(height: int, width: int) -> None:
+    """Raise ValueError where a file says that an image is larger than any that Pillow opens."""
+    if height * width > 2 * (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError(f"the file says that the image is {width} x {height} pixels")
+
+
 def pasted(pixels: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
     """Return the run-length code of an image that shows a mask whose top left corner is at (left, top).
 
@@ -81,8 +87,7 @@ def pasted(pixels: np.ndarray, left: int, top: int, height: int, width: int) -> 
     Raises:
         ValueError: no picture is that large.
     """
-    if max(height, width) > MAX_SIDE:
-        raise ValueError(f"the file says that the image is {width} x {height} pixels")
+    check_picture_size(height, width)
     whole = np.zeros((height, width), dtype=np.uint8)
     cut = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
     whole[max(top, 0) : max(top, 0) + cut.shape[0], max(left, 0) : max(left, 0) + cut.shape[1]] = cut

@@ -7,18 +7,20 @@ points of a polygon; a score or the number of a track may follow.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from part_robust.data.importers.class_rule import read_declaration
-from part_robust.data.importers.files import IMAGE_ENDINGS, ImageFolder
+from part_robust.data.importers.files import BROKEN_PICTURE, IMAGE_ENDINGS, ImageFolder
 from part_robust.data.importers.items import DIVIDE, Contents, Item, Source, origin_of, plain_name, tool_contents
+from part_robust.data.importers.numbers import as_name
 from part_robust.data.importers.report import ImportCounts
 
-_SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test"))
+# Keys of a data.yaml; Ultralytics takes `validation` for `val`, and Roboflow has written `valid`.
+_SPLITS = (("train", "train"), ("val", "val"), ("valid", "val"), ("validation", "val"), ("test", "test"))
 
 
 def read_yolo(path: Path, tally: ImportCounts) -> list[tuple[Source, Contents]]:
@@ -42,11 +44,14 @@ def read_yolo(path: Path, tally: ImportCounts) -> list[tuple[Source, Contents]]:
             images[split] = list(dict.fromkeys(image for value in values for image in _images(path, data, str(value))))
     if not images:
         raise ValueError(f"{path} names no folder of images: it must have `train`, `val` or `test`")
+    _count_orphans([image for files in images.values() for image in files], tally)
     found = []
     for split, files in images.items():
         if not files:
             raise ValueError(f"{path}: {split} has no image (endings {', '.join(IMAGE_ENDINGS)})")
         root = Path(os.path.commonpath([file.parent for file in files]))
+        if not root.is_dir():
+            raise FileNotFoundError(f"{path}: {root}, where the images of {split} should be, does not exist")
         items = [_item(image, root, parts, boxes, tally) for image in files]
         source = Source(path, root, split if len(images) > 1 else DIVIDE)
         found.append((source, tool_contents(items, [parts[i] for i in sorted(parts)])))
@@ -60,7 +65,7 @@ def _parts(path: Path, data: Any) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, Mapping) or not names or not all(str(number).isdecimal() for number in names):
         raise ValueError(f"{path} must have `names`, a list of the parts or {{number: part}}")
-    return {int(number): str(name).strip() for number, name in names.items()}
+    return {int(number): as_name(name, f"{path}: names[{number}]") for number, name in names.items()}
 
 
 def _images(path: Path, data: Mapping, value: str) -> Iterator[Path]:
@@ -71,11 +76,17 @@ def _images(path: Path, data: Mapping, value: str) -> Iterator[Path]:
     elif place.suffix.lower() in IMAGE_ENDINGS:
         yield place
     else:
-        folder = ImageFolder(place.parent)
+        # Names are relative to the list or to the file, and older versions write another folder in front.
+        folders = [ImageFolder(root) for root in dict.fromkeys((place.parent, path.parent))]
         for line in _lines(place):
             name = plain_name(line.strip())
-            # Older versions write another folder in front. A missing image is counted with the others.
-            yield place.parent / (folder.find(name) or folder.find(name.removeprefix("data/")) or name)
+            found = (
+                folder.root / file
+                for folder in folders
+                for spelled in (name, name.removeprefix("data/"))
+                if (file := folder.find(spelled))
+            )
+            yield next(found, place.parent / name)  # a missing image is counted with the others
 
 
 def _place(path: Path, data: Mapping, value: str) -> Path:
@@ -103,6 +114,17 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _count_orphans(images: Sequence[Path], tally: ImportCounts) -> None:
+    """Counts label files in the folders of the images' own that no image there has."""
+    folders = {(image.parent, label.parent) for image in images if (label := _label_file(image)).parent != image.parent}
+    for folder, labels in sorted(folders):
+        if labels.is_dir() and folder.is_dir():
+            stems = {entry.stem for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_ENDINGS}
+            for label in sorted(labels.glob("*.txt")):
+                if label.stem not in stems and label.name != "classes.txt":
+                    tally.add("mask_without_image", str(label))
+
+
 def _lines(path: Path) -> list[str]:
     """Lines of a text file that are not empty.
 
@@ -126,7 +148,7 @@ def _item(image: Path, root: Path, parts: Mapping[int, str], boxes: bool, tally:
             item.width, item.height = file.size
             if file.getexif().get(274, 1) in (5, 6, 7, 8):  # Ultralytics turns images as the camera says
                 item.width, item.height = item.height, item.width
-    except (OSError, SyntaxError, ValueError):
+    except BROKEN_PICTURE:
         return item  # counted as unreadable when its pixels are read
     for index, line in enumerate(_lines(label), start=1):
         _add(item, line.split(), f"{label.name}, line {index}", parts, boxes, tally)

@@ -11,6 +11,7 @@ from part_robust.data.part_json import parse_json
 
 _NUMBERS = ("width", "height")
 _IDS = ("id", "image_id", "category_id")
+_TEXTS = ("file_name", "name")
 
 
 def read_entries(path: Path, required: Mapping[str, Sequence[str]]) -> dict:
@@ -49,16 +50,18 @@ def check_entry(entry: dict, name: str, where: str) -> None:
         entry[name] = as_id(value, f"{where}, {name}")
     elif name in _NUMBERS and (not is_number(value) or value < 1):
         raise ValueError(f"{where} has the {name} {value!r}: it must be a number from 1 on")
+    elif name in _TEXTS and (not isinstance(value, str) or not value.strip()):
+        raise ValueError(f"{where} has the {name} {value!r}: it must be a text that is not empty")
 
 
-def as_id(value: Any, where: str) -> int | str:
+def as_id(value: Any, where: str) -> int:
     """The id that a json value is; text of digits is the number.
 
     Raises:
-        ValueError: neither number nor text.
+        ValueError: it is no whole number.
     """
-    if isinstance(value, str):
-        return int(value) if value.isdecimal() and value.isascii() else value
+    if isinstance(value, str) and value.isdecimal() and value.isascii():
+        return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise ValueError(f"{where} is {value!r}: it must be a whole number")

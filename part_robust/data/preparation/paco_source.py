@@ -171,7 +171,7 @@ def _annotation(entry: dict, masks: bool, path: Path) -> PacoAnnotation:
 
 def _image(entry: dict, path: Path) -> PacoImage:
     where = f"{path}: image {entry.get('id')!r}"
-    for key in ("id", "width", "height"):
+    for key in ("id", "width", "height", *(["file_name"] if entry.get("file_name") else [])):
         check_entry(entry, key, where)
     # LVIS has web addresses: http://images.cocodataset.org/train2017/000000000009.jpg
     name = entry.get("file_name") or "/".join(str(entry.get("coco_url") or "").split("/")[-2:])

@@ -101,6 +101,8 @@ def decode(segmentation: Any, height: int, width: int) -> tuple[TightMask, int]:
         raise SkippedError("no_mask")
     if isinstance(segmentation, dict):
         return _decode_rle(segmentation, height, width), 0
+    if not isinstance(segmentation, list):
+        raise SkippedError("bad_polygon", f"the segmentation is {segmentation!r}, no list of polygons")
     polygons, dropped = clean_polygons(segmentation)
     if not polygons:
         raise SkippedError("bad_polygon", f"none of {dropped} polygons has 3 distinct points")
@@ -116,7 +118,7 @@ def decode(segmentation: Any, height: int, width: int) -> tuple[TightMask, int]:
 
 def _decode_rle(rle: dict, height: int, width: int) -> TightMask:
     size, counts = rle.get("size"), rle.get("counts")
-    if list(size or ()) != [height, width]:
+    if size != [height, width] and size != (height, width):
         raise SkippedError("rle_size_mismatch", f"the mask is {size}, the image {[height, width]} (height, width)")
     try:
         if isinstance(counts, (list, tuple)):
