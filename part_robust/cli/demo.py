@@ -18,7 +18,7 @@ from pathlib import Path
 from part_robust import load_config
 from part_robust.data.image_file import find_image_files
 from part_robust.engine.demo import Demo, build_demo_attack, run_files
-from part_robust.utils.errors import PREPARATION, user_errors
+from part_robust.utils.errors import PREPARATION, UserError, user_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +42,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> tuple[Demo, list[Path], dict]:
     """Everything that can be refused, before the first image is computed."""
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output must be a folder, got the file {args.output}")
     paths = find_image_files(args.images)
     config, weights = run_files(args.run) if args.run and not (args.config_file and args.weights) else (None, None)
     cfg = load_config(args.config_file or config, args.opts)

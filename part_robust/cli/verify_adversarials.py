@@ -16,6 +16,7 @@ from pathlib import Path
 from part_robust.engine import PartCheckpointer, PartTrainer
 from part_robust.evaluation.report import write_report
 from part_robust.evaluation.verification import note_in_record, recorded_config, verify
+from part_robust.utils.devices import check_device
 from part_robust.utils.errors import PREPARATION, user_errors
 
 SHOWN = 20
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with user_errors(*PREPARATION, code=2):
         cfg, record = recorded_config(args.folder, args.weights)
         if args.device:
+            check_device(args.device, "--device")
             cfg.MODEL.DEVICE = args.device
         model = PartTrainer.build_model(cfg)
         PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)

@@ -17,6 +17,7 @@ from part_robust.attacks import attack_batch, attack_mode
 from part_robust.configured_attacks import build_attacks
 from part_robust.data import PartDatasetMapper, get_taxonomy
 from part_robust.engine import PartCheckpointer
+from part_robust.modeling.external.head import reads_own_file
 from part_robust.utils.errors import PREPARATION, UserError, user_errors
 from part_robust.visualize import Panel, amplify, check_picture, legend_patches, overlay_parts, save_grid
 
@@ -44,6 +45,8 @@ def draw(cfg: CfgNode, attack_name: str, count: int, output: str) -> str:
     batch = [mapper(record) for record in records[:: max(len(records) // count, 1)][:count]]
 
     model = build_model(cfg)
+    if not cfg.MODEL.WEIGHTS and not reads_own_file(model):
+        raise UserError("MODEL.WEIGHTS must be the checkpoint of a trained model, got ''")
     PartCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     keys = torch.tensor([item["image_id"] for item in batch])
     with attack_mode(model, attack.full_gradient) as inner, torch.no_grad():

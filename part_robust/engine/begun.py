@@ -84,6 +84,6 @@ def _forget(output: Path) -> None:
         logger.warning(
             "OUTPUT_DIR %s holds an earlier training: --resume would have continued from its %s, this is a new one",
             output,
-            last.read_text().strip(),
+            last.read_text(errors="replace").strip(),
         )
         last.unlink()

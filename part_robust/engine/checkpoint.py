@@ -72,7 +72,7 @@ class PartCheckpointer(DetectionCheckpointer):
         """The last checkpoint, as `last_checkpoint` names it; "" where there is none.
 
         Raises:
-            UserError: that file is damaged.
+            UserError: that file is damaged, or names a checkpoint that is gone.
         """
         path = os.path.join(self.save_dir, "last_checkpoint")
         if not os.path.exists(path):
@@ -80,7 +80,13 @@ class PartCheckpointer(DetectionCheckpointer):
         name = read_text(path, "the name of a checkpoint beside it").strip()
         if not name:
             raise UserError(f"{path} must be the name of a checkpoint beside it, got an empty file")
-        return os.path.join(self.save_dir, name)
+        file = os.path.join(self.save_dir, name)
+        if not os.path.exists(file):
+            raise UserError(
+                f"{path} names {name}, which does not exist: write the name of another checkpoint of {self.save_dir} "
+                "into it, such as model_best.pth"
+            )
+        return file
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Load a checkpoint, and account for every weight of the model.

@@ -44,10 +44,10 @@ def check_resumed(cfg: CfgNode) -> list[str]:
     """
     folder = Path(cfg.OUTPUT_DIR)
     # An evaluation in the folder writes its config.yaml, too.
-    config = next((path for path in (folder / STARTED, folder / "config.yaml") if path.is_file()), folder / STARTED)
-    if not (folder / "last_checkpoint").is_file() or not config.is_file():
+    files = [path for path in (folder / STARTED, folder / "config.yaml") if path.is_file() and path.stat().st_size]
+    if not (folder / "last_checkpoint").is_file() or not files:
         return []
-    before = read_text(config, "the config of a training")
+    before = read_text(files[0], "the config of a training")
     # Another training is refused where it matters; keys that only evaluations read do not.
     keys = [key for key in different_keys(before, config_text(cfg)) if key != "OUTPUT_DIR"]
     old, new = config_values(before), config_values(config_text(cfg))

@@ -36,7 +36,7 @@ LIBRARIES = ("py.warnings", "torch", "matplotlib")
 
 
 def start_log(cfg: CfgNode, args: argparse.Namespace, level: int = logging.INFO) -> None:
-    """Starts the log of a run in each of its processes, and writes OUTPUT_DIR/config.yaml.
+    """Starts the log of a run in each of its processes.
 
     detectron2's `default_setup` prints the environment and the config in full, and converts the config four times.
 
@@ -54,8 +54,6 @@ def start_log(cfg: CfgNode, args: argparse.Namespace, level: int = logging.INFO)
                 handler.setLevel(max(level, logging.INFO))
                 handler.addFilter(_concerns_user)
     _log_libraries(logging.getLogger("part_robust").handlers[-1])
-    if comm.is_main_process():
-        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", config_text(cfg))
     # These lines are in the file alone.
     logger.debug("Command line arguments: %s", args)
     logger.debug("Environment:\n%s", defaults.collect_env_info())
@@ -63,6 +61,12 @@ def start_log(cfg: CfgNode, args: argparse.Namespace, level: int = logging.INFO)
     logger.info(_environment(cfg))
     logger.info("Keys that differ from the defaults:%s", "".join(f"\n  {line}" for line in changed_keys(cfg)))
     logger.info("All keys: %s/config.yaml. The whole log: %s/log.txt", cfg.OUTPUT_DIR, cfg.OUTPUT_DIR)
+
+
+def write_config(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml, once nothing can refuse the run: until then it is that of the weights there."""
+    if comm.is_main_process():
+        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", config_text(cfg))
 
 
 def seed_and_tune(cfg: CfgNode, eval_only: bool) -> None:

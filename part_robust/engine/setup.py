@@ -29,7 +29,7 @@ from part_robust.engine.failures import no_tracebacks
 from part_robust.engine.output_lock import lock_output, release_output
 from part_robust.engine.process_group import end_process_group
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.run_log import seed_and_tune, start_log
+from part_robust.engine.run_log import seed_and_tune, start_log, write_config
 from part_robust.engine.trainer import PartTrainer, share_weights
 from part_robust.evaluation.external import describe_external, describe_preprocessing, source_sha256
 from part_robust.evaluation.plan import PlannedAttacks, full_tiers, metric_rows, plan_attacks
@@ -55,7 +55,7 @@ def setup(args: argparse.Namespace, level: int = logging.INFO) -> CfgNode:
 
 
 def setup_run(args: argparse.Namespace, level: int = logging.INFO) -> tuple[CfgNode, PlannedAttacks | None]:
-    """Same as `complete_run`; also locks OUTPUT_DIR, logs to it and writes config.yaml there.
+    """Same as `complete_run`; also locks OUTPUT_DIR and logs to it.
 
     `train` and `evaluate` release the lock when they end.
 
@@ -231,8 +231,8 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
         with as_user_errors():
             trainer = PartTrainer(cfg)
             trainer.resume_or_load(resume=resume)
-        begin_training(cfg, resume)
         if trainer.start_iter > cfg.SOLVER.MAX_ITER:
+            # The folder's notes stay those of the training that made its weights.
             logger.warning(
                 "OUTPUT_DIR %s is already trained to %d of SOLVER.MAX_ITER %d: nothing is left to do. Raise MAX_ITER "
                 "(or SOLVER.EPOCHS) to train longer",
@@ -241,6 +241,8 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict | None:
                 cfg.SOLVER.MAX_ITER,
             )
             return None
+        write_config(cfg)
+        begin_training(cfg, resume)
         with no_tracebacks():
             trainer.train()
         return getattr(trainer, "_last_eval_results", None)
@@ -285,6 +287,8 @@ def _evaluate(cfg: CfgNode, resume: bool, attacks: PlannedAttacks | None) -> Ord
     if not weights or external:  # a callable's weights may be random
         share_weights(model)
     iteration = checkpointer.load(weights).get("iteration", 0)
+    if interrupted is None:  # one that continues has its config there, and is refused if that differs
+        write_config(cfg)
     local = checkpointer.path_manager.get_local_path(weights) if weights else ""
     found = evaluate_tiers(cfg, model, attacks, local, weights_of, resume)
     if not comm.is_main_process():

@@ -149,8 +149,14 @@ def pair_seeds(first: Sequence[Evaluated], second: Sequence[Evaluated]) -> Pairs
     Where an evaluation states no SEED, or two of one model state the same, the order decides.
 
     Raises:
-        NotComparable: no SEED is on both sides; the order decides and the sides are of different length.
+        NotComparable: one side has an evaluation twice, or no SEED is on both; the order decides and the sides are of
+            different length.
     """
+    for side in (first, second):
+        folders = [each.folder.resolve() for each in side]
+        twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+        if twice is not None:
+            raise NotComparable(f"each evaluation must be named once, got {twice} twice on one side")
     one, two = ({each.seed: each for each in side} for side in (first, second))
     if None not in {*one, *two} and len(one) == len(first) and len(two) == len(second):
         pairs = [(one[seed], two[seed]) for seed in one if seed in two]

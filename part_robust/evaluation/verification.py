@@ -110,6 +110,10 @@ def _verify(folder: Path, cfg: CfgNode, model: nn.Module, record: dict) -> list[
     for dataset, evaluation in record["evaluation"].items():
         if not evaluation["files"]["adversarials"]:
             continue
+        missing = [key for key in ("headline", "num_images", "tiers", "checks") if evaluation.get(key) is None]
+        if missing:
+            path = folder / "robustness.json"
+            raise UserError(f"{path} must have evaluation.{dataset}.{missing[0]}, got none: evaluate again")
         items = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset)}
         mapper = PartDatasetMapper(cfg, is_train=False, dataset_name=dataset)
         num_parts = len(MetadataCatalog.get(dataset).thing_classes)

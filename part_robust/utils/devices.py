@@ -18,27 +18,31 @@ def module_device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def check_device(name: str) -> None:
+def check_device(name: str, option: str = "MODEL.DEVICE") -> None:
     """Check that a device can be used.
 
     Args:
-        name: MODEL.DEVICE.
+        name: of the device.
+        option: key or flag that gives it, for the message.
 
     Raises:
-        UserError: the machine has no such device.
+        UserError: it is none, or the machine has no such device.
     """
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{option} must be a device such as cpu, cuda or cuda:0, got {name}") from error
+    remedy = "Add MODEL.DEVICE cpu at the end of the command" if option == "MODEL.DEVICE" else f"Give {option} cpu"
     available: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
     }
     if device.type in available and not available[device.type]():
         raise UserError(
-            f"MODEL.DEVICE must be a device of this machine, got {name}, and PyTorch finds no such GPU here. Add "
-            "MODEL.DEVICE cpu at the end of the command"
+            f"{option} must be a device of this machine, got {name}, and PyTorch finds no such GPU here. {remedy}"
         )
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(
-            f"MODEL.DEVICE must be one of the {torch.cuda.device_count()} GPUs of this machine, counted from cuda:0, "
+            f"{option} must be one of the {torch.cuda.device_count()} GPUs of this machine, counted from cuda:0, "
             f"got {name}"
         )

@@ -12,15 +12,10 @@ from part_robust.cli import import_parts
 from part_robust.data.part_json import load_part_json
 from tests.commands import exit_code
 from tests.data.coloured import DOOR, WHEEL, H, W, coco, pixels, polygon, save
-from tests.data.tool_files import command, label_studio, line, percent, result, right
+from tests.data.tool_files import command, counted, label_studio, line, percent, result, right
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 BY_NAME = ("--class-from", "name:([a-z]+)[^/]*$")
-
-
-def counted(out: Path) -> dict[str, int]:
-    data = json.loads((out / "report.json").read_text())
-    return {reason: e["count"] for kind in ("skipped", "repaired", "noted") for reason, e in data[kind].items()}
 
 
 # --- CVAT 2.x ---

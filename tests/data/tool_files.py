@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,12 @@ def result(out: Path, images: Path) -> dict[str, dict]:
     path = out / "annotations" / "train.json"
     assert check.main([str(path), "--image-root", str(images)]) == 0
     return measured(path, images.resolve())
+
+
+def counted(out: Path) -> dict[str, int]:
+    """Counts by reason of what was skipped, repaired and noticed."""
+    data = json.loads((out / "report.json").read_text())
+    return {reason: e["count"] for kind in ("skipped", "repaired", "noted") for reason, e in data[kind].items()}
 
 
 def mask(box) -> np.ndarray:

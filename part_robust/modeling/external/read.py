@@ -11,6 +11,7 @@ import inspect
 import logging
 import math
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,31 @@ def load_exported(path: str | Path) -> torch.export.ExportedProgram:
         OSError: it cannot be read.
     """
     check_file(path, "a file of torch.export.save")
+    log = logging.getLogger("torch.export")
+    level = log.level
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own reading
+            log.setLevel(logging.CRITICAL)  # which prints a traceback before it raises
             return torch.export.load(str(path))
     except Exception as error:  # damaged files raise anything
-        raise UserError(f"--exported {path} must be a file of torch.export.save, got {last_line(error)}") from error
+        found = _other_archive(path) or last_line(error)
+        raise UserError(f"--exported {path} must be a file of torch.export.save, got {found}") from error
+    finally:
+        log.setLevel(level)
+
+
+def _other_archive(path: str | Path) -> str:
+    """What else a file is that torch has written; "" where that is unknown."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names:
+        return "one of torch.jit.save: give it as --torchscript"
+    if "data.pkl" in names and "archive_format" not in names:
+        return "one of torch.save: give its weights as --timm NAME --weights or --torchvision NAME --weights"
+    return ""
 
 
 def input_shape(program: torch.export.ExportedProgram) -> list[int | torch.SymInt]:
