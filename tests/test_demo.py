@@ -170,6 +170,7 @@ def test_a_broken_file_is_named_and_the_others_are_drawn(a_run, photos, tmp_path
         (["IMAGE", "--weights", "nothing.pth"], ["nothing.pth"]),
         (["IMAGE", "--config-file", "nothing.yaml"], ["nothing.yaml"]),
         (["IMAGE", "--run", "EMPTY"], ["config.yaml", "--run"]),
+        (["IMAGE", "--output", "IMAGE"], ["--output must be a folder", "tall.jpg"]),
         (["IMAGE", "--opts", "INPUT.SIZ", "3"], ["INPUT.SIZ"]),
         (["IMAGE", "--opts", "MODEL.PART_CLASSIFIER.HEAD", "TwoHeadedHead"], ["the checkpoint is of another model"]),
     ],

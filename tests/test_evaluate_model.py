@@ -221,6 +221,8 @@ def test_outputs_are_found_by_their_names(callables, data, tmp_path):
     ("flags", "words"),
     [
         (["--torchscript", "nothing.ts"], "nothing.ts"),
+        (["--exported", "CHECKPOINT"], "must be a file of torch.export.save, got one of torch.save: give its weights"),
+        (["--exported", "SCRIPT"], "must be a file of torch.export.save, got one of torch.jit.save: give it as --tor"),
         (["--torchscript", "x.ts", "--weights", "x.pth"], "--weights must be left out with --torchscript"),
         (["--torchvision", "resnet18"], "--weights must be the file of weights of --torchvision resnet18, got none"),
         (["--callable", "no_such_module:f"], "Is its folder in PYTHONPATH?"),
@@ -235,6 +237,10 @@ def test_outputs_are_found_by_their_names(callables, data, tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(flags, words, callables, data, tmp_path):
+    files = {"CHECKPOINT": tmp_path / "weights.pth", "SCRIPT": tmp_path / "script.ts"}
+    torch.save({"model": {}}, files["CHECKPOINT"])
+    torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(files["SCRIPT"]))
+    flags = [files.get(flag, flag) for flag in flags]
     done = call("evaluate_model", *data, "--size", SIZE, *flags, *SHORT, "OUTPUT_DIR", tmp_path / "out")
     assert done.returncode == 1 and words in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.glob("out/journal*"))

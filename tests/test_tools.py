@@ -124,6 +124,13 @@ def test_visualize_data(source, tmp_path):
         assert len(picture.convert("RGB").resize((32, 32)).getcolors(1024)) > 50, "a blank picture"
 
 
+def test_visualize_attack_of_no_trained_model(run, tmp_path):
+    done = call(
+        "visualize_attack", "--config-file", run / "config.yaml", "--attack", "fgsm", "--output", tmp_path / "x.png"
+    )
+    assert done.returncode == 1 and "MODEL.WEIGHTS must be the checkpoint of a trained model" in done.stderr
+
+
 def test_visualize_attack(run, tmp_path):
     output = tmp_path / "attack.png"
     arguments = ["--config-file", run / "config.yaml", "--attack", "fgsm", "--count", 2, "--output", output]

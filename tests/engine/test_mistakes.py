@@ -17,7 +17,7 @@ from part_robust.data import register_part_dataset
 from part_robust.engine import PartTrainer
 from part_robust.engine.failures import NonFiniteStep
 from part_robust.engine.resume import check_resumed
-from part_robust.engine.setup import complete_config, setup, train
+from part_robust.engine.setup import complete_config, evaluate, setup, setup_run, train
 from part_robust.modeling.part_classifier import PartClassifier
 from part_robust.utils.errors import UserError
 from tests.toy import tiny_cfg, write_toy
@@ -244,6 +244,32 @@ def test_resuming_says_which_keys_hold(begun, caplog):
     with caplog.at_level("WARNING"):
         assert train(cfg, resume=True) is None
     assert f"{begun / 'out'} is already trained to 4 of SOLVER.MAX_ITER 2" in caplog.text
+    assert not (begun / "out" / "started.yaml").exists(), "a training that does no step is none of this folder's"
+
+
+def test_a_refused_run_leaves_the_config_of_the_weights(begun):
+    before = (begun / "out" / "config.yaml").read_text()
+    opts = ["INPUT.SIZE", 64, "MODEL.WEIGHTS", "nothing.pth"]
+    for eval_only in (False, True):
+        cfg, attacks = setup_run(arguments(begun, *opts, model="resnet", eval_only=eval_only))
+        with pytest.raises(FileNotFoundError, match=r"nothing\.pth is not found"):
+            evaluate(cfg, attacks=attacks) if eval_only else train(cfg)
+        assert (begun / "out" / "config.yaml").read_text() == before
+
+
+def test_resuming_from_a_checkpoint_that_is_gone(begun):
+    (begun / "out" / "model_0000003.pth").unlink()
+    with pytest.raises(UserError, match=r"last_checkpoint names model_0000003\.pth, which does not exist: write"):
+        train(complete_config(arguments(begun, model="resnet")), resume=True)
+
+
+def test_notes_of_an_earlier_training_that_cannot_be_read(begun):
+    (begun / "out" / "started.yaml").touch()
+    cfg = complete_config(arguments(begun, "SOLVER.MAX_ITER", 1, model="resnet"))
+    assert all("BASE_LR" not in sentence for sentence in check_resumed(cfg)), "config.yaml says it, too"
+    (begun / "out" / "last_checkpoint").write_bytes(b"\xff\xfe\x80")
+    train(cfg)
+    assert (begun / "out" / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_a_training_that_would_learn_nothing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,20 @@ def test_a_fresh_process_agrees(saved):
     rescored = record["evaluation"]["toy_val"]["rescored"]
     assert (rescored["images"], rescored["mismatches"], rescored["before"]["status"]) == (24, 0, "pass")
     assert c5(folder)["status"] == "pass" and "fresh process" in c5(folder)["sentence"]
+
+
+def test_a_device_that_is_none_and_a_record_without_a_headline(saved, tmp_path):
+    """Exit code 2: 1 would say that the images are not as the record says."""
+    shutil.copytree(saved, tmp_path / "cut")
+    record = json.loads((saved / "robustness.json").read_text())
+    del record["evaluation"]["toy_val"]["headline"]
+    (tmp_path / "cut" / "robustness.json").write_text(json.dumps(record))
+    for words, sentence in (
+        ([str(saved), "--device", "gpu"], "--device must be a device such as cpu, cuda or cuda:0, got gpu"),
+        ([str(tmp_path / "cut")], "robustness.json must have evaluation.toy_val.headline, got none"),
+    ):
+        done = call("verify_adversarials", *words)
+        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
 def c5(folder: Path) -> dict:

@@ -108,6 +108,8 @@ def test_pairs_of_seeds(tmp_path):
     assert not found.by_seed and found.pairs == list(zip(one, same, strict=True)), "two of one SEED: their order"
     with pytest.raises(NotComparable, match="2 and 1 evaluations cannot be paired"):
         pair_seeds(one, unknown)
+    with pytest.raises(NotComparable, match="must be named once, got .*one0 twice on one side"):
+        pair_seeds([*one, one[0]], [*other, *unknown])
 
 
 def test_bounds_for_ci(tool, tmp_path, capsys):
