@@ -53,8 +53,7 @@ def class_from_folder(items: Sequence[Item]) -> list[str | None]:
     Raises:
         ValueError: some file names have no folder, or all lie in one that means no class.
     """
-    names = [item.file_name if folded_name(item.file_name) == folded_name(item.found) else item.found for item in items]
-    names = [name or item.file_name for name, item in zip(names, items, strict=True)]
+    names = [_name_below_root(item) for item in items]
     flat = [name for name in names if folder_of(name) is None]
     if flat:
         raise ValueError(
@@ -69,6 +68,12 @@ def class_from_folder(items: Sequence[Item]) -> list[str | None]:
             f"Name the class otherwise: --class-from {CLASS_FROM}"
         )
     return folders
+
+
+def _name_below_root(item: Item) -> str:
+    """Name of the file that was found; the tool's own where that is only spelled otherwise."""
+    own = not item.found or folded_name(item.found) == folded_name(item.file_name)
+    return item.file_name if own else item.found
 
 
 def class_from_tag(items: Sequence[Item]) -> list[str | None]:

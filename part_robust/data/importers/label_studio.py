@@ -81,8 +81,9 @@ def _images_of(data: Any, tags: Set[str], where: str) -> dict[str, str]:
             )
         return {tag: texts[tag] for tag in sorted(tags)}
     named = [texts[key] for key in (*sorted(tags), *_NAMES_OF_IMAGE) if key in texts]
-    for name in [*named, *files, *(texts.values() if len(texts) == 1 else ())]:
-        return {"": name}
+    single = next(iter([*named, *files, *(texts.values() if len(texts) == 1 else ())]), None)
+    if single is not None:
+        return {"": single}
     for pages in data.values():
         if isinstance(pages, list) and pages and all(isinstance(page, str) and _is_image(page) for page in pages):
             return {str(index): page for index, page in enumerate(pages)}

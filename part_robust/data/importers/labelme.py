@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from part_robust.data.importers.files import BROKEN_PICTURE
+from part_robust.data.importers.files import BROKEN_PICTURE, ImageFolder
 from part_robust.data.importers.items import Contents, Item, folder_of, plain_name, tool_contents
 from part_robust.data.importers.numbers import as_side
 from part_robust.data.importers.report import ImportCounts
@@ -31,7 +31,7 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
     Raises:
         FileNotFoundError: no json.
     """
-    items = []
+    items, below = [], ImageFolder(images)
     for path in sorted(folder.rglob("*.json")):
         try:
             data = parse_json(path)
@@ -41,13 +41,14 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
         if not isinstance(data, Mapping) or not isinstance(data.get("shapes"), list) or not _image_path(data):
             tally.add("unreadable_annotation", f"{path}: must have `shapes`, and a file name as `imagePath`")
             continue
-        name = _name_below(images.resolve(), path.parent, _image_path(data))
-        item = Item(name, as_side(data.get("imageWidth")), as_side(data.get("imageHeight")), path.stem)
+        found = _find_image(below, path.parent, _image_path(data))
+        width, height = as_side(data.get("imageWidth")), as_side(data.get("imageHeight"))
+        item = Item(found or _image_path(data), width, height, path.stem)
         flags = data.get("flags")
         if isinstance(flags, Mapping):
             for flag in (flag for flag, value in flags.items() if value is True):
                 item.name_class(str(flag), tally)
-        item.label = item.label or folder_of(name)
+        item.label = item.label or folder_of(found or "")
         for index, shape in enumerate(data["shapes"]):
             _add_shape(item, shape, f"{path.name}: shapes[{index}]", tally)
         items.append(item)
@@ -61,16 +62,16 @@ def _image_path(data: Mapping) -> str:
     return plain_name(value) if isinstance(value, str) else ""
 
 
-def _name_below(images: Path, folder: Path, image_path: str) -> str:
-    """Return the name below the image root of the file that a json in a folder means; its own where there is none.
+def _find_image(images: ImageFolder, folder: Path, image_path: str) -> str | None:
+    """Return the name below the image root of the file that a json in a folder means, None where there is none.
 
     A path of another machine, or of a folder that was moved since, means the file of that name beside the json.
     """
-    places = [(folder / image_path).resolve(), (folder / PurePosixPath(image_path).name).resolve()]
-    for place in places:
-        if place.is_relative_to(images) and place.is_file():
-            return place.relative_to(images).as_posix()
-    return places[0].relative_to(images).as_posix() if places[0].is_relative_to(images) else image_path
+    root = images.root.resolve()
+    for place in ((folder / image_path).resolve(), (folder / PurePosixPath(image_path).name).resolve()):
+        if place.is_relative_to(root) and place.is_file():
+            return place.relative_to(root).as_posix()
+    return images.find(image_path)
 
 
 def _add_shape(item: Item, shape: Any, where: str, tally: ImportCounts) -> None:
