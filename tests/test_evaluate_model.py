@@ -220,7 +220,7 @@ def test_outputs_are_found_by_their_names(callables, data, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--torchscript", "nothing.ts"], "nothing.ts"),
+        (["--torchscript", "nothing.ts"], "--torchscript must be the file of a model, got nothing.ts, which does not"),
         (["--exported", "CHECKPOINT"], "must be a file of torch.export.save, got one of torch.save: give its weights"),
         (["--exported", "SCRIPT"], "must be a file of torch.export.save, got one of torch.jit.save: give it as --tor"),
         (["--torchscript", "x.ts", "--weights", "x.pth"], "--weights must be left out with --torchscript"),

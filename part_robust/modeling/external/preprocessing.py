@@ -72,8 +72,11 @@ def known_preprocessing(kind: str, name: str, path: str) -> Preprocessing:
     if kind == "torchvision":
         return _of_torchvision(name)
     description = Path(f"{path}.json")
-    if kind in ("torchscript", "exported") and description.is_file():
-        return _of_export(description)
+    if kind in ("torchscript", "exported"):
+        if not Path(path).exists():
+            raise UserError(f"--{kind} must be the file of a model, got {path}, which does not exist")
+        if description.is_file():
+            return _of_export(description)
     if kind == "exported":
         height, width = input_shape(load_exported(path))[-2:]
         if isinstance(height, int) and isinstance(width, int):
