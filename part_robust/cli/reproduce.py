@@ -15,6 +15,7 @@ then. KEY VALUE pairs change the config of every run.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.seeds and "SEED" in args.words[0::2]:
         parser.error("--seeds sets SEED: leave the pair SEED out")
     args.devices = [device.strip() for device in args.devices.split(",")] if args.devices else []
+    for device in args.devices:
+        if not re.fullmatch(r"\d+|(GPU|MIG)-.+", device):
+            parser.error(f"--devices must be numbers of GPUs with commas between, or their UUIDs, got {device!r}")
     args.output = os.path.abspath(args.output) if args.output else ""
     with user_errors(*PREPARATION):
         args.runs = runs_of(args, args.only)

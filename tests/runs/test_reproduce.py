@@ -166,6 +166,7 @@ def test_mistakes_are_answered_by_a_sentence(tool, capsys):
         (["--suite", "part_shapes", "SOLVER.EPOCHS"], "two words each"),
         (["--suite", "part_shapes", "OUTPUT_DIR", "x"], "--output"),
         (["--suite", "part_shapes", "--jobs", "0"], "--jobs"),
+        (["--suite", "part_shapes", "--devices", "0,cpu"], "or their UUIDs, got 'cpu'"),
     ):
         with pytest.raises(SystemExit) as found:
             reproduce.main(words)
