@@ -120,7 +120,7 @@ def load_exported(path: str | Path) -> torch.export.ExportedProgram:
 
 
 def _other_archive(path: str | Path) -> str:
-    """What else a file is that torch has written; "" where that is unknown."""
+    """Return what else that torch writes a file is, "" where that is unknown."""
     if not zipfile.is_zipfile(path):
         return ""
     with zipfile.ZipFile(path) as archive:
