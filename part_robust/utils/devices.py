@@ -26,7 +26,7 @@ def check_device(name: str, option: str = "MODEL.DEVICE") -> None:
         option: key or flag that gives it, for the message.
 
     Raises:
-        UserError: it is none, or the machine has no such device.
+        UserError: the name is not that of a device, or the machine lacks it.
     """
     try:
         device = torch.device(name)

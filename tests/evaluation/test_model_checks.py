@@ -372,7 +372,7 @@ def test_queries_that_break_late(late, status):
     # Gradient attacks find nothing, so that the black box finds what is left.
     with attack_mode(models.Quantised()) as view:
         context = subject_of(view, pgd(EPS=8.0))
-        unbroken = len(competitors.not_broken_by_gradients(context))
+        unbroken = len(competitors.find_unbroken(context))
         attack = LateSquare(
             threat_model=context.threat_model, objective=get_objective("margin"), steps=80, area_share=0.8
         )

@@ -22,10 +22,6 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "val")
 
 
-class FarOutside(ValueError):
-    """A mask whose box reaches further outside than a side of the image: expanding it could take all memory."""
-
-
 def read_cvat_xml(path: Path, tally: ImportCounts) -> Contents:
     """Items of an annotations.xml; the class of an image is its tag, its split its subset.
 
@@ -88,8 +84,8 @@ def _add_shape(item: Item, shape: ElementTree.Element, label: str, where: str, t
         else:
             item.add_without_area(label, where, tally)
             return
-    except (ValueError, IndexError) as error:
-        tally.add("far_outside" if isinstance(error, FarOutside) else "no_shape", where)
+    except (ValueError, IndexError):
+        tally.add("no_shape", where)
         item.lost += 1
         return
     item.raw.append(raw)
@@ -121,7 +117,7 @@ def _mask(shape: ElementTree.Element, item: Item) -> dict:
     if min(width, height, *runs) < 0 or sum(runs) != width * height:
         raise ValueError("the runs do not fill the box")
     if not is_near([left, top, left + width, top + height], item.height, item.width):
-        raise FarOutside
+        raise ValueError("the box is far outside of the image: expanding the runs could take all memory")
     box = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs)
     return pasted(box.reshape(height, width), left, top, item.height, item.width)
 

@@ -97,8 +97,8 @@ def _inside(name: str) -> Iterator[str]:
 
 def find_files(
     items: Sequence[Item], root: Path, listed_in: Path, skip_missing: bool, tally: ImportCounts
-) -> dict[str, str]:
-    """{file name of the tool: name below the root} of the images that exist; sets their `found`, too.
+) -> list[Item]:
+    """Return the images that exist, and set their `found`.
 
     Args:
         items: images of one source.
@@ -111,7 +111,7 @@ def find_files(
         FileNotFoundError: images are missing.
         ValueError: two names mean one file.
     """
-    folder, found, missing = ImageFolder(root), {}, []
+    folder, existing, missing = ImageFolder(root), [], []
     owners: dict[str, str] = {}
     for item in items:
         name = folder.find(item.file_name)
@@ -124,7 +124,8 @@ def find_files(
                 both = f"{name} is listed twice, with different annotations"
             raise ValueError(f"{listed_in}: {both}: give each image its own file name, and list it once")
         owners[name] = item.file_name
-        found[item.file_name] = item.found = name
+        item.found = name
+        existing.append(item)
         if name != item.file_name:
             tally.add("file_name_repaired", f"{item.file_name} is {name}")
     if missing and not skip_missing:
@@ -134,7 +135,7 @@ def find_files(
         )
     for name in missing:
         tally.add("missing_image", name)
-    return found
+    return existing
 
 
 def _where_it_lies(root: Path, missing: str) -> str:

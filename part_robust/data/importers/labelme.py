@@ -31,19 +31,20 @@ def read_labelme(folder: Path, images: Path, tally: ImportCounts) -> Contents:
     Raises:
         FileNotFoundError: no json.
     """
-    items, below = [], ImageFolder(images)
+    items, below = [], ImageFolder(images.resolve())
     for path in sorted(folder.rglob("*.json")):
         try:
             data = parse_json(path)
         except ValueError as error:
             tally.add("unreadable_annotation", str(error))
             continue
-        if not isinstance(data, Mapping) or not isinstance(data.get("shapes"), list) or not _image_path(data):
+        image_path = _image_path(data) if isinstance(data, Mapping) else ""
+        if not image_path or not isinstance(data.get("shapes"), list):
             tally.add("unreadable_annotation", f"{path}: must have `shapes`, and a file name as `imagePath`")
             continue
-        found = _find_image(below, path.parent, _image_path(data))
+        found = _find_image(below, path.parent, image_path)
         width, height = as_side(data.get("imageWidth")), as_side(data.get("imageHeight"))
-        item = Item(found or _image_path(data), width, height, path.stem)
+        item = Item(found or image_path, width, height, path.stem)
         flags = data.get("flags")
         if isinstance(flags, Mapping):
             for flag in (flag for flag, value in flags.items() if value is True):
@@ -67,10 +68,9 @@ def _find_image(images: ImageFolder, folder: Path, image_path: str) -> str | Non
 
     A path of another machine, or of a folder that was moved since, means the file of that name beside the json.
     """
-    root = images.root.resolve()
     for place in ((folder / image_path).resolve(), (folder / PurePosixPath(image_path).name).resolve()):
-        if place.is_relative_to(root) and place.is_file():
-            return place.relative_to(root).as_posix()
+        if place.is_relative_to(images.root) and place.is_file():
+            return place.relative_to(images.root).as_posix()
     return images.find(image_path)
 
 

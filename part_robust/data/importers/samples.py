@@ -86,12 +86,11 @@ def read_samples(
         FileNotFoundError: images are missing, and may not be.
         ValueError: the class source complains.
     """
-    found = find_files(contents.items, source.image_root, source.json_file, settings.skip_missing, tally)
-    items = [item for item in contents.items if item.file_name in found]
+    items = find_files(contents.items, source.image_root, source.json_file, settings.skip_missing, tally)
     # Tables and folders are read before hours of decoding; only a rule has to wait for the parts.
     labels = None if needs_parts else class_source(items)
     prefix = PurePosixPath(source.image_root.resolve().relative_to(root).as_posix())
-    paths = {item.file_name: source.image_root / found[item.file_name] for item in items}
+    paths = {item.file_name: source.image_root / item.found for item in items}
     cleaned: dict[str, tuple[Item, Picture]] = {}
     turned = False  # whether parts of any image of this source were drawn upright, in spite of the size that it says
     for item, picture, counted in _cleaned(items, paths, settings.crowd, source, workers):
@@ -120,7 +119,7 @@ def read_samples(
             tally.add("image_without_parts", item.file_name)
         if item.lost:
             tally.add("image_with_lost_parts", item.file_name)
-        name = str(prefix / found[item.file_name])
+        name = str(prefix / item.found)
         samples.append(ImportedImage(item, source, paths[item.file_name], name, source.split, picture, label))
     return samples
 

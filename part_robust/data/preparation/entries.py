@@ -58,7 +58,7 @@ def as_id(value: Any, where: str) -> int:
     """The id that a json value is; text of digits is the number.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the value is not a whole number.
     """
     if isinstance(value, str) and value.isdecimal() and value.isascii():
         return int(value)

@@ -102,7 +102,7 @@ def decode(segmentation: Any, height: int, width: int) -> tuple[TightMask, int]:
     if isinstance(segmentation, dict):
         return _decode_rle(segmentation, height, width), 0
     if not isinstance(segmentation, list):
-        raise SkippedError("bad_polygon", f"the segmentation is {segmentation!r}, no list of polygons")
+        raise SkippedError("bad_polygon", f"the segmentation must be a list of polygons, got {segmentation!r}")
     polygons, dropped = clean_polygons(segmentation)
     if not polygons:
         raise SkippedError("bad_polygon", f"none of {dropped} polygons has 3 distinct points")

@@ -23,7 +23,7 @@ INNER, RIM = 32, 16
 FOUND = 95.0
 
 
-def not_broken_by_gradients(context: CheckContext) -> Tensor:
+def find_unbroken(context: CheckContext) -> Tensor:
     """Return int64 (M,), images that no attack run so far has broken."""
     remaining = ~context.fooled(context.images)
     for trial in context.runs.values():
@@ -48,7 +48,7 @@ def check_queries(context: CheckContext, attack: Attack | None) -> Finding:
     queries = getattr(attack, "steps", 0)
     if attack is None or queries < 4:
         return Finding(SKIPPED, "no black-box attack with queries was given")
-    index = not_broken_by_gradients(context)
+    index = find_unbroken(context)
     if not len(index):
         return Finding(PASS, "the white-box attacks broke every image", 0.0)
     quarter = copy.copy(attack)
@@ -113,7 +113,7 @@ def check_transfer(context: CheckContext, transferred: Tensor | None) -> Finding
 def _rest(
     context: CheckContext, who: str, fooled: Callable[[CheckContext, Tensor], Tensor], points: float = 0.2
 ) -> Finding:
-    index = not_broken_by_gradients(context)
+    index = find_unbroken(context)
     if not len(index):
         return Finding(PASS, "the white-box attacks broke every image", 0.0)
     broken = int(fooled(context.subset(index), index).sum())
